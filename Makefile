@@ -1,0 +1,35 @@
+# make demo: the whole study at smoke scale.  make test: everything CI checks.  make fix: format.
+PYTHON ?= python3.11
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test fix clean
+
+demo: .venv/installed
+	$(BIN)/dsa-sandbox run --preset smoke --count 8 --home runs/demo
+
+test: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+fix: .venv/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv runs/demo
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch first and alone: with a constraint pip takes the pinned build wherever it finds one
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) torch
+	$(PIP) -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) -e '.[dev]'
+	touch $@

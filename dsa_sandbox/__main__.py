@@ -1,0 +1,5 @@
+"""`python -m dsa_sandbox` is the command line."""
+
+from dsa_sandbox.cli import main
+
+main()

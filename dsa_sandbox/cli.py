@@ -1,0 +1,758 @@
+"""The command line: parse, call the command, print. Heavy imports wait until they are needed."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, NoReturn
+
+import typer
+
+from dsa_sandbox.errors import Interrupted, RunFailed, UserError
+
+ClickException: Any = typer.BadParameter.__mro__[2]  # Typer's Click is its own copy
+
+app = typer.Typer(
+    name="dsa-sandbox",
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Does the shape of attention protect a language model from forgetting?\n\n"
+    "Builds a dense network and one with DeepSeek Sparse Attention, pre-trains both to equal "
+    "quality, teaches them contradictory worlds one after another, and measures what they forget.",
+    epilog="The whole study at smoke scale: dsa-sandbox run --count 8",
+)
+
+SETTINGS, OUTPUT = "Settings", "Output"
+Arch = Annotated[str | None, typer.Option("--arch", help="dense, dsa or dsa-full.", metavar="NAME")]
+Strategy = Annotated[
+    str | None,
+    typer.Option("--strategy", help="sgd, ewc or acft, or one of yours.", metavar="NAME"),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of weights, data order, tasks [0].", metavar="N")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="grammar, a file or folder of stories, or owner/name.", metavar="WHERE"
+    ),
+]
+Count = Annotated[
+    int | None, typer.Option("--count", help="Tasks in the stream [50].", metavar="N")
+]
+Family = Annotated[str | None, typer.Option("--family", help="Kind of task.", metavar="NAME")]
+TasksFrom = Annotated[
+    str | None, typer.Option("--tasks", help="A make-tasks run, or a .jsonl file.", metavar="WHERE")
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", help="smoke, mini, small or base.", rich_help_panel=SETTINGS, metavar="NAME"
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="A TOML file of settings.", rich_help_panel=SETTINGS),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any setting, as section.key=value; repeat for more.",
+        rich_help_panel=SETTINGS,
+        metavar="KEY=VALUE",
+    ),
+]
+Include = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--include",
+        help="A Python file that registers a strategy or architecture.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="auto, cpu, cuda, mps.", rich_help_panel=SETTINGS, metavar="NAME"
+    ),
+]
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="Where runs are kept [./runs].", rich_help_panel=OUTPUT),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Make another run beside one.", rich_help_panel=OUTPUT)
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check all, say the plan, do nothing.", rich_help_panel=OUTPUT),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No notes, no progress.", rich_help_panel=OUTPUT)
+]
+AllowMismatch = Annotated[
+    bool,
+    typer.Option("--allow-mismatch", help="Accept networks that differ by more than 1 %."),
+]
+
+
+class Call(NamedTuple):
+    """What every command needs: settings, home, listener, and how to answer."""
+
+    resolved: Any  # settings.Resolved
+    home: Path
+    listener: Any
+    as_json: bool
+    includes: dict[str, str]
+
+    @property
+    def settings(self) -> Any:
+        return self.resolved.settings
+
+
+def prepare(
+    *,
+    options: dict[str, tuple[Any, str]] | None = None,
+    preset: str | None = None,
+    config: Path | None = None,
+    sets: list[str] | None = None,
+    include: list[Path] | None = None,
+    home: Path | None = None,
+    as_json: bool = False,
+    quiet: bool = False,
+    with_strategy: bool = False,
+) -> Call:
+    """Includes first, then settings; signals are caught from here on."""
+    from dsa_sandbox import console, settings, store
+
+    terminal = console.Terminal(quiet)
+    console.catch_signals(terminal)
+    includes = load_includes(include or [])
+    resolved = settings.resolve(
+        preset=preset, config=config, sets=sets, options=options, with_strategy=with_strategy
+    )
+    return Call(resolved, store.home_folder(home), terminal, as_json, includes)
+
+
+def load_includes(paths: list[Path]) -> dict[str, str]:
+    """Run the user's files; their sha256 by name."""
+    from dsa_sandbox import registry, store
+
+    digests = {}
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"--include {path}: no such file")
+        try:
+            registry.include(path)
+        except Exception as error:
+            raise UserError(f"--include {path}: {type(error).__name__}: {error}") from error
+        digests[path.name] = store.file_digest(path)
+    return digests
+
+
+def answer_run(call: Call, command: str, result: Any) -> None:
+    """Print the run's path, or one object."""
+    from dsa_sandbox import console
+
+    if call.as_json:
+        console.emit_json({"command": command, "run": str(result.run.path), **result.figures})
+    else:
+        console.emit(str(result.run.path))
+
+
+def answer_plan(call: Call, command: str, plan: dict[str, Any]) -> None:
+    """Print what would be done."""
+    from dsa_sandbox import console
+
+    plan = {"command": command, "dry_run": True, "home": str(call.home), **plan}
+    if call.as_json:
+        console.emit_json(plan)
+    else:
+        for key, value in plan.items():
+            console.emit(f"{key:<20} {value}")
+
+
+def show_notes(call: Call, text: str) -> None:
+    """A summary on stderr, line by line."""
+    for line in text.splitlines():
+        call.listener.note(line)
+
+
+def network_plan(call: Call) -> dict[str, Any]:
+    """Sizes and lengths, by arithmetic alone; checks the data."""
+    from dsa_sandbox import sizes
+    from dsa_sandbox.data import corpus
+
+    settings = call.settings
+    source = corpus.resolve(settings.data)
+    vocabulary = corpus.nominal_vocabulary(settings.data)
+    return {
+        "arch": settings.arch,
+        "preset": settings.preset,
+        "seed": settings.seed,
+        "data": source.location,
+        "vocabulary": vocabulary,
+        "parameters": sizes.table(settings.arch, settings.model, vocabulary)["total"],
+        "mismatch": round(sizes.mismatch(settings.model, vocabulary), 5),
+        "steps": settings.train.steps,
+        "tokens": settings.train.steps * settings.train.tokens_per_step,
+    }
+
+
+@app.command(epilog="Example: dsa-sandbox build --arch dense")
+def build(
+    arch: Arch = None,
+    data: Data = None,
+    seed: Seed = None,
+    allow_mismatch: AllowMismatch = False,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    include: Include = None,
+    home: Home = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a network's initial weights as a run; show both parameter tables."""
+    call = prepare(
+        options={
+            "arch": (arch, "--arch"),
+            "data.source": (data, "--data"),
+            "seed": (seed, "--seed"),
+        },
+        preset=preset,
+        config=config,
+        sets=set_,
+        include=include,
+        home=home,
+        as_json=as_json,
+        quiet=quiet,
+    )
+    if dry_run:
+        answer_plan(call, "build", network_plan(call))
+        return
+    from dsa_sandbox import commands
+    from dsa_sandbox.report import table
+
+    result = commands.build(
+        call.settings,
+        call.home,
+        force=force,
+        allow_mismatch=allow_mismatch,
+        includes=call.includes,
+        listener=call.listener,
+    )
+    show_notes(call, table.parameters(result.figures))
+    answer_run(call, "build", result)
+
+
+@app.command(epilog="Example: dsa-sandbox pretrain --arch dsa --set train.steps=500")
+def pretrain(
+    arch: Arch = None,
+    data: Data = None,
+    seed: Seed = None,
+    device: Device = None,
+    allow_mismatch: AllowMismatch = False,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    include: Include = None,
+    home: Home = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a language model from scratch; the same command again resumes or returns it."""
+    call = prepare(
+        options={
+            "arch": (arch, "--arch"),
+            "data.source": (data, "--data"),
+            "seed": (seed, "--seed"),
+            "machine.device": (device, "--device"),
+        },
+        preset=preset,
+        config=config,
+        sets=set_,
+        include=include,
+        home=home,
+        as_json=as_json,
+        quiet=quiet,
+    )
+    if dry_run:
+        answer_plan(call, "pretrain", network_plan(call))
+        return
+    from dsa_sandbox import commands
+    from dsa_sandbox.report import table
+
+    result = commands.pretrain(
+        call.settings,
+        call.home,
+        force=force,
+        allow_mismatch=allow_mismatch,
+        includes=call.includes,
+        listener=call.listener,
+    )
+    show_notes(call, table.base(result.run.name, result.figures))
+    answer_run(call, "pretrain", result)
+
+
+@app.command("make-tasks", epilog="Example: dsa-sandbox make-tasks --count 8")
+def make_tasks(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[BASE]...", help="Pre-trained runs [the newest of each arch]."),
+    ] = None,
+    count: Count = None,
+    family: Family = None,
+    tasks: TasksFrom = None,
+    seed: Seed = None,
+    device: Device = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    home: Home = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make the stream of tasks from facts that the bases know; or check rows of yours (--tasks)."""
+    call = prepare(
+        options={
+            "tasks.count": (count, "--count"),
+            "tasks.family": (family, "--family"),
+            "seed": (seed, "--seed"),
+            "machine.device": (device, "--device"),
+        },
+        preset=preset,
+        config=config,
+        sets=set_,
+        home=home,
+        as_json=as_json,
+        quiet=quiet,
+    )
+    from dsa_sandbox import commands, store
+    from dsa_sandbox.report import table
+
+    if runs:
+        bases = [store.find_run(call.home, name) for name in runs]
+    else:
+        newest = commands.default_base(call.home, None, preset, call.listener)
+        bases = commands.block_of(call.home, newest)
+    resolved = commands.for_base(call.settings, bases[0], call.resolved.sources)
+    resolved = commands.with_seed_of(resolved, bases[0], call.resolved.sources)
+    if dry_run:
+        names = ", ".join(base.name for base in bases)
+        plan = {"bases": names, "count": resolved.tasks.count, "stream": resolved.tasks.stream}
+        answer_plan(call, "make-tasks", plan)
+        return
+    result = commands.make_tasks(
+        resolved, call.home, bases, force=force, listener=call.listener, rows=tasks
+    )
+    show_notes(call, table.stream(result.run.name, result.figures))
+    answer_run(call, "make-tasks", result)
+
+
+@app.command(epilog="Example: dsa-sandbox finetune --strategy ewc --set ewc.strength=300")
+def finetune(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[BASE]", help="A pre-trained run [the newest].")
+    ] = None,
+    strategy: Strategy = None,
+    arch: Arch = None,
+    tasks: TasksFrom = None,
+    count: Count = None,
+    seed: Seed = None,
+    device: Device = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    include: Include = None,
+    home: Home = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn the tasks one after another with a strategy, and record what is forgotten."""
+    from dsa_sandbox import console, store
+
+    listener = console.Terminal(quiet)
+    place = store.home_folder(home)
+    if run is not None:
+        base = store.find_run(place, run)
+    else:
+        from dsa_sandbox import commands
+
+        base = commands.default_base(place, arch, preset, listener)
+    manifest = base.manifest
+    call = prepare(
+        options={
+            "strategy": (strategy, "--strategy"),
+            "arch": (arch, "--arch"),
+            "tasks.count": (count, "--count"),
+            "seed": (seed, "--seed"),
+            "machine.device": (device, "--device"),
+        },
+        preset=preset or manifest.get("preset"),
+        config=config,
+        sets=set_,
+        include=include,
+        home=home,
+        as_json=as_json,
+        quiet=quiet,
+        with_strategy=True,
+    )
+    from dsa_sandbox import commands
+    from dsa_sandbox.report import table
+
+    commands.pretrained(base)
+    resolved = commands.for_base(call.settings, base, call.resolved.sources)
+    resolved = commands.with_seed_of(resolved, base, call.resolved.sources)
+    rows, name, sha = commands.tasks_for(
+        resolved, call.home, base, tasks, dry_run=dry_run, listener=call.listener, asked=count
+    )
+    if dry_run:
+        plan = {
+            "base": base.name,
+            "strategy": resolved.strategy,
+            "tasks": len(rows) or "made first",
+        }
+        plan |= {"max_steps": (len(rows) or resolved.tasks.count) * resolved.finetune.max_steps}
+        answer_plan(call, "finetune", plan)
+        return
+    result = commands.finetune(
+        resolved,
+        call.home,
+        base,
+        rows,
+        name,
+        sha,
+        force=force,
+        includes=call.includes,
+        listener=call.listener,
+    )
+    show_notes(call, table.arm(result.run.name, result.figures))
+    answer_run(call, "finetune", result)
+
+
+@app.command("eval", epilog="Example: dsa-sandbox eval --json")
+def evaluate(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Arms or bases [all arms of the newest stream]."),
+    ] = None,
+    tasks: TasksFrom = None,
+    formulas: Annotated[
+        bool, typer.Option("--formulas", help="Show how each figure is computed.")
+    ] = False,
+    home: Home = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Figures of arms from their records, or of bases by measuring them (on --tasks, if named)."""
+    call = prepare(home=home, as_json=as_json, quiet=quiet)
+    from dsa_sandbox import commands, console, store
+    from dsa_sandbox.report import table
+
+    chosen = store.chosen_runs(call.home, runs or [])
+    results = {
+        run.name: commands.evaluate(run, call.home, tasks=tasks, listener=call.listener)
+        for run in chosen
+    }
+    if as_json:
+        console.emit_json(
+            {
+                "command": "eval",
+                "runs": results,
+                "formulas": table.formulas(),
+                **table.contrasts(results),
+            }
+        )
+        return
+    width = console.width_of(sys.stdout)
+    console.emit(table.results(results, width=width, with_formulas=formulas))
+
+
+@app.command(epilog="Example: dsa-sandbox plot --kind retention --save curves.csv")
+def plot(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Arms [all of the newest stream]."),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--kind", help="forgetting, retention or front.", metavar="NAME")
+    ] = "forgetting",
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Also write the points to a .csv file.")
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw arms: forgetting curves, the retention matrix, or learning against forgetting."""
+    call = prepare(home=home, as_json=as_json, quiet=quiet)
+    from dsa_sandbox import console, store
+    from dsa_sandbox.report import figures
+
+    figures.check(kind, save)
+    chosen = store.chosen_runs(call.home, runs or [])
+    drawn = figures.draw(
+        kind,
+        chosen,
+        width=min(console.width_of(sys.stdout), 160),
+        colour=console.has_colour(sys.stdout),
+        unicode=console.has_unicode(sys.stdout),
+    )
+    if save is not None:
+        figures.save_csv(save, drawn.points)
+        call.listener.note(f"points written to {save}")
+    if as_json:
+        console.emit_json({"command": "plot", "kind": kind, "points": drawn.points})
+    else:
+        console.emit(drawn.text)
+
+
+@app.command(epilog="Example: dsa-sandbox run --preset smoke --count 8")
+def run(
+    count: Count = None,
+    data: Data = None,
+    seed: Seed = None,
+    device: Device = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Cells side by side [cores / threads].", metavar="N"),
+    ] = None,
+    strategies: Annotated[
+        str, typer.Option("--strategies", help="Strategies of the grid.", metavar="A,B,..")
+    ] = "sgd,ewc,acft",
+    archs: Annotated[
+        str, typer.Option("--archs", help="Architectures of the grid.", metavar="A,B,..")
+    ] = "dense,dsa",
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    include: Include = None,
+    home: Home = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole study: build, pretrain, make-tasks, all arms, eval and plot; skips what is there."""
+    call = prepare(
+        options={
+            "tasks.count": (count, "--count"),
+            "data.source": (data, "--data"),
+            "seed": (seed, "--seed"),
+            "machine.device": (device, "--device"),
+        },
+        preset=preset,
+        config=config,
+        sets=[s for s in set_ or [] if not is_strategy_key(s, strategies)],
+        include=include,
+        home=home,
+        as_json=as_json,
+        quiet=quiet,
+    )
+    from dsa_sandbox import console, study
+    from dsa_sandbox.report import figures, table
+
+    plan = study.plan(
+        call.settings,
+        call.home,
+        archs=study.names(archs, "archs"),
+        strategies=study.names(strategies, "strategies"),
+        preset=preset,
+        config=config,
+        sets=set_ or [],
+        include=include or [],
+        data=data,
+        device=device,
+        count=count,
+        seed=seed,
+        jobs=jobs,
+    )
+    if dry_run:
+        answer_plan(call, "run", {**network_plan(call), **plan.described()})
+        return
+    outcome = study.run(plan, call.listener)
+    results = study.evaluate(outcome)
+    if as_json:
+        console.emit_json(
+            {"command": "run", **outcome.paths(), "runs": results, **table.contrasts(results)}
+        )
+        return
+    style: dict[str, Any] = {
+        "width": min(console.width_of(sys.stdout), 160),
+        "colour": console.has_colour(sys.stdout),
+        "unicode": console.has_unicode(sys.stdout),
+    }
+    for kind in ("forgetting", "front"):
+        console.emit(figures.draw(kind, outcome.arms, **style).text)
+    console.emit(table.results(results, width=console.width_of(sys.stdout)))
+
+
+def is_strategy_key(text: str, strategies: str) -> bool:
+    """Whether a --set belongs to one of the strategies of the grid: its cells get it."""
+    return text.partition(".")[0] in [name.strip() for name in strategies.split(",")]
+
+
+@app.command("ls", epilog="Example: dsa-sandbox ls runs")
+def list_(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="runs, presets, strategies, archs or tasks.")
+    ] = "runs",
+    include: Include = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """List runs (with how far unfinished ones are), presets, strategies, archs or task families."""
+    call = prepare(home=home, include=include, as_json=as_json)
+    from dsa_sandbox import console
+    from dsa_sandbox.report import listing
+
+    rows = listing.rows(kind, call.home)
+    if as_json:
+        console.emit_json({"command": "ls", "kind": kind, "rows": rows})
+    elif rows:
+        console.emit(listing.table(rows))
+    else:
+        call.listener.note(f"no {kind} in {call.home}")
+
+
+@app.command("settings", epilog="Example: dsa-sandbox settings --preset mini > mini.toml")
+def settings_(
+    strategy: Strategy = None,
+    arch: Arch = None,
+    data: Data = None,
+    count: Count = None,
+    seed: Seed = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    include: Include = None,
+    as_json: Json = False,
+) -> None:
+    """Print every resolved setting and who set it, as TOML that --config accepts."""
+    touches_strategy = strategy is not None or any("." in (s or "") for s in set_ or []) or config
+    call = prepare(
+        options={
+            "strategy": (strategy, "--strategy"),
+            "arch": (arch, "--arch"),
+            "data.source": (data, "--data"),
+            "tasks.count": (count, "--count"),
+            "seed": (seed, "--seed"),
+        },
+        preset=preset,
+        config=config,
+        sets=set_,
+        include=include,
+        as_json=as_json,
+        with_strategy=bool(touches_strategy),
+    )
+    from dsa_sandbox import console, settings
+
+    if as_json:
+        values = settings.as_flat(call.settings)
+        sources = {key: call.resolved.sources.get(key, "default") for key in values}
+        console.emit_json({"command": "settings", "settings": values, "sources": sources})
+    else:
+        console.emit(settings.as_toml(call.settings, call.resolved.sources).rstrip())
+
+
+@app.command("rm", epilog="Example: dsa-sandbox rm pretrain-dsa-smoke-s0-1234abcd")
+def remove(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs to remove.")],
+    home: Home = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where other runs stand on it.")
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove runs; one that others stand on, or that is being written, is refused."""
+    call = prepare(home=home, as_json=as_json, quiet=quiet)
+    from dsa_sandbox import console, store
+
+    chosen = [store.find_run(call.home, name) for name in runs]
+    removed = store.remove(chosen, call.home, force=force, dry_run=dry_run)
+    if as_json:
+        console.emit_json({"command": "rm", "removed": removed, "dry_run": dry_run})
+    else:
+        for path in removed:
+            call.listener.note(f"{'would remove' if dry_run else 'removed'} {path}")
+
+
+def show_version(value: bool) -> None:
+    """Print the version and leave."""
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"dsa-sandbox {version('dsa-sandbox')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run_app(sys.argv[1:]))
+
+
+def run_app(arguments: list[str]) -> int:
+    """The exit code of a command; problems go to stderr in one line each."""
+    from dsa_sandbox import console
+
+    as_json = "--json" in arguments
+    try:
+        code = app(arguments, prog_name="dsa-sandbox", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except ClickException as error:
+        console.report_error([usage_line(error)], 2, as_json)
+        return 2
+    except (UserError, RunFailed) as error:
+        console.report_error(str(error).splitlines(), error.exit_code, as_json)
+        return error.exit_code
+    except typer.Abort:
+        console.report_error(["aborted"], 130, as_json)
+        return 130
+    except Interrupted as error:
+        again = " ".join(["dsa-sandbox", *map(quoted, arguments)])
+        console.report_error([f"{error}; resume with: {again}"], error.exit_code, as_json)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def usage_line(error: Any) -> str:
+    """Click's message in one line, with the command it belongs to."""
+    message = " ".join(error.format_message().split())
+    context = getattr(error, "ctx", None)
+    where = f"  (see {context.command_path} --help)" if context else ""
+    return f"{message}{where}"
+
+
+def quoted(argument: str) -> str:
+    """The argument as a shell wants it."""
+    import shlex
+
+    return shlex.quote(argument)

@@ -1,0 +1,737 @@
+"""One function per command: settings in, result out; for the command line, tests, notebooks."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+
+from dsa_sandbox import machine, settings, sizes, store
+from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.data import corpus, grammar, tokens
+from dsa_sandbox.data.grammar import Fact
+from dsa_sandbox.data.tokens import Corpus
+from dsa_sandbox.errors import Interrupted, RunFailed, UserError
+from dsa_sandbox.evaluation import arms, metrics, quality
+from dsa_sandbox.listener import SILENT, Listener
+from dsa_sandbox.machine import Engine
+from dsa_sandbox.registry import strategies
+from dsa_sandbox.settings import Settings
+from dsa_sandbox.store import Run
+from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.tasks import contradiction, stream
+from dsa_sandbox.training import finetune as finetuning
+from dsa_sandbox.training import pretrain as pretraining
+
+MAX_MISMATCH = 0.01  # of dense and dsa in total parameters
+LEAST_KNOWN = 5  # facts below which there is nothing to contradict
+
+
+class Result(NamedTuple):
+    """What a command made: its run (or where it would be), and figures to show."""
+
+    run: Run
+    figures: dict[str, Any]
+
+
+def sections(resolved: Settings, names: tuple[str, ...]) -> dict[str, Any]:
+    """The named sections as plain values."""
+    return {name: getattr(resolved, name).model_dump() for name in names}
+
+
+def identity_of(
+    command: str, values: dict[str, Any], engine: Engine, includes: Mapping[str, str]
+) -> str:
+    """Hash of all that decides a run's results."""
+    key = {
+        "command": command,
+        "precision": engine.precision,
+        "torch": ".".join(torch.__version__.split(".")[:2]),
+        "numerics": store.NUMERICS,
+        "includes": sorted(includes.values()),
+        **values,
+    }
+    return store.digest_of(key)
+
+
+class Job:
+    """A command at work on its run: finds it, begins or resumes it, and holds its lock."""
+
+    def __init__(
+        self,
+        home: Path,
+        command: str,
+        parts: list[str],
+        values: dict[str, Any],
+        resolved: Settings,
+        parents: Mapping[str, str],
+        *,
+        force: bool,
+        includes: Mapping[str, str] | None,
+        listener: Listener,
+    ) -> None:
+        engine = machine.resolve(resolved.machine, resolved.preset)
+        self.identity = identity_of(command, values, engine, includes or {})
+        self.name = store.run_name(command, parts, self.identity)
+        self.home, self.command, self.resolved = home, command, resolved
+        self.parents, self.listener, self.includes = parents, listener, dict(includes or {})
+        self.run, self.finished = store.open_run(home, self.name, self.identity, force)
+        self.engine = self.kept_engine(engine)
+
+    def kept_engine(self, engine: Engine) -> Engine:
+        """The engine an unfinished run was begun with; a differing machine is warned about."""
+        path = self.run.path / "manifest.json"
+        if self.finished or not path.exists():
+            return engine
+        begun = Engine(**self.run.manifest["engine"])
+        if begun.device != engine.device:
+            self.listener.warn(
+                f"{self.run.name} was begun on {begun.device} and goes on on {engine.device}: "
+                "the result is not bit-exact"
+            )
+            return begun._replace(device=engine.device)
+        return begun
+
+    def returned(self) -> Result:
+        """The finished run, said to be there already."""
+        manifest = self.run.manifest
+        self.listener.note(f"{self.run.name} is there already (--force makes another)")
+        if manifest.get("environment", {}).get("source") != store.source_digest():
+            self.listener.warn(f"{self.run.name} was made by other source code than this")
+        return Result(self.run, dict(manifest.get("figures", {})))
+
+    def begin(self, stack: ExitStack, **extra: Any) -> None:
+        """Make the folder, hold its lock, write settings and manifest; set up the process."""
+        store.make_home(self.home)
+        fresh = not (self.run.path / "manifest.json").exists()
+        self.run.path.mkdir(exist_ok=True)
+        stack.enter_context(store.only_writer(self.run))
+        machine.start(self.engine)
+        if fresh:
+            toml = settings.as_toml(self.resolved)
+            store.write_atomic(self.run.path / "settings.toml", toml)
+            self.run.update(
+                schema=1,
+                command=self.command,
+                identity=self.identity,
+                state="running",
+                created=time.time(),
+                arch=self.resolved.arch,
+                preset=self.resolved.preset,
+                seed=self.resolved.seed,
+                parents=dict(self.parents),
+                includes=self.includes,
+                engine=self.engine._asdict(),
+                environment=store.environment(),
+                **extra,
+            )
+        elif self.run.manifest["environment"]["machine"] != store.environment()["machine"]:
+            self.run.update(resumed_elsewhere=True)
+            self.listener.warn("resuming on another kind of machine: the result is not bit-exact")
+
+    def fail(self, error: BaseException) -> None:
+        """Note in the manifest how the work ended, where it did not end well."""
+        if isinstance(error, Interrupted):
+            self.run.update(state="interrupted")
+        elif isinstance(error, RunFailed):
+            self.run.update(state="failed", failure=str(error))
+
+
+def cache_of(home: Path) -> Path:
+    """Where packed tokens and F0 are kept."""
+    return home / "cache"
+
+
+def load_corpus(resolved: Settings, home: Path) -> Corpus:
+    """Tokenizer and packed text, from the cache where it is there."""
+    source = corpus.resolve(resolved.data)
+    return tokens.prepare(
+        source, resolved.data, resolved.seed, resolved.model.context, cache_of(home)
+    )
+
+
+def new_model(resolved: Settings, vocabulary: int) -> Transformer:
+    """The network with its initial weights."""
+    width = sizes.matched_ffn_width(resolved.arch, resolved.model)
+    return Transformer(resolved.arch, resolved.model, vocabulary, width, resolved.seed)
+
+
+def load_model(run: Run, name: str = "model.safetensors", check: bool = True) -> Transformer:
+    """The network of a finished run on the CPU; UserError where its file does not fit."""
+    resolved = run_settings(run)
+    path = run.checked(name) if check else run.path / name
+    weights = store.load_tensors(path)
+    tokenizer = load_tokenizer(run)
+    model = new_model(resolved, tokenizer.get_vocab_size())
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    for key in sorted(expected.keys() | weights.keys()):
+        found = tuple(weights[key].shape) if key in weights else None
+        if found != expected.get(key):
+            raise UserError(f"{path}: {key} is {found}, the settings ask for {expected.get(key)}")
+    model.load_state_dict(weights)
+    return model
+
+
+def load_tokenizer(run: Run) -> Tokenizer:
+    """The tokenizer of a run."""
+    return Tokenizer.from_file(str(run.checked("tokenizer.json")))
+
+
+def run_settings(run: Run) -> Settings:
+    """The settings a run was made with; UserError where the file is torn."""
+    try:
+        return settings.from_toml((run.path / "settings.toml").read_text("utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{run.path / 'settings.toml'}: torn or missing") from None
+
+
+def check_match(resolved: Settings, vocabulary: int, allow_mismatch: bool) -> None:
+    """UserError where dense and dsa differ by more than one in a hundred parameters."""
+    mismatch = sizes.mismatch(resolved.model, vocabulary)
+    if mismatch > MAX_MISMATCH and not allow_mismatch:
+        raise UserError(
+            f"model: dense and dsa differ by {mismatch:.1%} in parameters (limit {MAX_MISMATCH:.0%});"
+            " choose a larger model.ffn_width, or pass --allow-mismatch"
+        )
+
+
+def build(
+    resolved: Settings,
+    home: Path,
+    *,
+    force: bool = False,
+    allow_mismatch: bool = False,
+    includes: Mapping[str, str] | None = None,
+    listener: Listener = SILENT,
+) -> Result:
+    """Initial weights of one architecture as a run; figures hold both parameter tables."""
+    source = corpus.resolve(resolved.data)
+    data_hash = tokens.corpus_digest(source, resolved.data, resolved.seed, resolved.model.context)
+    values = {
+        "arch": resolved.arch,
+        "seed": resolved.seed,
+        "data_hash": data_hash,
+        **sections(resolved, ("model",)),
+    }
+    job = Job(
+        home,
+        "build",
+        [resolved.arch, resolved.preset, f"s{resolved.seed}"],
+        values,
+        resolved,
+        {},
+        force=force,
+        includes=includes,
+        listener=listener,
+    )
+    if job.finished:
+        return job.returned()
+    store.make_home(home)
+    text = load_corpus(resolved, home)
+    vocabulary = text.tokenizer.get_vocab_size()
+    check_match(resolved, vocabulary, allow_mismatch)
+    with ExitStack() as stack:
+        job.begin(stack, data=source._asdict(), data_hash=data_hash)
+        shutil.copyfile(text.folder / "tokenizer.json", job.run.path / "tokenizer.json")
+        store.save_model(job.run, new_model(resolved, vocabulary))
+        figures = {
+            "parameters": {
+                arch: sizes.table(arch, resolved.model, vocabulary)
+                for arch in dict.fromkeys(["dense", "dsa", resolved.arch])
+            },
+            "ffn_width": {
+                arch: sizes.matched_ffn_width(arch, resolved.model) for arch in ("dense", "dsa")
+            },
+            "vocabulary": vocabulary,
+            "mismatch": sizes.mismatch(resolved.model, vocabulary),
+            "fact_stories": text.fact_stories,
+            "train_documents": text.train.num_documents,
+            "train_tokens": len(text.train.ids),
+        }
+        job.run.finish(figures=figures)
+    return Result(job.run, figures)
+
+
+def pretrain(
+    resolved: Settings,
+    home: Path,
+    *,
+    force: bool = False,
+    allow_mismatch: bool = False,
+    includes: Mapping[str, str] | None = None,
+    listener: Listener = SILENT,
+) -> Result:
+    """Train one architecture from scratch; figures hold held-out NLL, known facts, pairs, gate."""
+    born = build(resolved, home, allow_mismatch=allow_mismatch, includes=includes)
+    parents = {born.run.name: born.run.manifest["files"]["model.safetensors"]}
+    values = {"parents": sorted(parents.values()), "arch": resolved.arch, "seed": resolved.seed}
+    values |= sections(resolved, ("model", "train"))
+    values["data_hash"] = born.run.manifest["data_hash"]
+    job = Job(
+        home,
+        "pretrain",
+        [resolved.arch, resolved.preset, f"s{resolved.seed}"],
+        values,
+        resolved,
+        parents,
+        force=force,
+        includes=includes,
+        listener=listener,
+    )
+    if job.finished:
+        return job.returned()
+    listener.note(f"from {born.run.name}, into {job.run.path} ({job.engine.precision}, "
+                  f"{job.engine.device}, {job.engine.threads} threads)")  # fmt: skip
+    text = load_corpus(resolved, home)
+    model = load_model(born.run).to(job.engine.device)
+    with ExitStack() as stack:
+        job.begin(stack, data_hash=born.run.manifest["data_hash"])
+        shutil.copyfile(born.run.checked("tokenizer.json"), job.run.path / "tokenizer.json")
+        try:
+            with listener.deferred():
+                pretraining.pretrain(job.run, model, text, resolved, job.engine, listener)
+        except (Interrupted, RunFailed) as error:
+            job.fail(error)
+            raise
+        listener.progress("evaluate", 0, 1, "known facts, worlds, pairs")
+        figures = quality.base_quality(model, text, writer_for(job.run, "test"), resolved.seed)
+        figures["parameters"] = sum(p.numel() for p in model.parameters())
+        figures["train_steps"] = resolved.train.steps
+        figures["fact_stories"] = text.fact_stories
+        figures["train_documents"] = text.train.num_documents
+        store.save_model(job.run, model)
+        job.run.finish(figures=figures)
+    return Result(job.run, figures)
+
+
+def writer_for(run: Run, split: Any) -> contradiction.Writer:
+    """A writer of texts for the tokenizer, context and K of a base."""
+    resolved = run_settings(run)
+    # while a run is being made its tokenizer has no entry in the manifest yet
+    tokenizer = Tokenizer.from_file(str(run.path / "tokenizer.json"))
+    return contradiction.Writer(tokenizer, resolved.model.context, resolved.model.num_kept, split)
+
+
+def pretrained(run: Run) -> Run:
+    """The run, if it is a finished base; UserError otherwise."""
+    manifest = run.manifest
+    if manifest.get("command") != "pretrain":
+        raise UserError(f"{run.name}: a {manifest.get('command')} run; a pretrain run is needed")
+    if manifest.get("state") != "finished":
+        raise UserError(f"{run.name}: not finished; the same pretrain command goes on with it")
+    return run
+
+
+def default_base(home: Path, arch: str | None, preset: str | None, listener: Listener) -> Run:
+    """The newest finished base that fits; UserError with the command to run first."""
+
+    def fits(manifest: dict[str, Any]) -> bool:
+        return arch in (None, manifest["arch"]) and preset in (None, manifest["preset"])
+
+    run = store.newest(home, "pretrain", fits=fits)
+    if run is None:
+        wanted = f" --arch {arch}" if arch else ""
+        wanted += f" --preset {preset}" if preset else ""
+        raise UserError(
+            f"nothing pre-trained yet in {home}; run first: dsa-sandbox pretrain{wanted}"
+        )
+    listener.note(f"base: {run.name} (the newest that fits)")
+    return run
+
+
+def block_of(home: Path, base: Run) -> list[Run]:
+    """`base`, and the newest finished base of each other architecture that compares to it."""
+    manifest = base.manifest
+    model = run_settings(base).model
+
+    def fits(other: dict[str, Any]) -> bool:
+        same = all(other[key] == manifest[key] for key in ("preset", "seed", "data_hash"))
+        return same and other["files"]["tokenizer.json"] == manifest["files"]["tokenizer.json"]
+
+    block = [base]
+    for run in reversed(store.all_runs(home)):
+        other = run.manifest
+        if other.get("command") == "pretrain" and other.get("state") == "finished":
+            new = other["arch"] not in [b.manifest["arch"] for b in block]
+            if new and fits(other) and run_settings(run).model == model:
+                block.append(run)
+    return block
+
+
+def make_tasks(
+    resolved: Settings,
+    home: Path,
+    bases: list[Run],
+    *,
+    rows: str | None = None,
+    force: bool = False,
+    listener: Listener = SILENT,
+) -> Result:
+    """A stream of tasks over the facts that every base knows; figures hold gate and density.
+
+    `rows` names a file (or run) of tasks to check and keep instead of making them.
+    """
+    for base in bases:
+        pretrained(base)
+    first = bases[0]
+    for other in bases[1:]:
+        ours, theirs = (run.manifest["files"]["tokenizer.json"] for run in (first, other))
+        if ours != theirs:
+            raise UserError(f"{other.name}: another tokenizer than {first.name}'s")
+        if run_settings(other).model.num_kept != run_settings(first).model.num_kept:
+            raise UserError(f"{other.name}: another model.num_kept than {first.name}'s")
+    parents = {base.name: base.manifest["files"]["model.safetensors"] for base in bases}
+    values = {"parents": sorted(parents.values()), "seed": resolved.seed}
+    values |= sections(resolved, ("tasks",))
+    parts = [resolved.tasks.family, resolved.tasks.stream, resolved.preset, f"s{resolved.seed}"]
+    given: list[stream.Task] = []
+    if rows is not None:
+        given, name, sha = read_tasks(home, rows)
+        stream.check_vocabulary(given, load_tokenizer(first), name)
+        stream.check_length(given, load_tokenizer(first), run_settings(first).model.context, name)
+        values |= {"rows": sha}
+        parts[:2] = ["given"]
+    job = Job(
+        home,
+        "make-tasks",
+        parts,
+        values,
+        resolved,
+        parents,
+        force=force,
+        includes={},
+        listener=listener,
+    )
+    if job.finished:
+        return job.returned()
+    machine.start(job.engine)
+    writer = writer_for(first, resolved.tasks.stream)
+    known, figures = measure_bases(bases, writer, job.engine)
+    tasks = given or contradicting(resolved, writer, known, figures)
+    density = contradiction.density(tasks, writer.tokenizer, writer.num_kept)
+    figures |= {"tasks": len(tasks), "density": density}
+    if density > resolved.tasks.max_density and not given:
+        raise UserError(
+            f"tasks: mean density K/t at answers is {density:.3f}, above tasks.max_density="
+            f"{resolved.tasks.max_density}: sparse attention would not be tested"
+        )
+    if density > resolved.tasks.max_density:
+        listener.warn(f"mean density K/t at answers is {density:.3f}: attention is hardly sparse")
+    with ExitStack() as stack:
+        job.begin(stack)
+        store.write_atomic(job.run.path / "tasks.jsonl", stream.write(tasks))
+        shutil.copyfile(first.checked("tokenizer.json"), job.run.path / "tokenizer.json")
+        job.run.finish(figures=figures)
+    return Result(job.run, figures)
+
+
+def measure_bases(
+    bases: list[Run], writer: contradiction.Writer, engine: Engine
+) -> tuple[list[Fact], dict[str, Any]]:
+    """Facts that every base knows, and known facts and worlds gate of each."""
+    common: list[Fact] = []
+    rows: dict[str, Any] = {}
+    asked = 0
+    for base in bases:
+        model = load_model(base).to(engine.device)
+        known, asked = quality.known_facts(model, writer)
+        worlds = quality.gate(model, writer)
+        rows[base.name] = {
+            "arch": base.manifest["arch"],
+            "known_facts": len(known),
+            "gate": {"right": worlds.right, "bleed": worlds.bleed, "open": worlds.open},
+        }
+        common = known if not rows.keys() - {base.name} else [f for f in common if f in known]
+    return common, {"bases": rows, "asked_facts": asked, "known_by_all": len(common)}
+
+
+def contradicting(
+    resolved: Settings, writer: contradiction.Writer, known: list[Fact], figures: dict[str, Any]
+) -> list[stream.Task]:
+    """Tasks over the known facts of the stream; notes in `figures` how many there were."""
+    families = grammar.table().families
+    usable = [
+        fact
+        for fact in known
+        if families[fact.family].split == resolved.tasks.stream and not fact.reserved
+    ]
+    figures |= {"usable": len(usable)}
+    figures["reused_facts"] = max(0, resolved.tasks.count - len(usable))
+    if len(usable) < LEAST_KNOWN:
+        raise RunFailed(
+            f"the bases know {len(usable)} facts that tasks may contradict, fewer than "
+            f"{LEAST_KNOWN}: pre-train longer (train.steps) or on more facts (data.fact_share)"
+        )
+    try:
+        return contradiction.make(writer, usable, resolved.tasks.count, resolved.seed)
+    except ValueError as error:
+        raise UserError(f"tasks: {error}; choose a larger model.context or smaller K") from None
+
+
+def fitting_tasks(home: Path, base: Run, resolved: Settings, asked: int | None) -> Run | None:
+    """The newest finished stream that was made with this base (and has `asked` tasks)."""
+    sha = base.manifest["files"]["model.safetensors"]
+
+    def fits(manifest: dict[str, Any]) -> bool:
+        enough = asked in (None, manifest["figures"]["tasks"])
+        return enough and sha in manifest["parents"].values()
+
+    return store.newest(home, "make-tasks", fits=fits)
+
+
+def tasks_for(
+    resolved: Settings,
+    home: Path,
+    base: Run,
+    where: str | None,
+    *,
+    asked: int | None = None,
+    dry_run: bool = False,
+    listener: Listener = SILENT,
+) -> tuple[list[stream.Task], str, str]:
+    """The stream to learn: the one named, else the newest that fits, else one made now."""
+    if where is not None:
+        return read_tasks(home, where)
+    run = fitting_tasks(home, base, resolved, asked)
+    if run is not None:
+        listener.note(f"tasks: {run.name} (the newest made with this base)")
+        return read_tasks(home, str(run.path))
+    listener.note("tasks: none made with this base yet; making them as make-tasks would")
+    if dry_run:
+        return [], "", ""
+    made = make_tasks(resolved, home, [base], listener=listener)
+    listener.note(f"tasks: {made.run.name}")
+    return read_tasks(home, str(made.run.path))
+
+
+def read_tasks(home: Path, where: str) -> tuple[list[stream.Task], str, str]:
+    """Tasks of a make-tasks run or a file: the rows, a name to show, and their sha256."""
+    path = Path(where).expanduser()
+    if path.is_file():
+        return stream.read(path), str(path), store.file_digest(path)
+    if path.suffix in (".jsonl", ".json"):
+        raise UserError(f"{path}: no such file  [from --tasks]")
+    run = store.find_run(home, where)
+    if run.manifest.get("command") != "make-tasks":
+        raise UserError(f"{run.name}: a {run.manifest.get('command')} run, not a stream of tasks")
+    file = run.checked("tasks.jsonl")
+    return stream.read(file), run.name, run.manifest["files"]["tasks.jsonl"]
+
+
+def for_base(resolved: Settings, base: Run, sources: Mapping[str, str]) -> Settings:
+    """The settings with the sections that the base decides; UserError where the user set other."""
+    own = run_settings(base)
+    flat_own, flat_new = settings.as_flat(own), settings.as_flat(resolved)
+    problems = []
+    for key, source in sources.items():
+        fixed = key.split(".")[0] in ("model", "data", "train", "arch")
+        chosen = not source.startswith("preset") and source not in ("default", "environment")
+        if fixed and chosen and flat_new.get(key) != flat_own.get(key):
+            problems.append(
+                f"{key}={flat_new.get(key)}: the base {base.name} has {flat_own.get(key)}"
+                f"  [from {source}]"
+            )
+    if problems:
+        raise UserError(*problems)
+    return resolved.model_copy(
+        update={
+            "arch": own.arch,
+            "model": own.model,
+            "data": own.data,
+            "train": own.train,
+        }
+    )
+
+
+def with_seed_of(resolved: Settings, base: Run, sources: Mapping[str, str]) -> Settings:
+    """The settings with the base's seed where the user named none."""
+    if "seed" in sources:
+        return resolved
+    return resolved.model_copy(update={"seed": base.manifest["seed"]})
+
+
+def make_strategy(resolved: Settings) -> Strategy:
+    """The chosen strategy with its settings."""
+    cls = strategies[resolved.strategy]
+    return cls(resolved.chosen if resolved.chosen is not None else cls.Settings())
+
+
+def finetune(
+    resolved: Settings,
+    home: Path,
+    base: Run,
+    tasks: list[stream.Task],
+    tasks_name: str,
+    tasks_sha: str,
+    *,
+    force: bool = False,
+    includes: Mapping[str, str] | None = None,
+    listener: Listener = SILENT,
+) -> Result:
+    """Learn the tasks one after another; figures are those of `evaluation.metrics.summary`."""
+    pretrained(base)
+    tokenizer = load_tokenizer(base)
+    stream.check_vocabulary(tasks, tokenizer, tasks_name)
+    stream.check_length(tasks, tokenizer, resolved.model.context, tasks_name)
+    strategy = make_strategy(resolved)
+    base_sha = base.manifest["files"]["model.safetensors"]
+    values = {
+        "parents": [base_sha, tasks_sha],
+        "seed": resolved.seed,
+        "strategy": resolved.strategy,
+        "strategy_settings": strategy.settings.model_dump(),
+        **sections(resolved, ("finetune", "eval")),
+    }
+    job = Job(
+        home,
+        "finetune",
+        [resolved.arch, resolved.strategy, resolved.preset, f"s{resolved.seed}"],
+        values,
+        resolved,
+        {base.name: base_sha, tasks_name: tasks_sha},
+        force=force,
+        includes=includes,
+        listener=listener,
+    )
+    if job.finished:
+        return job.returned()
+    model, frozen = (load_model(base).to(job.engine.device) for _ in range(2))
+    try:
+        moves = strategy.moves(model)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if not moves:
+        raise UserError(f"{resolved.strategy}: moves no parameter of {resolved.arch}")
+    listener.note(
+        f"{resolved.strategy} on {base.name} over {tasks_name} ({len(tasks)} tasks), "
+        f"into {job.run.path}"
+    )
+    text = load_corpus(resolved, home)
+    rows = tokens.heldout(text.valid, model.context, resolved.eval.num_heldout)
+    with ExitStack() as stack:
+        mask = mask_of(model, moves)
+        job.begin(
+            stack,
+            strategy=resolved.strategy,
+            optimizer=resolved.finetune.optimizer,
+            mask=mask,
+            tasks={"name": tasks_name, "sha256": tasks_sha, "count": len(tasks)},
+        )
+        listener.note(
+            f"moves {mask['trainable']:,} of {mask['parameters']:,} parameters "
+            f"({', '.join(f'{g} {n:,}' for g, n in mask['groups'].items())}), "
+            f"mask {mask['sha256'][:8]}"
+        )
+        shutil.copyfile(base.checked("tokenizer.json"), job.run.path / "tokenizer.json")
+        store.write_atomic(job.run.path / "tasks.jsonl", stream.write(tasks))
+        at_work = finetuning.Stream(
+            job.run, model, frozen, strategy, tasks, tokenizer, rows, resolved, job.engine, listener
+        )
+        try:
+            if store.newest_checkpoint(job.run) is None:
+                prepare(strategy, at_work.base, text, base_sha, resolved, home, listener)
+            with listener.deferred():
+                at_work.stream()
+        except (Interrupted, RunFailed) as error:
+            job.fail(error)
+            raise
+        figures = arms.figures_of(job.run)
+        store.save_model(job.run, model)
+        job.run.finish(figures=figures)
+    return Result(job.run, figures)
+
+
+def mask_of(model: Transformer, moves: Mapping[str, float]) -> dict[str, Any]:
+    """What moves: every tensor with group, count and rate; counts by group; and their hash."""
+    tensors: dict[str, dict[str, Any]] = {
+        name: {"group": group_of(name), "count": p.numel(), "rate": moves[name]}
+        for name, p in model.named_parameters()
+        if name in moves
+    }
+    groups: dict[str, int] = {}
+    for row in tensors.values():
+        groups[row["group"]] = groups.get(row["group"], 0) + row["count"]
+    return {
+        "trainable": sum(groups.values()),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "groups": groups,
+        "tensors": tensors,
+        "sha256": store.digest_of(tensors),
+    }
+
+
+def prepare(
+    strategy: Strategy,
+    model: Transformer,
+    text: Corpus,
+    base_sha: str,
+    resolved: Settings,
+    home: Path,
+    listener: Listener,
+) -> None:
+    """What the strategy needs before the first task; kept in the cache where it says it may be."""
+    device = next(model.parameters()).device
+    model.requires_grad_(True)
+    key = strategy.cache_key()
+    if key is not None:
+        key |= {"model": base_sha, "data": text.digest, "seed": resolved.seed}
+        key |= {"numerics": store.NUMERICS, "code": store.source_digest()}
+        path = cache_of(home) / f"prepared-{store.digest_of(key)[:16]}.safetensors"
+        if path.exists():
+            strategy.memory = {k: v.to(device) for k, v in store.load_tensors(path).items()}
+            return
+    listener.progress(f"finetune {resolved.strategy}", 0, 1, "measuring pre-training (F0)")
+    batches = tokens.Batches(text.train, model.context, model.context, resolved.seed + 7919)
+
+    def single() -> Any:
+        step = 0
+        while True:
+            for document in batches[step]:
+                yield tokens.batch_of([document]).to(device)
+            step += 1
+
+    strategy.prepare(model, single(), resolved.seed)
+    if key is not None and strategy.memory:
+        store.write_atomic(path, store.tensors_bytes(strategy.memory))
+
+
+def evaluate(
+    run: Run, home: Path, *, tasks: str | None = None, listener: Listener = SILENT
+) -> dict[str, Any]:
+    """Figures of a run: of an arm from its records; of a base measured now.
+
+    With `tasks`, a base is asked the probes of a stream that it has not learned.
+    """
+    manifest = run.manifest
+    command = manifest.get("command")
+    if command == "finetune":
+        if tasks is not None:
+            raise UserError(f"{run.name}: its records are of its own stream; --tasks is for bases")
+        if manifest["state"] != "finished":
+            raise UserError(f"{run.name}: not finished; `plot` draws what there is")
+        run.checked("records.jsonl")
+        run.checked("metrics.jsonl")
+        return arms.figures_of(run)
+    if command != "pretrain":
+        raise UserError(f"{run.name}: a {command} run; eval takes pretrain and finetune runs")
+    pretrained(run)
+    resolved = run_settings(run)
+    engine = machine.resolve(resolved.machine, resolved.preset)
+    machine.start(engine)
+    model = load_model(run).to(engine.device)
+    if tasks is not None:
+        rows, name, _ = read_tasks(home, tasks)
+        tokenizer = load_tokenizer(run)
+        stream.check_vocabulary(rows, tokenizer, name)
+        stream.check_length(rows, tokenizer, model.context, name)
+        probes = finetuning.Probes(rows, tokenizer)
+        records = list(probes.records(model, 0, list(range(len(rows))), stream.KINDS))
+        right = {kind: metrics.right(metrics.select(records, kind)) for kind in stream.KINDS}
+        return {"kind": "probes", "stream": name, "tasks": len(rows), "right": right}
+    text = load_corpus(resolved, home)
+    figures = quality.base_quality(model, text, writer_for(run, "test"), resolved.seed)
+    return {"kind": "base", "arch": manifest["arch"], **figures}

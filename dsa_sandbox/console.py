@@ -1,0 +1,140 @@
+"""The terminal: results on stdout, all else on stderr, signals, and errors in one line."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from dsa_sandbox.errors import Interrupted
+from dsa_sandbox.listener import Listener
+from dsa_sandbox.store import without_nan
+
+PLAIN_EVERY_S = 5.0  # between progress lines where there is no terminal
+
+
+class Terminal(Listener):
+    """Notes as lines; progress as a bar on a terminal, elsewhere as a line now and then."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.bar: Any = None
+        self.task: Any = None
+        self.told_s = time.monotonic()
+        self.deferring = False
+        self.live = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "") and not quiet
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self._line(text)
+
+    def warn(self, text: str) -> None:
+        self._line(f"warning: {text}")
+
+    def progress(self, label: str, done: int, total: int, detail: str = "") -> None:
+        if self.quiet:
+            return
+        if self.live:
+            self._draw(label, done, total, detail)
+        elif time.monotonic() - self.told_s >= PLAIN_EVERY_S or done == total:
+            self.told_s = time.monotonic()
+            self._line(f"{label} {done}/{total} {detail}")
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within, a first signal lets the step finish and the state be saved."""
+        self.deferring = True
+        try:
+            yield
+        finally:
+            self.deferring = False
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _line(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _draw(self, label: str, done: int, total: int, detail: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self.bar is None:
+            self.bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=None),
+                TextColumn(
+                    "{task.completed:.0f}/{task.total:.0f} {task.fields[detail]}", markup=False
+                ),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(label, total=total, detail=detail)
+        self.bar.update(self.task, description=label, completed=done, total=total, detail=detail)
+
+
+def catch_signals(terminal: Terminal) -> None:
+    """First signal: stop as soon as the state is safe; a second one ends at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if terminal.stop_signal:
+            os._exit(128 + number)
+        terminal.stop_signal = number
+        if not terminal.deferring:
+            raise Interrupted(number)
+        print("\nfinishing the step and saving; again to end at once", file=sys.stderr, flush=True)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handle)
+
+
+def emit(text: str) -> None:
+    """A result on stdout."""
+    print(text, flush=True)
+
+
+def emit_json(value: dict[str, Any]) -> None:
+    """One object on stdout; NaN is null."""
+    emit(json.dumps({"schema": 1, **without_nan(value)}, ensure_ascii=False, allow_nan=False))
+
+
+def report_error(lines: list[str], exit_code: int, as_json: bool) -> None:
+    """The problems on stderr: a line each, or one object."""
+    if as_json:
+        error = {"schema": 1, "error": {"messages": lines, "exit_code": exit_code}}
+        print(json.dumps(error, ensure_ascii=False), file=sys.stderr, flush=True)
+    else:
+        for line in lines:
+            print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+def has_colour(stream: Any) -> bool:
+    """Colour only on a terminal, without NO_COLOR."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def has_unicode(stream: Any) -> bool:
+    """Whether the stream can say more than ASCII."""
+    return (stream.encoding or "").lower().replace("-", "").startswith("utf")
+
+
+def width_of(stream: Any) -> int:
+    """Columns of the terminal, 80 where there is none."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80

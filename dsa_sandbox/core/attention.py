@@ -1,0 +1,217 @@
+"""Attention with two flows (compressed and selected), and its dense control.
+
+B batch, T query tokens, S key tokens, D width, N heads, H head width, R latent rank, K kept keys.
+No matrix feeds two flows, or a flow and the indexer: what is frozen is a set of whole Parameters.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsa_sandbox.core.indexer import (
+    Health,
+    Indexer,
+    Table,
+    causal_mask,
+    health,
+    kept_mask,
+    rotate,
+    select,
+)
+
+
+def linear(num_in: int, num_out: int) -> nn.Linear:
+    """A matrix without bias."""
+    return nn.Linear(num_in, num_out, bias=False)
+
+
+def heads(x_BTF: Tensor, head_width: int) -> Tensor:
+    """[B, T, N * H] as [B, N, T, H]."""
+    return x_BTF.unflatten(-1, (-1, head_width)).transpose(1, 2)
+
+
+def merged(x_BNTH: Tensor) -> Tensor:
+    """[B, N, T, H] as [B, T, N * H]."""
+    return x_BNTH.transpose(1, 2).flatten(-2)
+
+
+def stacked(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+    """The outputs of several matrices on one input, by a single product; they stay Parameters."""
+    weights: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
+    return F.linear(x, torch.cat(weights)).split([weight.shape[0] for weight in weights], dim=-1)
+
+
+class DenseAttention(nn.Module):
+    """Multi-head attention whose heads stand in two groups, so that one can be trained alone.
+
+    Group `b` has the parameter count of a selected flow once its keys and values are cut to one
+    head (`b1`); the rest of them is `b2`. The mathematics is that of `nn.MultiheadAttention`.
+    """
+
+    focus: ClassVar[dict[str, tuple[str, ...]]] = {"matched": ("b", "b1"), "all": ("b", "b1", "b2")}
+
+    def __init__(self, width: int, num_heads: int, num_selected_heads: int) -> None:
+        super().__init__()
+        self.head_width = width // num_heads
+        b_width = num_selected_heads * self.head_width
+        a_width, b2_width = width - b_width, b_width - self.head_width
+        self.a = nn.ModuleDict({name: linear(width, a_width) for name in "qkv"})
+        self.a["o"] = linear(a_width, width)
+        self.b = nn.ModuleDict({"q": linear(width, b_width), "o": linear(b_width, width)})
+        self.b1 = nn.ModuleDict({name: linear(width, self.head_width) for name in "kv"})
+        self.b2 = nn.ModuleDict({name: linear(width, b2_width) for name in "kv"})
+
+    def forward(
+        self, x_BTD: Tensor, table: Table | None, *, sparse: bool = True, teach: bool = False
+    ) -> tuple[Tensor, Health | None]:
+        """Output [B, T, D]; `sparse` and `teach` change nothing here, there is no indexer."""
+        q_layers = (self.a["q"], self.b["q"])
+        k_layers = (self.a["k"], self.b1["k"], self.b2["k"])
+        v_layers = (self.a["v"], self.b1["v"], self.b2["v"])
+        parts = stacked(x_BTD, *q_layers, *k_layers, *v_layers)
+        q, k, v = (
+            heads(torch.cat(p, -1), self.head_width) for p in (parts[:2], parts[2:5], parts[5:])
+        )
+        y_BNTH = F.scaled_dot_product_attention(
+            rotate(q, table), rotate(k, table), v, is_causal=True
+        )
+        o_weight = torch.cat([group["o"].get_parameter("weight") for group in (self.a, self.b)], 1)
+        return F.linear(merged(y_BNTH), o_weight), None
+
+
+class CompressedFlow(nn.Module):
+    """Heads whose keys and values come from a low-rank latent, seeing every past token.
+
+    Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): c = RMSNorm(W x) of
+    rank R, per-head k and v from c, and one decoupled rotary key shared by the heads. Half of each
+    query and key carries content, half position.
+    """
+
+    def __init__(self, width: int, num_heads: int, head_width: int, rank: int) -> None:
+        super().__init__()
+        self.head_width, self.half_width = head_width, head_width // 2
+        self.q = linear(width, num_heads * head_width)
+        self.down = linear(width, rank)
+        self.norm = nn.RMSNorm(rank, eps=1e-6)
+        self.k_rope = linear(width, self.half_width)
+        self.k_up = linear(rank, num_heads * self.half_width)
+        self.v_up = linear(rank, num_heads * head_width)
+        self.o = linear(num_heads * head_width, width)
+
+    def forward(self, x_BTD: Tensor, table: Table | None) -> Tensor:
+        """Output [B, T, D]; `table` has width H / 2."""
+        q_BTF, latent_BTR, k_rope_BTH = stacked(x_BTD, self.q, self.down, self.k_rope)
+        k_BTF, v_BTF = stacked(self.norm(latent_BTR), self.k_up, self.v_up)
+        q_BNTH, v_BNSH = heads(q_BTF, self.head_width), heads(v_BTF, self.head_width)
+        k_BNSH = heads(k_BTF, self.half_width)
+        q_content, q_position = q_BNTH.chunk(2, dim=-1)
+        k_position = rotate(k_rope_BTH, table).unsqueeze(1).expand(-1, k_BNSH.shape[1], -1, -1)
+        q_BNTH = torch.cat([q_content, rotate(q_position, table)], dim=-1)
+        k_BNSH = torch.cat([k_BNSH, k_position], dim=-1)
+        return self.o(
+            merged(F.scaled_dot_product_attention(q_BNTH, k_BNSH, v_BNSH, is_causal=True))
+        )
+
+
+class SelectedFlow(nn.Module):
+    """Heads that look at the selected tokens only, through one shared key and value head.
+
+    The multi-query form in which DeepSeek-V3.2 runs its sparse attention.
+    """
+
+    def __init__(self, width: int, num_heads: int, head_width: int) -> None:
+        super().__init__()
+        self.head_width = head_width
+        self.q = linear(width, num_heads * head_width)
+        self.k = linear(width, head_width)
+        self.v = linear(width, head_width)
+        self.o = linear(num_heads * head_width, width)
+
+    def project(self, x_BTD: Tensor, table: Table | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, N, T, H], the key and the value head [B, 1, S, H] each."""
+        q_BTF, k_BSH, v_BSH = stacked(x_BTD, self.q, self.k, self.v)
+        q_BNTH = rotate(heads(q_BTF, self.head_width), table)
+        return q_BNTH, rotate(k_BSH, table).unsqueeze(1), v_BSH.unsqueeze(1)
+
+    def forward(self, x_BTD: Tensor, table: Table | None, kept: Tensor | None) -> Tensor:
+        """Output [B, T, D]; `kept` [B, T, S] says who may look where, `None`: at all the past."""
+        q_BNTH, k_B1SH, v_B1SH = self.project(x_BTD, table)
+        mask = None if kept is None else kept.unsqueeze(1)
+        k_BNSH, v_BNSH = (x.expand(-1, q_BNTH.shape[1], -1, -1) for x in (k_B1SH, v_B1SH))
+        y_BNTH = F.scaled_dot_product_attention(
+            q_BNTH, k_BNSH, v_BNSH, attn_mask=mask, is_causal=mask is None
+        )
+        return self.o(merged(y_BNTH))
+
+    def forward_with_weights(
+        self, x_BTD: Tensor, table: Table | None, support_BTS: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Output as `forward`, the teacher [B, T, S], and the attention logits [B, N, T, S].
+
+        The teacher is the attention over `support_BTS`, summed over the heads of this flow and
+        scaled to sum to one.
+        """
+        q_BNTH, k_B1SH, v_B1SH = self.project(x_BTD, table)
+        logits_BNTS = (q_BNTH @ k_B1SH.transpose(-1, -2)).float() * self.head_width**-0.5
+        weights_BNTS = logits_BNTS.masked_fill(~support_BTS.unsqueeze(1), -torch.inf).softmax(-1)
+        y_BNTH = weights_BNTS.to(v_B1SH.dtype) @ v_B1SH
+        return self.o(merged(y_BNTH)), weights_BNTS.detach().mean(1), logits_BNTS.detach()
+
+
+class DsaAttention(nn.Module):
+    """Compressed flow + selected flow, each with matrices of its own: y = W_oc [..] + W_os [..]."""
+
+    focus: ClassVar[dict[str, tuple[str, ...]]] = {"matched": ("selected",), "all": ("selected",)}
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        num_selected_heads: int,
+        *,
+        context: int,
+        rank: int,
+        num_kept: int,
+        force_sink: int,
+        force_local: int,
+        indexer_heads: int,
+        indexer_head_width: int,
+    ) -> None:
+        super().__init__()
+        head_width = width // num_heads
+        self.num_kept, self.force_sink, self.force_local = num_kept, force_sink, force_local
+        self.compressed = CompressedFlow(width, num_heads - num_selected_heads, head_width, rank)
+        self.selected = SelectedFlow(width, num_selected_heads, head_width)
+        self.indexer = Indexer(width, indexer_heads, indexer_head_width, context)
+
+    def forward(
+        self, x_BTD: Tensor, table: Table | None, *, sparse: bool = True, teach: bool = False
+    ) -> tuple[Tensor, Health | None]:
+        """Output [B, T, D], and with `teach` the indexer's loss and figures.
+
+        `sparse=False` lets the selected flow see all the past (the dense phase of training).
+        """
+        half_table = None if table is None else Table(table.cos_TH[:, ::2], table.sin_TH[:, ::2])
+        compressed_BTD = self.compressed(x_BTD, half_table)
+        length = x_BTD.shape[1]
+        choosing = sparse and self.num_kept < length
+        if not teach and not choosing:
+            return compressed_BTD + self.selected(x_BTD, table, None), None
+        scores_BTS = self.indexer(x_BTD) if teach else self.scores_without_gradient(x_BTD)
+        ids_BTK = select(scores_BTS, self.num_kept, self.force_sink, self.force_local)
+        kept_BTS = kept_mask(ids_BTK, length)
+        if not teach:
+            return compressed_BTD + self.selected(x_BTD, table, kept_BTS), None
+        support_BTS = kept_BTS if sparse else causal_mask(length, x_BTD.device).expand_as(kept_BTS)
+        y_BTD, teacher_BTS, logits_BNTS = self.selected.forward_with_weights(
+            x_BTD, table, support_BTS
+        )
+        report = health(scores_BTS, teacher_BTS, support_BTS, logits_BNTS, kept_BTS)
+        return compressed_BTD + y_BTD, report
+
+    @torch.no_grad()
+    def scores_without_gradient(self, x_BTD: Tensor) -> Tensor:
+        """Indexer scores [B, T, S] where nobody teaches the indexer."""
+        return self.indexer(x_BTD)

@@ -1,0 +1,167 @@
+"""The lightning indexer: which past tokens a query may look at, and how it learns to choose.
+
+B batch, T query tokens, S key tokens, D width, I indexer heads, H indexer head width, K kept keys.
+Follows DeepSeek-V3.2-Exp (report section 2 and its inference code), without the quantisation.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Table(NamedTuple):
+    """Cosines and sines of rotary position embedding, both [T, width / 2]."""
+
+    cos_TH: Tensor
+    sin_TH: Tensor
+
+
+def rope_table(length: int, width: int, base: float = 10_000.0) -> Table:
+    """Rotation of each half-split pair at each position (RoFormer, arXiv 2104.09864, eq. 15)."""
+    frequency_H = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angle_TH = torch.arange(length, dtype=torch.float64)[:, None] * frequency_H
+    return Table(angle_TH.cos().float(), angle_TH.sin().float())
+
+
+def rotate(x: Tensor, table: Table | None) -> Tensor:
+    """`x` [..., T, width] turned by its position; `None` leaves it as it is."""
+    if table is None:
+        return x
+    cos, sin = (part[: x.shape[-2]].to(x.dtype) for part in table)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class Indexer(nn.Module):
+    """Scores every past token for every query: I[t,s] = sum_j w[t,j] relu(q[t,j] . k[s]).
+
+    DeepSeek-V3.2-Exp report, eq. 1. One key serves all indexer heads; the weights w are neither
+    normalised nor positive. The first half of each head is rotated, by a table of its own width.
+    """
+
+    cos_TH: Tensor
+    sin_TH: Tensor
+
+    def __init__(self, width: int, num_heads: int, head_width: int, context: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_width = num_heads, head_width
+        self.q = nn.Linear(width, num_heads * head_width, bias=False)
+        self.k = nn.Linear(width, head_width, bias=False)
+        self.k_norm = nn.LayerNorm(head_width, eps=1e-6)
+        self.w = nn.Linear(width, num_heads, bias=False)
+        table = rope_table(context, head_width // 2)
+        self.register_buffer("cos_TH", table.cos_TH, persistent=False)
+        self.register_buffer("sin_TH", table.sin_TH, persistent=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Scores [B, T, S] in fp32, future keys included; no gradient reaches `x_BTD`."""
+        x_BTD = x_BTD.detach()  # the indexer learns from its own loss; language loss never comes
+        table = Table(self.cos_TH, self.sin_TH)
+        q_BITH = self.q(x_BTD).unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)
+        k_BSH = self.k_norm(self.k(x_BTD).float())
+        q_BITH, k_BSH = (rotate_first_half(x.float(), table) for x in (q_BITH, k_BSH))
+        w_BTI = self.w(x_BTD).float() * (self.num_heads * self.head_width) ** -0.5
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            relu_BITS = F.relu(q_BITH @ k_BSH.transpose(-1, -2).unsqueeze(1))
+            return (w_BTI.transpose(1, 2).unsqueeze(-1) * relu_BITS).sum(1)
+
+
+def rotate_first_half(x: Tensor, table: Table) -> Tensor:
+    """Partial RoPE: the first half of the last axis is rotated, the rest passes."""
+    turned, kept = x.chunk(2, dim=-1)
+    return torch.cat([rotate(turned, table), kept], dim=-1)
+
+
+def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
+    """[T, S] True where query t may see key s."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def select(scores_BTS: Tensor, num_kept: int, num_sink: int = 0, num_local: int = 0) -> Tensor:
+    """Ids [B, T, K] int32 of the K best-scoring past keys of each query, ascending, -1 if fewer.
+
+    Ties go to the later position. The first `num_sink` and the last `num_local` past tokens are
+    always kept and count within K. K is cut to S where a sequence is shorter than it.
+    """
+    length = scores_BTS.shape[-1]
+    ranks_BTS = rank_order(scores_BTS.detach().float())
+    position_S = torch.arange(length, device=scores_BTS.device)
+    age_TS = position_S[:, None] - position_S
+    forced_TS = (position_S < num_sink) | (age_TS < num_local)
+    ranks_BTS = ranks_BTS.masked_fill(forced_TS, torch.iinfo(torch.int32).max)
+    key_BTS = (ranks_BTS << 32) | position_S
+    key_BTS = key_BTS.masked_fill(age_TS < 0, torch.iinfo(torch.int64).min)
+    best_BTK = key_BTS.topk(min(num_kept, length), dim=-1, sorted=False).values
+    ids_BTK = (best_BTK & 0xFFFFFFFF).masked_fill(best_BTK == torch.iinfo(torch.int64).min, length)
+    ids_BTK = ids_BTK.sort(dim=-1).values
+    return ids_BTK.masked_fill(ids_BTK == length, -1).int()
+
+
+def rank_order(scores: Tensor) -> Tensor:
+    """Whole numbers (int64, in the range of int32) in the order of fp32 scores; -0 equals 0."""
+    bits = (scores + 0.0).view(torch.int32)
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+
+
+def kept_mask(ids_BTK: Tensor, length: int) -> Tensor:
+    """[B, T, S] True at the selected ids, and never at a later token than the query."""
+    slots_BTK = ids_BTK.long() % (length + 1)  # -1 falls into a spare last column
+    spare_BTS = torch.zeros(*ids_BTK.shape[:2], length + 1, dtype=torch.bool, device=ids_BTK.device)
+    return spare_BTS.scatter_(-1, slots_BTK, True)[..., :length] & causal_mask(
+        length, ids_BTK.device
+    )
+
+
+def indexer_kl(scores_BTS: Tensor, teacher_BTS: Tensor, support_BTS: Tensor) -> Tensor:
+    """KL(teacher || softmax of the scores over the support) [B, T], in nats.
+
+    DeepSeek-V3.2-Exp report, eq. 3 (support: all past keys) and eq. 4 (support: selected keys).
+    The gradient with respect to a score is softmax - teacher.
+    """
+    teacher_BTS = teacher_BTS.detach().float()
+    log_q_BTS = scores_BTS.masked_fill(~support_BTS, -torch.inf).log_softmax(-1)
+    cross_BTS = teacher_BTS * log_q_BTS.masked_fill(~support_BTS, 0.0)
+    return torch.xlogy(teacher_BTS, teacher_BTS).sum(-1) - cross_BTS.sum(-1)
+
+
+class Health(NamedTuple):
+    """What the indexer of one layer did on a batch; 0-d tensors, means over queries.
+
+    All but the loss are taken from the first sequence of the batch.
+    """
+
+    kl: Tensor  # nats, the loss
+    kl_first: Tensor  # nats, the same on the first sequence
+    kl_uniform: Tensor  # nats, what a uniform choice would have; captured = 1 - kl_first / this
+    recall: Tensor  # share of the dense teacher's mass on the selected keys
+    tie_rate: Tensor  # share of queries whose K-th and next score are equal
+    density: Tensor  # selected keys / past keys
+
+
+def health(
+    scores_BTS: Tensor, teacher_BTS: Tensor, support_BTS: Tensor, logits_BNTS: Tensor, kept: Tensor
+) -> Health:
+    """The loss and the figures that tell whether the indexer really selects.
+
+    `teacher_BTS` and `support_BTS` are what the loss compares over; `logits_BNTS` are those of the
+    selected flow before any mask; `kept` [B, T, S] is the selection.
+    """
+    kl_BT = indexer_kl(scores_BTS, teacher_BTS, support_BTS)
+    with torch.no_grad():
+        scores, teacher, support, first = (
+            x[:1] for x in (scores_BTS, teacher_BTS, support_BTS, kept)
+        )
+        past_TS = causal_mask(scores.shape[-1], scores.device)
+        dense = logits_BNTS[:1].masked_fill(~past_TS, -torch.inf).softmax(-1).mean(1)
+        worst_kept = scores.masked_fill(~first, torch.inf).amin(-1)
+        best_left = scores.masked_fill(first | ~past_TS, -torch.inf).amax(-1)
+        figures = (
+            kl_BT[:1].mean(),
+            indexer_kl(torch.zeros_like(scores), teacher, support).mean(),
+            (dense * first).sum(-1).mean(),
+            (worst_kept == best_left).float().mean(),
+            (first.sum(-1) / past_TS.sum(-1)).mean(),
+        )
+    return Health(kl_BT.mean(), *figures)

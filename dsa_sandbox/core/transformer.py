@@ -1,0 +1,153 @@
+"""A pre-norm decoder around either kind of attention.
+
+B batch, T tokens, D width, V vocabulary, L layers.
+"""
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsa_sandbox.core.attention import DenseAttention, DsaAttention, linear
+from dsa_sandbox.core.indexer import Health, Table, rope_table
+from dsa_sandbox.registry import archs
+
+if TYPE_CHECKING:
+    from dsa_sandbox.settings import Model
+
+
+@archs.register("dense")
+def dense_attention(model: "Model") -> DenseAttention:
+    """Multi-head attention in two head groups: the control."""
+    return DenseAttention(model.width, model.num_heads, model.num_selected_heads)
+
+
+@archs.register("dsa")
+def dsa_attention(model: "Model") -> DsaAttention:
+    """Compressed flow + selected flow with a lightning indexer: the hypothesis."""
+    return DsaAttention(
+        model.width,
+        model.num_heads,
+        model.num_selected_heads,
+        context=model.context,
+        rank=model.latent_rank,
+        num_kept=model.num_kept,
+        force_sink=model.force_sink,
+        force_local=model.force_local,
+        indexer_heads=model.indexer_heads,
+        indexer_head_width=model.indexer_head_width,
+    )
+
+
+@archs.register("dsa-full")
+def dsa_full_attention(model: "Model") -> DsaAttention:
+    """The same weights as `dsa` with K = T: no sparsity."""
+    attention = dsa_attention(model)
+    attention.num_kept = model.context
+    return attention
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv 2002.05202, eq. 6) of three matrices, or GELU of two."""
+
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.up = linear(width, hidden)
+        self.down = linear(hidden, width)
+        self.gate = linear(width, hidden) if activation == "swiglu" else None
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.gate is None:
+            return self.down(F.gelu(self.up(x_BTD)))
+        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind an RMSNorm and added to the stream."""
+
+    def __init__(self, attention: nn.Module, model: "Model", hidden: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(model.width, eps=1e-6)
+        self.attention = attention
+        self.feedforward_norm = nn.RMSNorm(model.width, eps=1e-6)
+        self.feedforward = FeedForward(model.width, hidden, model.activation)
+
+    def forward(
+        self, x_BTD: Tensor, table: Table, sparse: bool, teach: bool
+    ) -> tuple[Tensor, Health | None]:
+        y_BTD, report = self.attention(
+            self.attention_norm(x_BTD), table, sparse=sparse, teach=teach
+        )
+        x_BTD = x_BTD + y_BTD
+        return x_BTD + self.feedforward(self.feedforward_norm(x_BTD)), report
+
+
+class Transformer(nn.Module):
+    """Token ids [B, T] to logits [B, T, V]; the embedding is also the output matrix."""
+
+    cos_TH: Tensor
+    sin_TH: Tensor
+
+    def __init__(self, arch: str, model: "Model", vocabulary: int, hidden: int, seed: int) -> None:
+        super().__init__()
+        self.context = model.context
+        self.embedding = nn.Embedding(vocabulary, model.width)
+        self.blocks = nn.ModuleList(
+            Block(archs[arch](model), model, hidden) for _ in range(model.num_layers)
+        )
+        self.final_norm = nn.RMSNorm(model.width, eps=1e-6)
+        table = rope_table(model.context, model.width // model.num_heads)
+        self.register_buffer("cos_TH", table.cos_TH, persistent=False)
+        self.register_buffer("sin_TH", table.sin_TH, persistent=False)
+        initialise(self, seed)
+
+    def forward(self, tokens_BT: Tensor, *, sparse: bool = True) -> Tensor:
+        """Logits [B, T, V]; `sparse=False` lifts the selection."""
+        return self.teach(tokens_BT, sparse=sparse, teach=False)[0]
+
+    def teach(
+        self, tokens_BT: Tensor, *, sparse: bool, teach: bool = True
+    ) -> tuple[Tensor, list[Health]]:
+        """Logits, and each layer's indexer loss and figures (none where there is no indexer)."""
+        x_BTD, reports = self.embedding(tokens_BT), []
+        table = Table(self.cos_TH, self.sin_TH)
+        for block in self.blocks:
+            x_BTD, report = block(x_BTD, table, sparse, teach)
+            if report is not None:
+                reports.append(report)
+        return F.linear(self.final_norm(x_BTD), self.embedding.weight), reports
+
+    @property
+    def has_indexer(self) -> bool:
+        return any(group_of(name) == "indexer" for name, _ in self.named_parameters())
+
+
+def group_of(name: str) -> str:
+    """The group of a parameter by its name: what parameter tables and freeze plans count in."""
+    parts = name.split(".")
+    if "attention" in parts:
+        return parts[parts.index("attention") + 1]
+    if any("norm" in part for part in parts):
+        return "norm"
+    return "feedforward" if "feedforward" in parts else "embedding"
+
+
+def initialise(model: Transformer, seed: int) -> None:
+    """Fill each tensor from a generator of its own (seed, name): networks share what they can.
+
+    Matrices get standard deviation fan_in^-1/2, those that write into the stream 1/sqrt(2L) of it
+    (GPT-2, section 2.3); the embedding 0.02; norms 1 and 0.
+    """
+    num_layers = len(model.blocks)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            continue  # norms are born as they should be
+        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        std = 0.02 if name == "embedding.weight" else parameter.shape[1] ** -0.5
+        if name.endswith((".o.weight", "feedforward.down.weight")):
+            std *= (2 * num_layers) ** -0.5
+        with torch.no_grad():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

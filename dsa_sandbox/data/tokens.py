@@ -1,0 +1,262 @@
+"""Tokenizers, packed token files, and batches that are a pure function of (seed, step).
+
+B batch, T tokens.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from dsa_sandbox.data import corpus, grammar
+from dsa_sandbox.settings import Data
+
+END = "<|endoftext|>"  # begins and ends every document; id 0
+UNKNOWN = "<unk>"
+IGNORED = -100  # target of padding, as torch's cross_entropy has it
+
+
+def word_tokenizer() -> Tokenizer:
+    """One token per word of the grammar, its leading space included."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(grammar.PIECE), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    trainer = trainers.WordLevelTrainer(special_tokens=[END, UNKNOWN], show_progress=False)
+    stories = (grammar.story(corpus.VALIDATION_SEED, index) for index in range(2000))
+    tokenizer.train_from_iterator([*grammar.all_words(), *stories], trainer)
+    return tokenizer
+
+
+def bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """Byte-level BPE over `texts`; the fact table is shown often enough to get words of its own."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    objects = [f" {o}." for family in grammar.table().families.values() for o in family.objects]
+
+    def with_facts() -> Iterator[str]:
+        yield from texts
+        yield from objects * 1000
+
+    tokenizer.train_from_iterator(with_facts(), trainer)
+    return tokenizer
+
+
+class Packed(NamedTuple):
+    """Documents of one part, end to end, on disk: document i is ids[starts[i]:starts[i + 1]]."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    num_bytes: int  # of the text, for bits per byte
+
+    def document(self, index: int) -> np.ndarray:
+        return np.asarray(self.ids[self.starts[index] : self.starts[index + 1]])
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.starts) - 1
+
+
+class Corpus(NamedTuple):
+    """A tokenizer and the packed parts, all known by one digest."""
+
+    tokenizer: Tokenizer
+    train: Packed
+    valid: Packed
+    digest: str
+    fact_stories: int  # grammar stories among the training documents
+    folder: Path
+
+
+def corpus_digest(source: corpus.Source, data: Data, seed: int, context: int) -> str:
+    """Identity of the packed files: content, settings, and seed where the data depend on it."""
+    key = [source.kind, source.digest, data.model_dump(exclude={"source"}), seed, context]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def prepare(source: corpus.Source, data: Data, seed: int, context: int, cache: Path) -> Corpus:
+    """Tokenize and pack once, then map from disk; a second process waits for the first."""
+    digest = corpus_digest(source, data, seed, context)
+    folder = cache / f"tokens-{digest[:16]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(cache / f"tokens-{digest[:16]}.lock")):
+        if not (folder / "done.json").exists():
+            build_packed(source, data, seed, context, cache, folder)
+    facts = json.loads((folder / "done.json").read_text("utf-8"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    train, valid = (load_packed(folder, part) for part in ("train", "valid"))
+    return Corpus(tokenizer, train, valid, digest, facts["fact_stories"], folder)
+
+
+def build_packed(
+    source: corpus.Source, data: Data, seed: int, context: int, cache: Path, folder: Path
+) -> None:
+    """Write tokenizer, ids and offsets of both parts; `done.json` last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train = list(corpus.documents(source, data, seed, "train", cache, context))
+    valid = list(corpus.documents(source, data, seed, "valid", cache, context))
+    num_salt = 0
+    if source.kind != "grammar":
+        num_salt = round(len(train) * data.fact_share / (1 - data.fact_share))
+        salt = data.model_copy(update={"num_stories": num_salt})
+        train += corpus.grammar_stories(salt, seed, "train", context)
+    if data.tokenizer == "words":
+        tokenizer = word_tokenizer()
+    else:
+        tokenizer = bpe_tokenizer(train, data.vocabulary)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for part, texts in (("train", train), ("valid", valid)):
+        pack(texts, tokenizer, folder, part)
+    partial = folder / "done.json.part"
+    partial.write_text(json.dumps({"fact_stories": num_salt}), "utf-8")
+    os.replace(partial, folder / "done.json")
+
+
+def pack(texts: list[str], tokenizer: Tokenizer, folder: Path, part: str) -> None:
+    """Write <part>.npy and <part>-starts.npy: each document as END, its tokens, END."""
+    pieces, starts, num_bytes = [], [0], 0
+    for begin in range(0, len(texts), 1000):
+        for encoding in tokenizer.encode_batch(texts[begin : begin + 1000]):
+            pieces.append(np.array([0, *encoding.ids, 0], dtype=np.int32))
+            starts.append(starts[-1] + len(pieces[-1]))
+    num_bytes = sum(len(text.encode()) for text in texts)
+    ids = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
+    np.save(folder / f"{part}.npy", ids)
+    np.save(folder / f"{part}-starts.npy", np.array(starts, dtype=np.int64))
+    (folder / f"{part}-bytes.txt").write_text(str(num_bytes), "utf-8")
+
+
+def load_packed(folder: Path, part: str) -> Packed:
+    """Map a packed part from disk."""
+    num_bytes = int((folder / f"{part}-bytes.txt").read_text("utf-8"))
+    ids = np.load(folder / f"{part}.npy", mmap_mode="r")
+    return Packed(ids, np.load(folder / f"{part}-starts.npy"), num_bytes)
+
+
+class Batch(NamedTuple):
+    """Tokens and what follows each of them; IGNORED behind a document's end."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+
+    @property
+    def num_targets(self) -> int:
+        return int((self.targets_BT != IGNORED).sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.tokens_BT.to(device), self.targets_BT.to(device))
+
+
+def batch_of(documents: Sequence[np.ndarray]) -> Batch:
+    """One document a row, padded to the longest of them."""
+    longest = max(len(document) for document in documents) - 1
+    tokens = np.zeros((len(documents), longest), dtype=np.int64)
+    targets = np.full((len(documents), longest), IGNORED, dtype=np.int64)
+    for row, document in enumerate(documents):
+        tokens[row, : len(document) - 1] = document[:-1]
+        targets[row, : len(document) - 1] = document[1:]
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(targets))
+
+
+def windows(packed: Packed, context: int) -> np.ndarray:
+    """[num, 2] begin and end in `packed.ids` of every window: a document, cut where longer than T.
+
+    A window holds at most context + 1 ids (context tokens and their targets); windows of one
+    document share the id at the cut, so that no target is lost.
+    """
+    rows = []
+    for begin, end in zip(packed.starts[:-1], packed.starts[1:]):
+        cut = int(begin)
+        while end - cut > 1:
+            stop = min(int(end), cut + context + 1)
+            rows.append((cut, stop))
+            cut = stop - 1
+    return np.array(rows, dtype=np.int64).reshape(-1, 2)
+
+
+class Batches:
+    """Training batches by number: `batches[step]` is a pure function of (seed, step).
+
+    A batch holds windows of similar length, about `tokens_per_step` tokens with padding. Every
+    epoch has an order of its own.
+    """
+
+    def __init__(self, packed: Packed, context: int, tokens_per_step: int, seed: int) -> None:
+        self.packed, self.seed, self.tokens_per_step = packed, seed, tokens_per_step
+        self.windows = windows(packed, context)
+        self.plan = lru_cache(maxsize=2)(self._plan)
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        """Window numbers of each batch of an epoch."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        order = rng.permutation(len(self.windows))
+        length = (self.windows[:, 1] - self.windows[:, 0] - 1)[order]
+        typical = max(1, self.tokens_per_step // max(1, int(length.mean())))
+        batches = []
+        for begin in range(0, len(order), 32 * typical):
+            pool = slice(begin, begin + 32 * typical)
+            by_length = np.argsort(length[pool], kind="stable")
+            batches += self._cut(order[pool][by_length], length[pool][by_length])
+        return [batches[number] for number in rng.permutation(len(batches))]
+
+    def _cut(self, numbers: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        """Cut windows, shortest first, where rows times the longest would exceed the step."""
+        batches, begin = [], 0
+        for end in range(1, len(numbers) + 1):
+            full = end < len(numbers) and (end + 1 - begin) * lengths[end] > self.tokens_per_step
+            if full or end == len(numbers):
+                batches.append(numbers[begin:end])
+                begin = end
+        return batches
+
+    def __getitem__(self, step: int) -> list[np.ndarray]:
+        """Documents of batch number `step` (from 0)."""
+        epoch = 0
+        while step >= len(self.plan(epoch)):
+            step -= len(self.plan(epoch))
+            epoch += 1
+        rows = self.windows[self.plan(epoch)[step]]
+        return [np.asarray(self.packed.ids[begin:end]) for begin, end in rows]
+
+
+def micro_batches(documents: list[np.ndarray], micro_tokens: int) -> list[Batch]:
+    """The documents of one step in batches that fit: at most `micro_tokens` each, padding in."""
+    batches: list[Batch] = []
+    rows: list[np.ndarray] = []
+    for document in sorted(documents, key=len):
+        if rows and (len(rows) + 1) * (len(document) - 1) > micro_tokens:
+            batches.append(batch_of(rows))
+            rows = []
+        rows.append(document)
+    return [*batches, batch_of(rows)]
+
+
+def heldout(packed: Packed, context: int, num_documents: int) -> list[np.ndarray]:
+    """The first documents of a part, each as its windows."""
+    first = packed._replace(starts=packed.starts[: num_documents + 1])
+    return [np.asarray(packed.ids[begin:end]) for begin, end in windows(first, context)]
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text as the start of a document."""
+    return [0, *tokenizer.encode(text).ids]
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """sha256 of the tokenizer's own JSON."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()

@@ -1,0 +1,26 @@
+"""The ways a command can end other than well; the exit code belongs to each."""
+
+
+class UserError(Exception):
+    """Something the user can fix: one line per problem, exit 2."""
+
+    exit_code = 2
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+class RunFailed(Exception):
+    """The run itself failed (loss not finite, disk full); what was done is kept, exit 3."""
+
+    exit_code = 3
+
+
+class Interrupted(Exception):
+    """A signal asked us to stop; the state is saved, exit 128 + signal."""
+
+    def __init__(self, signal_number: int, resume: str = "") -> None:
+        super().__init__(f"interrupted by signal {signal_number}")
+        self.signal_number, self.resume = signal_number, resume
+        self.exit_code = 128 + signal_number

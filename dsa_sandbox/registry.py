@@ -1,0 +1,90 @@
+"""Names that settings may choose from: architectures, strategies, task families, data sources.
+
+A kind's built-in names are known without importing torch, so help and did-you-mean are quick; the
+module behind a name is imported when the name is used. `--include FILE` adds more.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Unknown(LookupError):
+    """A name that is not there; the message names the nearest and lists what is."""
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean NAME?`, or nothing where no known name is close."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class Registry(Generic[T]):
+    """Entries of one kind by name; built-in ones by the module that registers them."""
+
+    def __init__(self, kind: str, builtin: dict[str, str]) -> None:
+        self.kind, self.builtin = kind, builtin
+        self.entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: make the decorated class or function the entry `name`."""
+
+        def add(entry: T) -> T:
+            if name in self.entries:
+                raise ValueError(f"{self.kind} {name} is registered twice")
+            self.entries[name] = entry
+            return entry
+
+        return add
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self.builtin, *self.entries]))
+
+    def check(self, name: str) -> str:
+        """The name itself, or Unknown with the nearest right one."""
+        if name not in list(self):
+            known = list(self)
+            shown = ", ".join(known)
+            raise Unknown(
+                f"{name}: no such {self.kind}{nearest(name, known)}  (there are: {shown})"
+            )
+        return name
+
+    def __getitem__(self, name: str) -> T:
+        self.check(name)
+        if name not in self.entries:
+            importlib.import_module(self.builtin[name])
+        return self.entries[name]
+
+
+CORE = "dsa_sandbox.core.transformer"
+archs: Registry[Any] = Registry("architecture", {"dense": CORE, "dsa": CORE, "dsa-full": CORE})
+strategies: Registry[Any] = Registry(
+    "strategy", {name: f"dsa_sandbox.strategies.{name}" for name in ("sgd", "ewc", "acft")}
+)
+
+
+def include(path: Path) -> None:
+    """Run a user's Python file, which may register entries of its own.
+
+    Raises whatever the file raises; a file included twice is run once.
+    """
+    name = f"dsa_sandbox_include_{path.stem}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise

@@ -1,0 +1,97 @@
+"""What `ls` shows."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from dsa_sandbox import sizes, store
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.registry import archs, nearest, strategies
+from dsa_sandbox.report.table import plain, rendered
+from dsa_sandbox.settings import FAMILIES, Settings, preset_names, resolve
+from dsa_sandbox.store import Run
+
+KINDS = ("runs", "presets", "strategies", "archs", "tasks")
+
+
+def rows(kind: str, home: Path) -> list[dict[str, Any]]:
+    """The entries of a kind, a dictionary each."""
+    if kind == "runs":
+        return [of_run(run) for run in store.all_runs(home)]
+    if kind == "presets":
+        return [of_preset(name) for name in preset_names()]
+    if kind == "strategies":
+        return [{"strategy": name} for name in strategies]
+    if kind == "archs":
+        return [{"arch": name} for name in archs]
+    if kind == "tasks":
+        return [{"family": name} for name in FAMILIES]
+    hint = nearest(kind, list(KINDS))
+    raise UserError(f"{kind}: nothing of that kind{hint}  (there are: {', '.join(KINDS)})")
+
+
+def of_run(run: Run) -> dict[str, Any]:
+    """Name, state, and how far an unfinished run is."""
+    try:
+        manifest = run.manifest
+    except UserError as error:
+        return {"run": run.name, "state": "torn", "progress": str(error)}
+    state = manifest.get("state", "?")
+    if state == "running":
+        state = "running" if store.being_written(run) else "stopped"
+    return {"run": run.name, "state": state, "progress": progress(run, manifest)}
+
+
+def progress(run: Run, manifest: dict[str, Any]) -> str:
+    """`step 300/1500` or `task 4/8`; for finished runs the figure that matters most."""
+    figures = manifest.get("figures", {})
+    command = manifest.get("command")
+    lines = run.rows("metrics.jsonl")
+    if manifest.get("state") == "finished":
+        if command == "pretrain":
+            return f"NLL {figures['valid']['nll']:.4f}, knows {figures['known_facts']} facts"
+        if command == "finetune":
+            return f"Y {figures['Y']:+.3f}, learned {figures['learned']:.0%}"
+        if command == "make-tasks":
+            return f"{figures['tasks']} tasks"
+        return ""
+    if command == "pretrain":
+        try:
+            plan = tomllib.loads((run.path / "settings.toml").read_text("utf-8"))
+            total = plan["train"]["steps"]
+        except (OSError, ValueError, KeyError):
+            total = "?"
+        return f"step {lines[-1]['step'] if lines else 0}/{total}"
+    if command == "finetune":
+        done = max((line["row"] for line in lines if "row" in line), default=0)
+        return f"task {done}/{manifest['tasks']['count']}"
+    return ""
+
+
+def of_preset(name: str) -> dict[str, Any]:
+    """A preset's size and lengths."""
+    settings: Settings = resolve(preset=name).settings
+    vocabulary = settings.data.vocabulary if settings.data.tokenizer == "bpe" else 700
+    total = sizes.table("dsa", settings.model, vocabulary)["total"]
+    return {
+        "preset": name,
+        "parameters": f"{total / 1e6:.1f}M",
+        "layers": settings.model.num_layers,
+        "width": settings.model.width,
+        "heads": settings.model.num_heads,
+        "context": settings.model.context,
+        "K": settings.model.num_kept,
+        "steps": settings.train.steps,
+        "tokens/step": settings.train.tokens_per_step,
+        "data": settings.data.source,
+    }
+
+
+def table(entries: list[dict[str, Any]]) -> str:
+    """The entries as columns."""
+    columns = plain()
+    for key in entries[0]:
+        columns.add_column(key, no_wrap=True)
+    for entry in entries:
+        columns.add_row(*(str(value) for value in entry.values()))
+    return rendered(columns, 200)

@@ -1,0 +1,230 @@
+"""Tables and summaries as text: what a command says of its result."""
+
+import io
+import math
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dsa_sandbox.evaluation import arms, metrics
+
+EQUAL_BASES = 0.02  # nats of held-out NLL
+
+
+def rendered(table: Table, width: int) -> str:
+    """The table as plain text of at most `width` columns."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
+    console.print(table, markup=False)
+    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A figure with its sign left to right; `-` where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share as a whole percentage."""
+    return "-" if value is None or math.isnan(value) else f"{value:.0%}"
+
+
+def plain(title: str | None = None) -> Table:
+    """A table without box: columns and a rule."""
+    table = Table(title=title, box=None, pad_edge=False, header_style="", title_justify="left")
+    table.show_edge = False
+    return table
+
+
+def parameters(figures: dict[str, Any]) -> str:
+    """Both parameter tables by group, and how well they match."""
+    table = plain()
+    table.add_column("group")
+    columns = list(figures["parameters"])
+    for arch in columns:
+        table.add_column(arch, justify="right")
+    groups = list(dict.fromkeys(g for arch in columns for g in figures["parameters"][arch]))
+    groups = [group for group in groups if group != "total"] + ["total"]
+    for group in groups:
+        counts = [figures["parameters"][arch].get(group) for arch in columns]
+        table.add_row(group, *("" if count is None else f"{count:,}" for count in counts))
+    widths = ", ".join(f"{arch} {width}" for arch, width in figures["ffn_width"].items())
+    text = (
+        f"feed-forward width: {widths}; totals differ by {figures['mismatch']:.2%}; "
+        f"vocabulary {figures['vocabulary']}"
+    )
+    if figures.get("fact_stories"):
+        share = figures["fact_stories"] / figures["train_documents"]
+        text += f"; {figures['fact_stories']:,} stories with facts mixed in ({share:.0%})"
+    return f"{rendered(table, 100)}\n{text}"
+
+
+def gate_text(gate: dict[str, Any]) -> str:
+    """Whether worlds are worlds to a base."""
+    state = "open" if gate["open"] else "CLOSED"
+    return (
+        f"worlds gate {state}: practice P(right) {gate['right']:.2f} (>= 0.80), "
+        f"bleed {gate['bleed']:.2f} (<= 0.20)"
+    )
+
+
+def base(name: str, figures: dict[str, Any]) -> str:
+    """What pre-training ended with."""
+    pairs = ", ".join(
+        f"{kind} {share:.2f} (bigram {figures['pairs_bigram'][kind]:.2f})"
+        for kind, share in figures["pairs"].items()
+    )
+    valid = figures["valid"]
+    lines = [
+        f"{name}: held-out NLL {valid['nll']:.4f} nats/token, "
+        f"{valid['bits_per_byte']:.4f} bits/byte",
+        f"known facts {figures['known_facts']} of {figures['asked_facts']}; pairs: {pairs}",
+        gate_text(figures["gate"]),
+        f"a story: {figures['story']}",
+    ]
+    if figures.get("fact_stories"):
+        share = figures["fact_stories"] / figures["train_documents"]
+        lines.insert(1, f"fact stories in the training text: {share:.0%} of documents")
+    return "\n".join(lines)
+
+
+def stream(name: str, figures: dict[str, Any]) -> str:
+    """What make-tasks found."""
+    lines = [f"{name}: {figures['tasks']} tasks"]
+    if "usable" in figures:
+        lines.append(
+            f"facts known by all bases: {figures['known_by_all']} of {figures['asked_facts']}; "
+            f"{figures['usable']} may be contradicted here, {figures['reused_facts']} used again"
+        )
+    lines.append(f"mean density K/t at answers: {figures['density']:.3f} (limit 0.25)")
+    for base_name, row in figures.get("bases", {}).items():
+        lines.append(f"{base_name}: knows {row['known_facts']}; {gate_text(row['gate'])}")
+    return "\n".join(lines)
+
+
+def arm(name: str, figures: dict[str, Any]) -> str:
+    """What an arm ended with, in two lines."""
+    return (
+        f"{name}: learned {percent(figures['learned'])} of {figures['tasks']} tasks "
+        f"({figures['capped']} capped), {figures['steps']:.0f} steps each\n"
+        f"forgetting: Y {figures['Y']:+.3f} nats, Y2 {figures['Y2']:+.2f} nats; "
+        f"exact match at the end {percent(figures['retention'])}"
+    )
+
+
+def formulas() -> dict[str, str]:
+    """Each figure's formula by its key."""
+    return {key: formula.text for key, formula in metrics.FORMULAS.items()}
+
+
+def label(figures: dict[str, Any]) -> str:
+    """How an arm is called: architecture and rule, with the optimiser where the rule hides it."""
+    if figures["strategy"] == "sgd":
+        return f"{figures['arch']} sequential ({figures['optimizer']})"
+    return f"{figures['arch']} {figures['strategy']}"
+
+
+def contrasts(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The contrasts and what may be said of them, as plain values."""
+    return {"contrasts": arms.contrasts(results), "seeds": 1, "verdict": "one seed decides nothing"}
+
+
+COLUMNS = {  # of the first screen
+    "learned": percent,
+    "Y": lambda v: number(v, 3),
+    "Y2": number,
+    "retention": percent,
+    "efficacy": percent,
+    "generality": percent,
+    "keep": percent,
+    "bleed": number,
+    "specificity": percent,
+    "kl": number,
+    "ppl_ratio": number,
+    "em_ratio": number,
+    "forgetting": number,
+    "bwt": number,
+    "steps": lambda v: number(v, 0),
+}
+NARROW = ("learned", "Y", "Y2", "retention", "keep", "bleed", "kl", "steps")
+
+
+def results(found: dict[str, dict[str, Any]], *, width: int, with_formulas: bool = False) -> str:
+    """The first screen: an arm a row, then bases, contrasts, and what one seed can say."""
+    parts = []
+    rows = {name: figures for name, figures in found.items() if figures["kind"] == "arm"}
+    if rows:
+        parts.append(arm_table(rows, width))
+    for name, figures in found.items():
+        if figures["kind"] == "base":
+            parts.append(base(name, figures))
+        elif figures["kind"] == "probes":
+            parts.append(probes(name, figures))
+    keys = COLUMNS if width >= 120 else NARROW
+    if with_formulas:
+        parts.append(formula_lines(tuple(metrics.FORMULAS)))
+    elif rows:
+        parts.append(formula_lines(tuple(keys)))
+    parts.append(conclusions(rows))
+    return "\n\n".join(part for part in parts if part)
+
+
+def arm_table(rows: dict[str, dict[str, Any]], width: int) -> str:
+    """An arm a row."""
+    keys = list(COLUMNS) if width >= 150 else list(NARROW)
+    table = plain()
+    table.add_column("arm", no_wrap=True)
+    table.add_column("moves", justify="right")
+    for key in keys:
+        table.add_column(metrics.FORMULAS[key].title, justify="right")
+    table.add_column("capped", justify="right")
+    table.add_column("time", justify="right")
+    for figures in rows.values():
+        cells = [COLUMNS[key](figures[key]) for key in keys]
+        capped = f"{figures['capped']}/{figures['tasks']}"
+        trainable = f"{figures['trainable'] / 1e6:.2f}M"
+        elapsed = f"{figures['elapsed_s']:.0f}s"
+        table.add_row(label(figures), trainable, *cells, capped, elapsed)
+    return rendered(table, max(width, 80))
+
+
+def formula_lines(keys: tuple[str, ...]) -> str:
+    """Each figure's formula on a line of its own."""
+    chosen = [metrics.FORMULAS[key] for key in keys]
+    longest = max(len(formula.title) for formula in chosen)
+    return "\n".join(f"{f.title:<{longest}}  {f.text}" for f in chosen)
+
+
+def conclusions(rows: dict[str, dict[str, Any]]) -> str:
+    """Contrasts with their matching, equality of the bases, and the verdict."""
+    lines = []
+    nll = {figures["arch"]: figures["base_nll"] for figures in rows.values()}
+    if "dense" in nll and "dsa" in nll:
+        gap = abs(nll["dense"] - nll["dsa"])
+        word = "equal" if gap <= EQUAL_BASES else "NOT EQUAL"
+        lines.append(
+            f"bases: held-out NLL dense {nll['dense']:.4f}, dsa {nll['dsa']:.4f}: "
+            f"{word} (|difference| {gap:.4f}, limit {EQUAL_BASES})"
+        )
+    for row in arms.contrasts(rows):
+        lines.append(
+            f"{row['claim']:<4}{row['contrast']}: Y {row['Y']:+.3f}, Y2 {row['Y2']:+.2f} nats  "
+            f"{row['verdict']} ({row['why']})"
+        )
+        if row["equal_learning"]:
+            lines.append("    at equal learning")
+        else:
+            lines.append(f"    NOT at equal learning: {'; '.join(row['differs'])}")
+    if rows:
+        lines.append("")
+        lines.append(
+            "One seed decides nothing: differences above may be luck of one pre-training. "
+            "Run more seeds (--seed 1, 2, ...)."
+        )
+    return "\n".join(lines)
+
+
+def probes(name: str, figures: dict[str, Any]) -> str:
+    """A base on a stream it has not learned."""
+    shares = ", ".join(f"{kind} {percent(share)}" for kind, share in figures["right"].items())
+    return f"{name} on {figures['stream']}, before learning: right on {shares}"

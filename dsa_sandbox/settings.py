@@ -1,0 +1,474 @@
+"""Every setting, its rules, and who set it.
+
+Precedence, lowest first: defaults, preset, TOML file, environment (machine only), command line.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.registry import Unknown, archs, nearest, strategies
+
+
+class Frozen(BaseModel):
+    """A section: cannot change, knows all its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(Frozen):
+    """The networks. Feed-forward width is that of `dsa`; `dense` is matched to it."""
+
+    num_layers: int = Field(4, ge=1, description="Layers.")
+    width: int = Field(128, ge=8, description="Width of the residual stream.")
+    num_heads: int = Field(8, ge=2, description="Attention heads of a layer, both flows together.")
+    num_selected_heads: int = Field(4, ge=1, description="Heads of the selected flow [half].")
+    ffn_width: int = Field(432, ge=1, description="Hidden width of the feed-forward of `dsa`.")
+    activation: Literal["swiglu", "gelu"] = Field("swiglu", description="Feed-forward activation.")
+    context: int = Field(128, ge=8, description="Longest sequence, tokens.")
+    num_kept: int = Field(16, ge=1, description="K: keys the selected flow keeps for each query.")
+    force_sink: int = Field(1, ge=0, description="First tokens that are always kept, within K.")
+    force_local: int = Field(2, ge=1, description="Last tokens always kept, within K [K / 8].")
+    latent_rank: int = Field(64, ge=1, description="Rank of the compressed latent [width / 2].")
+    indexer_heads: int = Field(4, ge=1, description="Heads of the lightning indexer.")
+    indexer_head_width: int = Field(32, ge=4, description="Width of an indexer head.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            data = dict(data)
+            whole = {key: value for key, value in data.items() if isinstance(value, int)}
+            data.setdefault("num_selected_heads", max(1, whole.get("num_heads", 8) // 2))
+            data.setdefault("latent_rank", max(1, whole.get("width", 128) // 2))
+            data.setdefault("force_local", max(1, whole.get("num_kept", 16) // 8))
+        return data
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Model":
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads} does not divide width={self.width}")
+        if self.width // self.num_heads % 4:
+            raise ValueError(
+                f"head width {self.width // self.num_heads} (width / num_heads) must be a multiple "
+                "of 4: half of it is rotated in pairs"
+            )
+        if self.indexer_head_width % 4:
+            raise ValueError(
+                f"indexer_head_width={self.indexer_head_width} must be a multiple of 4"
+            )
+        if not self.num_selected_heads < self.num_heads:
+            raise ValueError(
+                f"num_selected_heads={self.num_selected_heads} leaves no head of "
+                f"num_heads={self.num_heads} to the compressed flow"
+            )
+        if self.num_selected_heads < 2:
+            raise ValueError("num_selected_heads must be at least 2: the dense control splits them")
+        if self.num_kept > self.context:
+            raise ValueError(f"num_kept={self.num_kept} is larger than context={self.context}")
+        if self.force_sink + self.force_local > self.num_kept:
+            raise ValueError(
+                f"force_sink={self.force_sink} + force_local={self.force_local} exceed "
+                f"num_kept={self.num_kept}"
+            )
+        return self
+
+
+class Data(Frozen):
+    """What the networks read in pre-training."""
+
+    source: str = Field(
+        "grammar", description="`grammar`, a file or folder of stories, or a Hub name owner/name."
+    )
+    text_field: str = Field(
+        "text", description="Field that holds the story in jsonl, parquet, csv."
+    )
+    tokenizer: Literal["words", "bpe"] = Field(
+        "words", description="Words, or byte-level BPE [words for grammar, else bpe]."
+    )
+    vocabulary: int = Field(2048, ge=300, description="Size of a BPE vocabulary.")
+    num_stories: int = Field(
+        20_000, ge=10, description="Grammar stories of one epoch; of text: at most so many."
+    )
+    num_validation: int = Field(200, ge=1, description="Held-out stories, at most.")
+    fact_share: float = Field(
+        0.15,
+        ge=0,
+        lt=1,
+        description="Share of grammar stories mixed into text; unused for grammar.",
+    )
+    practice_share: float = Field(
+        0.3, ge=0, le=1, description="Share of grammar stories set in a practice world."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            data = dict(data)
+            words = data.get("source", "grammar") == "grammar"
+            data.setdefault("tokenizer", "words" if words else "bpe")
+        return data
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Data":
+        if self.tokenizer == "words" and self.source != "grammar":
+            raise ValueError(
+                "tokenizer=words knows the words of the grammar only; use bpe for text"
+            )
+        return self
+
+
+class Train(Frozen):
+    """Pre-training. Lengths of phases are shares of `steps`."""
+
+    steps: int = Field(1000, ge=1, description="Optimiser steps.")
+    tokens_per_step: int = Field(
+        2048, ge=16, description="Tokens of one optimiser step, padding in."
+    )
+    learning_rate: float = Field(4e-3, gt=0, description="Peak rate of AdamW for the trunk.")
+    indexer_learning_rate: float = Field(4e-3, gt=0, description="Peak rate for the indexer.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of matrices.")
+    clip: float = Field(1.0, gt=0, description="Gradient norm limit, trunk and indexer apart.")
+    warmup_fraction: float = Field(0.02, ge=0, lt=1, description="Linear warm-up, share of steps.")
+    decay_fraction: float = Field(0.5, ge=0, le=1, description="Linear decay to 0, share of steps.")
+    dense_fraction: float = Field(0.6, ge=0, lt=1, description="dsa: dense phase, share of steps.")
+    indexer_fraction: float = Field(
+        0.04, ge=0, lt=1, description="dsa: indexer-only warm-up after it, share of steps."
+    )
+    log_every: int = Field(10, ge=1, description="Steps between rows of metrics.jsonl.")
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> "Train":
+        if self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(
+                f"warmup_fraction={self.warmup_fraction} and decay_fraction={self.decay_fraction} "
+                "overlap"
+            )
+        if self.dense_fraction + self.indexer_fraction >= 1:
+            raise ValueError(
+                f"dense_fraction={self.dense_fraction} and "
+                f"indexer_fraction={self.indexer_fraction} leave no step to the sparse phase"
+            )
+        return self
+
+
+class Tasks(Frozen):
+    """The stream of tasks."""
+
+    family: Literal["contradiction"] = Field("contradiction", description="Kind of task.")
+    count: int = Field(50, ge=1, le=50, description="Tasks in the stream.")
+    stream: Literal["test", "development"] = Field(
+        "test", description="Development tasks share no family, name or template with test tasks."
+    )
+    max_density: float = Field(
+        0.25, gt=0, le=1, description="Refuse a mean K/t at answer positions above this."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Tasks":
+        if self.stream == "development" and self.count > 24:
+            raise ValueError(f"count={self.count}: the development stream has 24 worlds")
+        return self
+
+
+class Finetune(Frozen):
+    """Learning the tasks one after another; the same for every strategy."""
+
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="For all strategies alike.")
+    learning_rate: float = Field(1e-3, gt=0, description="Rate after warm-up.")
+    warmup_steps: int = Field(5, ge=0, description="Linear warm-up in each task.")
+    clip: float = Field(1.0, gt=0, description="Gradient norm limit, penalty included.")
+    batch: int = Field(16, ge=2, description="Stories of one step.")
+    contrast: float = Field(
+        0.5, ge=0, lt=1, description="Share of them that tell the true fact outside the world."
+    )
+    stop: Literal["learned", "fixed"] = Field(
+        "learned", description="Stop a task when it is learned, or after max_steps."
+    )
+    max_steps: int = Field(200, ge=1, description="Cap of a task's steps.")
+    check_every: int = Field(5, ge=1, description="Steps between checks of the stop rule.")
+    margin: float = Field(1.0, description="Mean margin over the best rival to stop at, nats.")
+
+
+class Eval(Frozen):
+    """What is measured after each task."""
+
+    num_heldout: int = Field(64, ge=1, description="Held-out stories for base NLL (Y).")
+    full_every: int = Field(5, ge=1, description="Tasks between full rows of probes.")
+
+
+class Machine(Frozen):
+    """Where it runs; never part of a run's identity."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: 1 at smoke, else physical cores.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the processor has it, fp32 at smoke."
+    )
+    compile: bool = Field(False, description="Use torch.compile; results differ in the last bits.")
+    save_every_s: float = Field(30.0, gt=0, description="Seconds between checkpoints.")
+    micro_tokens: int = Field(16_384, ge=1, description="Tokens that fit the memory at once.")
+
+
+class Settings(Frozen):
+    """All of it, resolved. `chosen` is the section of the chosen strategy."""
+
+    preset: str = Field("smoke", description="Where size-dependent defaults come from.")
+    arch: str = Field("dsa", description="Architecture.")
+    strategy: str = Field("acft", description="Fine-tuning strategy.")
+    seed: int = Field(0, ge=0, description="Seed of weights, data order and tasks.")
+    model: Model = Model()
+    data: Data = Data()
+    train: Train = Train()
+    tasks: Tasks = Tasks()
+    finetune: Finetune = Finetune()
+    eval: Eval = Eval()
+    machine: Machine = Machine()
+    chosen: Any = None
+
+
+SECTIONS: dict[str, type[Frozen]] = {
+    "model": Model,
+    "data": Data,
+    "train": Train,
+    "tasks": Tasks,
+    "finetune": Finetune,
+    "eval": Eval,
+    "machine": Machine,
+}
+FAMILIES: tuple[str, ...] = ("contradiction",)
+TOP_KEYS = ("preset", "arch", "strategy", "seed")
+
+
+class Resolved(NamedTuple):
+    """Settings, and for each flat key who set it."""
+
+    settings: Settings
+    sources: dict[str, str]
+
+
+def preset_names() -> list[str]:
+    """Presets that the package ships, smallest first."""
+    return ["smoke", "mini", "small", "base"]
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """The preset's TOML as a nested dictionary."""
+    if name not in preset_names():
+        known = preset_names()
+        raise UserError(
+            f"preset: {name}: no such preset{nearest(name, known)}  (there are: {', '.join(known)})"
+        )
+    text = resources.files("dsa_sandbox").joinpath("presets", f"{name}.toml").read_text("utf-8")
+    return tomllib.loads(text)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A settings file as a nested dictionary; UserError where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file  [from --config]") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}  [from --config]") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}  [from --config]") from None
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionary as {"section.key": value}."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result.update(flat(value, f"{prefix}{key}."))
+        else:
+            result[prefix + key] = value
+    return result
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """`section.key=value` with a TOML value; what is not TOML is a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {text}: write it as section.key=value")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def machine_from_environment() -> dict[str, Any]:
+    """Values of DSA_SANDBOX_<FIELD> for machine fields; a name that fits none is an error."""
+    fields = {f"DSA_SANDBOX_{name.upper()}": name for name in Machine.model_fields}
+    values: dict[str, Any] = {}
+    for name, value in os.environ.items():
+        if name in fields:
+            values[f"machine.{fields[name]}"] = parse_set(f"x={value}")[1]
+        elif name.startswith("DSA_SANDBOX_") and name != "DSA_SANDBOX_HOME":
+            hint = nearest(name, [*fields, "DSA_SANDBOX_HOME"])
+            raise UserError(f"{name}: no such environment setting{hint}  [from the environment]")
+    return values
+
+
+def known_keys(strategy: str) -> dict[str, type[Frozen] | None]:
+    """Every flat key that may be set while `strategy` is chosen."""
+    keys: dict[str, type[Frozen] | None] = dict.fromkeys(TOP_KEYS)
+    for section, cls in SECTIONS.items():
+        keys.update({f"{section}.{name}": cls for name in cls.model_fields})
+    return keys
+
+
+def resolve(
+    *,
+    preset: str | None = None,
+    config: Path | None = None,
+    sets: list[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    with_strategy: bool = False,
+) -> Resolved:
+    """Merge all layers and validate them; every problem in one UserError.
+
+    `options` are flat keys set by named options: {"arch": ("dense", "--arch")}.
+    `with_strategy` imports the chosen strategy and validates its section (needs torch).
+    """
+    file_values = flat(read_toml(config)) if config else {}
+    set_values = dict(parse_set(text) for text in sets or [])
+    option_values = {key: value for key, value in (options or {}).items() if value[0] is not None}
+    preset_source = "default"
+    for value, source in (
+        (file_values.get("preset"), str(config)),
+        (set_values.get("preset"), "--set"),
+        (preset, "--preset"),
+    ):
+        if value is not None:
+            preset_name, preset_source = str(value), source
+    if preset_source == "default":
+        preset_name = "smoke"
+    layers: list[tuple[str, dict[str, Any]]] = [
+        (f"preset {preset_name}", flat(preset_values(preset_name))),
+        (str(config), file_values),
+        ("environment", machine_from_environment()),
+        ("--set", set_values),
+    ]
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, values in layers:
+        merged.update(values)
+        sources.update(dict.fromkeys(values, source))
+    for key, (value, spelling) in option_values.items():
+        merged[key], sources[key] = value, spelling
+    merged["preset"], sources["preset"] = preset_name, preset_source
+    return validated(merged, sources, with_strategy)
+
+
+def validated(
+    merged: dict[str, Any], sources: dict[str, str], with_strategy: bool = False
+) -> Resolved:
+    """Settings from flat values; raises UserError with one line per problem."""
+    problems: list[str] = []
+    strategy = str(merged.get("strategy", Settings.model_fields["strategy"].default))
+    arch = str(merged.get("arch", Settings.model_fields["arch"].default))
+    for key, registry, name in (("arch", archs, arch), ("strategy", strategies, strategy)):
+        try:
+            registry.check(name)
+        except Unknown as error:
+            problems.append(f"{key}: {error.args[0]}  [from {sources.get(key, 'default')}]")
+    if problems:
+        raise UserError(*problems)
+    keys = list(known_keys(strategy))
+    strategy_class: Any = None
+    if with_strategy:
+        strategy_class = strategies[strategy].Settings
+        keys += [f"{strategy}.{name}" for name in strategy_class.model_fields]
+    nested: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    for key, value in merged.items():
+        section, dot, field = key.partition(".")
+        source = sources[key]
+        if dot and section == strategy:
+            own[field] = value
+        elif dot and section in list(strategies):
+            problems.append(
+                f"{key}: belongs to --strategy {section}, but the strategy is {strategy}"
+                f"  [from {source}]"
+            )
+        elif key not in keys:
+            problems.append(f"{key}: no such setting{nearest(key, keys)}  [from {source}]")
+        elif dot:
+            nested.setdefault(section, {})[field] = value
+        else:
+            nested[key] = value
+    if strategy_class is not None:
+        for field in [name for name in own if name not in strategy_class.model_fields]:
+            key = f"{strategy}.{field}"
+            problems.append(f"{key}: no such setting{nearest(key, keys)}  [from {sources[key]}]")
+            del own[field]
+    if problems:
+        raise UserError(*problems)
+    try:
+        settings = Settings(**nested)
+    except ValidationError as error:
+        raise UserError(*explained(error, "", sources)) from None
+    if strategy_class is not None:
+        try:
+            settings = settings.model_copy(update={"chosen": strategy_class(**own)})
+        except ValidationError as error:
+            raise UserError(*explained(error, f"{strategy}.", sources)) from None
+    return Resolved(settings, sources)
+
+
+def explained(error: ValidationError, prefix: str, sources: Mapping[str, str]) -> list[str]:
+    """One line for each problem: key, what is wrong, the value, who set it."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = prefix + ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        value = problem["input"]
+        shown = f"={value}" if isinstance(value, (str, int, float, bool)) else ""
+        set_by = sources.get(key) or ", ".join(
+            sorted({source for name, source in sources.items() if name.startswith(f"{key}.")})
+        )
+        lines.append(f"{key}{shown}: {message}  [from {set_by or 'default'}]")
+    return lines
+
+
+def as_flat(settings: Settings) -> dict[str, Any]:
+    """Every resolved value by its flat key, the chosen strategy's section under its name."""
+    values = settings.model_dump(exclude={"chosen"})
+    if settings.chosen is not None:
+        values[settings.strategy] = settings.chosen.model_dump()
+    return flat(values)
+
+
+def as_toml(settings: Settings, sources: Mapping[str, str] | None = None) -> str:
+    """TOML that `--config` accepts back; with `sources`, each value says who set it."""
+    lines: list[str] = []
+    current = ""
+    for key, value in as_flat(settings).items():
+        section, dot, field = key.rpartition(".")
+        if section != current:
+            lines += ["", f"[{section}]"]
+            current = section
+        line = f"{field if dot else key} = {json.dumps(value, ensure_ascii=False)}"
+        if sources is not None:
+            line = f"{line:<40} # {sources.get(key, 'default')}"
+        lines.append(line)
+    return "\n".join(lines).strip() + "\n"
+
+
+def from_toml(text: str, with_strategy: bool = False) -> Settings:
+    """The settings that a run has saved."""
+    values = flat(tomllib.loads(text))
+    strategy = values.get("strategy")
+    if not with_strategy:
+        values = {key: v for key, v in values.items() if not key.startswith(f"{strategy}.")}
+    return validated(values, dict.fromkeys(values, "settings.toml"), with_strategy).settings

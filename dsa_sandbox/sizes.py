@@ -1,0 +1,57 @@
+"""Parameter arithmetic: counts by group, and the matching of dense to dsa. No torch."""
+
+from dsa_sandbox.settings import Model
+
+
+def group_sizes(arch: str, model: Model, vocabulary: int, ffn_width: int) -> dict[str, int]:
+    """Parameters of each group of `arch`, as `core.transformer.group_of` names them."""
+    width, head = model.width, model.width // model.num_heads
+    selected = model.num_selected_heads * head
+    compressed, rank, half = width - selected, model.latent_rank, head // 2
+    if arch == "dense":
+        attention = {
+            "a": 4 * width * compressed,
+            "b": 2 * width * selected,
+            "b1": 2 * width * head,
+            "b2": 2 * width * (selected - head),
+        }
+    else:
+        attention = {
+            "compressed": 2 * width * compressed
+            + width * (rank + half)
+            + rank
+            + rank * (model.num_heads - model.num_selected_heads) * (half + head),
+            "selected": 2 * width * selected + 2 * width * head,
+            "indexer": width * model.indexer_head_width * (model.indexer_heads + 1)
+            + 2 * model.indexer_head_width
+            + width * model.indexer_heads,
+        }
+    matrices = 3 if model.activation == "swiglu" else 2
+    sizes = {"embedding": vocabulary * width}
+    sizes |= {group: count * model.num_layers for group, count in attention.items()}
+    sizes["feedforward"] = matrices * width * ffn_width * model.num_layers
+    sizes["norm"] = width * (2 * model.num_layers + 1)
+    return sizes
+
+
+def matched_ffn_width(arch: str, model: Model) -> int:
+    """Feed-forward width, a multiple of 8, that makes the total of `arch` equal to `dsa`'s."""
+    if arch != "dense":
+        return model.ffn_width
+    without_ffn = (sum(group_sizes(a, model, 0, 0).values()) for a in ("dsa", "dense"))
+    surplus = next(without_ffn) - next(without_ffn)
+    matrices = 3 if model.activation == "swiglu" else 2
+    width = model.ffn_width + surplus / (matrices * model.width * model.num_layers)
+    return max(8, round(width / 8) * 8)
+
+
+def table(arch: str, model: Model, vocabulary: int) -> dict[str, int]:
+    """Parameters of each group of the matched network, with their `total`."""
+    sizes = group_sizes(arch, model, vocabulary, matched_ffn_width(arch, model))
+    return sizes | {"total": sum(sizes.values())}
+
+
+def mismatch(model: Model, vocabulary: int) -> float:
+    """|dense - dsa| / dsa in total parameters."""
+    dense, dsa = (table(arch, model, vocabulary)["total"] for arch in ("dense", "dsa"))
+    return abs(dense - dsa) / dsa

@@ -1,0 +1,494 @@
+"""Runs on disk: folders that stand alone, written atomically, by one writer each.
+
+settings.toml  manifest.json  metrics.jsonl  timing.jsonl  records.jsonl  tokenizer.json
+model.safetensors (only when finished)  checkpoints/step-00001000/
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, SoftFileLock, Timeout
+
+from dsa_sandbox.errors import RunFailed, UserError
+from dsa_sandbox.registry import nearest
+
+NUMERICS = 1  # bump when results change on purpose; tests/test_pretrain.py says when
+HASHED = ("settings.toml", "tokenizer.json", "tasks.jsonl", "metrics.jsonl", "records.jsonl",
+          "model.safetensors", "base.safetensors")  # fmt: skip
+
+
+def home_folder(option: Path | None) -> Path:
+    """--home > DSA_SANDBOX_HOME > ./runs; not created here."""
+    return (option or Path(os.environ.get("DSA_SANDBOX_HOME") or "runs")).expanduser()
+
+
+def make_home(home: Path) -> Path:
+    """The home as an existing folder; UserError where it cannot be made."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"home {home}: cannot be made: {error.strerror}") from None
+    if not os.access(home, os.W_OK):
+        raise UserError(f"home {home}: not writable")
+    return home
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def source_digest() -> str:
+    """sha256 over the package's own source files."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.suffix in (".py", ".toml"):
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write beside the file, flush to disk, rename; RunFailed where the disk refuses."""
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise RunFailed(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON without NaN, atomically."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """The value with null where a float is not finite, for JSON."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {str(key): without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return value
+
+
+def environment() -> dict[str, Any]:
+    """What a manifest says of the machine and the code; nothing of it is identity."""
+    from importlib.metadata import version
+
+    packages = ("torch", "numpy", "tokenizers", "safetensors", "datasets", "pydantic")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "packages": {name: version(name) for name in packages},
+        "source": source_digest(),
+        "git": git_state(),
+    }
+
+
+@cache
+def git_state() -> str:
+    """Commit of the package's checkout, `+` where it has changes; empty outside one."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""
+    try:
+        commit, changes = (
+            subprocess.run(["git", "-C", str(root), *args], capture_output=True, timeout=5).stdout
+            for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return commit.decode().strip() + ("+" if changes.strip() else "")
+
+
+class Run:
+    """A folder of the home, or anywhere by its path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.handles: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """manifest.json; UserError where it is missing or torn."""
+        path = self.path / "manifest.json"
+        try:
+            value = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: not a run (it has no manifest.json)") from None
+        except (OSError, ValueError):
+            raise UserError(f"{path}: torn or altered; remove the run and make it again") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: torn or altered; remove the run and make it again")
+        return value
+
+    @property
+    def finished(self) -> bool:
+        return self.manifest.get("state") == "finished"
+
+    def update(self, **values: Any) -> None:
+        """Merge values into the manifest."""
+        path = self.path / "manifest.json"
+        known = self.manifest if path.exists() else {}
+        write_json(path, without_nan(known | values))
+
+    def finish(self, **values: Any) -> None:
+        """Close the JSON lines, hash every file, mark finished, delete checkpoints."""
+        self.close()
+        files = {n: file_digest(self.path / n) for n in HASHED if (self.path / n).exists()}
+        self.update(state="finished", files=files, **values)
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def checked(self, name: str) -> Path:
+        """Path of a file of this finished run; UserError where it is missing or altered."""
+        path = self.path / name
+        expected = self.manifest.get("files", {}).get(name)
+        if expected is None or not path.exists():
+            raise UserError(f"{path}: missing; the run is unfinished or was altered")
+        if file_digest(path) != expected:
+            raise UserError(f"{path}: torn or altered (its sha256 is not the manifest's)")
+        return path
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add a line to a JSON-lines file, flushed to the system."""
+        try:
+            if name not in self.handles:
+                self.handles[name] = (self.path / name).open("a", encoding="utf-8")
+            line = json.dumps(without_nan(row), ensure_ascii=False, allow_nan=False)
+            self.handles[name].write(line + "\n")
+            self.handles[name].flush()
+        except OSError as error:
+            raise RunFailed(f"{self.path / name}: cannot be written: {error.strerror}") from error
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Lines of a JSON-lines file; a torn last line (a writer at work) is left out."""
+        path = self.path / name
+        if not path.exists():
+            return []
+        lines = path.read_text("utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def close(self) -> None:
+        """Close the JSON-lines files."""
+        for handle in self.handles.values():
+            handle.close()
+        self.handles.clear()
+
+    def offsets(self) -> dict[str, int]:
+        """Bytes of each JSON-lines file now, flushed to disk: what a checkpoint stands on."""
+        sizes = {}
+        for name in ("metrics.jsonl", "records.jsonl"):
+            if name in self.handles:
+                os.fsync(self.handles[name].fileno())
+            path = self.path / name
+            sizes[name] = path.stat().st_size if path.exists() else 0
+        return sizes
+
+    def cut(self, offsets: Mapping[str, int]) -> None:
+        """Cut the JSON-lines files back to where a checkpoint was taken."""
+        self.close()
+        for name, size in offsets.items():
+            path = self.path / name
+            if not path.exists():
+                if size:
+                    raise UserError(f"{path}: missing, but the checkpoint stands on it")
+                continue
+            if path.stat().st_size < size:
+                raise UserError(f"{path}: shorter than at the checkpoint: torn or altered")
+            os.truncate(path, size)
+
+
+def tensors_bytes(tensors: Mapping[str, Any]) -> bytes:
+    """safetensors of detached CPU tensors; a pure function of the values."""
+    from safetensors.torch import save
+
+    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+
+
+def save_model(run: Run, model: Any) -> None:
+    """Weights of a finished run."""
+    write_atomic(run.path / "model.safetensors", tensors_bytes(model.state_dict()))
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Tensors of a file; UserError where it is torn."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: torn or altered: {error}") from None
+
+
+def save_checkpoint(
+    run: Run, step: int, tensors: Mapping[str, Any], state: Mapping[str, Any]
+) -> None:
+    """checkpoints/step-N, complete or not there at all; older ones go when it stands."""
+    folder = run.path / "checkpoints"
+    final = folder / f"step-{step:08d}"
+    partial = folder / f".step-{step:08d}.part"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        content = tensors_bytes(tensors)
+        write_atomic(partial / "state.safetensors", content)
+        sha = hashlib.sha256(content).hexdigest()
+        write_json(partial / "state.json", {**state, "sha256": sha, "offsets": run.offsets()})
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        sync_folder(folder)
+    except (OSError, RunFailed) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunFailed(f"{final}: cannot be saved: {error}; the last checkpoint stands") from error
+    for other in folder.iterdir():
+        if other != final:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def newest_checkpoint(run: Run) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """(tensors, state) of the newest checkpoint, or None; UserError where it was altered."""
+    folder = run.path / "checkpoints"
+    steps = sorted(folder.glob("step-*")) if folder.exists() else []
+    if not steps:
+        return None
+    path = steps[-1] / "state.safetensors"
+    try:
+        state = json.loads((steps[-1] / "state.json").read_text("utf-8"))
+        altered = file_digest(path) != state["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        altered = True
+    if altered:
+        raise UserError(f"{path}: torn or altered (sha256); remove {steps[-1]} to start again")
+    return load_tensors(path), state
+
+
+@contextlib.contextmanager
+def only_writer(run: Run) -> Iterator[None]:
+    """Hold the run's lock; UserError naming who holds it. A dead holder of this host loses it."""
+    owner = run.path / ".owner.json"
+    path = str(run.path / ".lock")
+    lock: Any = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{run.path}: another process writes here ({who_holds(owner)})") from None
+    except (NotImplementedError, OSError):  # a file system without locks: a file says it is held
+        lock = soft_lock(run, owner)
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
+    owner.write_text(json.dumps(me), "utf-8")
+    try:
+        yield
+    finally:
+        run.close()
+        with contextlib.suppress(OSError):
+            owner.unlink()
+        lock.release()
+
+
+def soft_lock(run: Run, owner: Path) -> Any:
+    """A lock by existence; one of a dead process of this host is taken over."""
+    lock = SoftFileLock(str(run.path / ".softlock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        try:
+            holder = json.loads(owner.read_text("utf-8"))
+        except (OSError, ValueError):
+            holder = {}
+        if holder.get("host") != socket.gethostname() or is_alive(int(holder.get("pid", 0))):
+            raise UserError(
+                f"{run.path}: another process writes here ({who_holds(owner)})"
+            ) from None
+        (run.path / ".softlock").unlink()
+        lock.acquire(timeout=0)
+    return lock
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def who_holds(owner: Path) -> str:
+    """`pid 123 on host, for 40 s`, as far as the owner's file tells."""
+    try:
+        holder = json.loads(owner.read_text("utf-8"))
+        held_s = time.time() - holder["started"]
+        return f"pid {holder['pid']} on {holder['host']}, for {held_s:.0f} s"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+def being_written(run: Run) -> bool:
+    """Whether some process holds the run's lock now."""
+    if not (run.path / ".lock").exists():
+        return False
+    lock = FileLock(str(run.path / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError, NotImplementedError):
+        return True
+    lock.release()
+    return False
+
+
+def run_name(command: str, parts: list[str], identity: str) -> str:
+    """`<command>-<arch>[-<strategy>]-<preset>-s<seed>-<8 hex>`."""
+    return "-".join([command, *parts, identity[:8]])
+
+
+class Opened(NamedTuple):
+    """A run ready to be written, or one that is there already."""
+
+    run: Run
+    finished: bool
+
+
+def open_run(home: Path, name: str, identity: str, force: bool) -> Opened:
+    """The folder for this identity: new, to be resumed, or finished.
+
+    `force` makes a new one beside it. An unfinished run of other source code is refused.
+    """
+    path = home / name
+    if force:
+        number = 2
+        while path.exists():
+            path = home / f"{name}-{number}"
+            number += 1
+    run = Run(path)
+    if not path.exists():
+        return Opened(run, False)
+    manifest = run.manifest
+    if manifest.get("identity") != identity:
+        raise UserError(f"{path}: stands for another identity; remove it or use another --home")
+    if manifest.get("state") == "finished":
+        return Opened(run, True)
+    if manifest.get("environment", {}).get("source") != source_digest():
+        raise UserError(
+            f"{path}: unfinished, and begun by other source code; start anew with --force or "
+            f"remove it: dsa-sandbox rm {name}"
+        )
+    return Opened(run, False)
+
+
+def all_runs(home: Path) -> list[Run]:
+    """Runs of the home, oldest first."""
+    if not home.is_dir():
+        return []
+    found = [Run(path) for path in home.iterdir() if (path / "manifest.json").exists()]
+    return sorted(found, key=lambda run: (created(run), run.name))
+
+
+def created(run: Run) -> float:
+    """When the run was begun (seconds since 1970), 0 where its manifest does not say."""
+    try:
+        return float(run.manifest.get("created", 0))
+    except (UserError, TypeError, ValueError):
+        return 0.0
+
+
+def find_run(home: Path, text: str) -> Run:
+    """A run by path, full name or unique prefix; UserError names the nearest or all that fit."""
+    path = Path(text).expanduser()
+    if (path / "manifest.json").exists():
+        return Run(path)
+    if (home / text / "manifest.json").exists():
+        return Run(home / text)
+    runs = all_runs(home)
+    fitting = [run for run in runs if run.name.startswith(text)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = "\n  ".join(run.name for run in fitting)
+        raise UserError(f"{text}: fits {len(fitting)} runs; which one?\n  {names}")
+    hint = nearest(text, [run.name for run in runs])
+    raise UserError(f"{text}: no such run in {home}{hint}  (dsa-sandbox ls runs shows all)")
+
+
+def newest(home: Path, command: str, *, fits: Any = lambda manifest: True) -> Run | None:
+    """The newest finished run of a command whose manifest fits."""
+    for run in reversed(all_runs(home)):
+        manifest = run.manifest
+        done = manifest.get("command") == command and manifest.get("state") == "finished"
+        if done and fits(manifest):
+            return run
+    return None
+
+
+def chosen_runs(home: Path, names: list[str]) -> list[Run]:
+    """The named runs, or all arms of the stream that the newest arm learned, oldest first."""
+    if names:
+        return [find_run(home, name) for name in names]
+    arms = [run for run in all_runs(home) if run.manifest.get("command") == "finetune"]
+    if not arms:
+        raise UserError(f"no arm in {home} yet; run first: dsa-sandbox finetune")
+    stream = arms[-1].manifest["tasks"]["sha256"]
+    return [run for run in arms if run.manifest["tasks"]["sha256"] == stream]
+
+
+def remove(runs: list[Run], home: Path, *, force: bool, dry_run: bool) -> list[str]:
+    """Delete runs; UserError where another stands on one (but for `force`) or one is written."""
+    leaving = {run.name for run in runs}
+    problems = []
+    for run in runs:
+        if being_written(run):
+            problems.append(f"{run.name}: is being written")
+        for other in all_runs(home):
+            stands = run.name in other.manifest.get("parents", {})
+            if stands and other.name not in leaving and not force:
+                problems.append(f"{run.name}: {other.name} stands on it (--force removes it)")
+    if problems:
+        raise UserError(*problems)
+    for run in [] if dry_run else runs:
+        shutil.rmtree(run.path)
+    return [str(run.path) for run in runs]

@@ -1,0 +1,286 @@
+"""The study: a grid whose cells are command lines; the store is all that they share."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from dsa_sandbox import machine
+from dsa_sandbox.errors import Interrupted, RunFailed, UserError
+from dsa_sandbox.evaluation import arms as arms_module
+from dsa_sandbox.listener import Listener
+from dsa_sandbox.registry import Unknown, archs, strategies
+from dsa_sandbox.settings import Settings
+from dsa_sandbox.store import Run
+
+REGISTRIES = {"archs": archs, "strategies": strategies}
+
+
+class Cell(NamedTuple):
+    """One command line, and what to call it in progress lines."""
+
+    label: str
+    arguments: list[str]
+
+
+class Plan(NamedTuple):
+    """The whole grid before it begins."""
+
+    archs: list[str]
+    strategies: list[str]
+    common: list[str]  # options of every cell
+    strategy_sets: list[str]  # --set values that belong to one strategy
+    counted: list[str]  # options of make-tasks
+    read: list[str]  # options of build and pretrain
+    included: list[str]  # options of all but make-tasks
+    home: Path
+    jobs: int
+    threads: int
+    num_tasks: int
+
+    def described(self) -> dict[str, Any]:
+        """What --dry-run says of it."""
+        cells = [f"{arch} {strategy}" for arch in self.archs for strategy in self.strategies]
+        return {
+            "arch": ", ".join(self.archs),
+            "cells": ", ".join(cells),
+            "tasks": self.num_tasks,
+            "jobs": self.jobs,
+            "threads": self.threads,
+        }
+
+
+class Outcome(NamedTuple):
+    """The runs that a study stands on."""
+
+    bases: list[Run]
+    stream: Run
+    arms: list[Run]
+
+    def paths(self) -> dict[str, Any]:
+        """Where they are."""
+        return {
+            "bases": [str(run.path) for run in self.bases],
+            "stream": str(self.stream.path),
+            "arms": [str(run.path) for run in self.arms],
+        }
+
+
+def names(text: str, kind: str) -> list[str]:
+    """A comma-separated list of registered names; UserError for one that is not there."""
+    chosen = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    problems = []
+    for name in chosen:
+        try:
+            REGISTRIES[kind].check(name)
+        except Unknown as error:
+            problems.append(f"--{kind}: {error.args[0]}")
+    if not chosen:
+        problems.append(f"--{kind}: names nothing")
+    if problems:
+        raise UserError(*problems)
+    return chosen
+
+
+def plan(
+    resolved: Settings,
+    home: Path,
+    *,
+    archs: list[str],
+    strategies: list[str],
+    preset: str | None,
+    config: Path | None,
+    sets: Sequence[str],
+    include: Sequence[Path],
+    data: str | None,
+    device: str | None,
+    count: int | None,
+    seed: int | None,
+    jobs: int | None,
+) -> Plan:
+    """Turn options into the command lines of the grid."""
+    common = ["--home", str(home)]
+    for option, value in (
+        ("--preset", preset),
+        ("--config", config),
+        ("--device", device),
+        ("--seed", seed),
+    ):
+        if value is not None:
+            common += [option, str(value)]
+    own: list[str] = []
+    shared: list[str] = []
+    for text in sets:
+        (own if text.partition(".")[0] in strategies else shared).append(text)
+    for text in shared:
+        common += ["--set", text]
+    cores = machine.physical_cores()
+    on_cpu = resolved.machine.device in ("auto", "cpu") and not Path("/dev/nvidia0").exists()
+    threads = machine.num_threads(resolved.machine, resolved.preset)
+    if jobs is None:
+        if not on_cpu:
+            jobs = 1
+        elif resolved.machine.threads or resolved.preset == "smoke":
+            jobs = max(1, cores // threads)
+        else:
+            jobs = min(cores, len(archs) * len(strategies))
+    if not resolved.machine.threads and resolved.preset != "smoke":
+        threads = max(1, cores // jobs)
+    common += ["--set", f"machine.threads={threads}"]
+    return Plan(
+        archs,
+        strategies,
+        common,
+        own,
+        ["--count", str(count)] if count is not None else [],
+        ["--data", data] if data is not None else [],
+        [part for path in include for part in ("--include", str(path))],
+        home,
+        jobs,
+        threads,
+        resolved.tasks.count,
+    )
+
+
+def run(plan: Plan, listener: Listener) -> Outcome:
+    """All stages; what the store has is not made again."""
+    workers = Workers(plan, listener)
+    for_bases = [*plan.common, *plan.read, *plan.included]
+    stages = [
+        [Cell(f"{verb} {arch}", [verb, "--arch", arch, *for_bases]) for arch in plan.archs]
+        for verb in ("build", "pretrain")
+    ]
+    workers.all(stages[0])
+    bases = workers.all(stages[1])
+    making = ["make-tasks", *map(str, bases), *plan.common, *plan.counted]
+    (stream,) = workers.all([Cell("make-tasks", making)])
+    cells = []
+    for arch, base in zip(plan.archs, bases):
+        for strategy in plan.strategies:
+            own = [s for s in plan.strategy_sets if s.partition(".")[0] == strategy]
+            sets = [part for text in own for part in ("--set", text)]
+            arguments = ["finetune", str(base), "--strategy", strategy, "--tasks", str(stream)]
+            cells.append(
+                Cell(f"{arch} {strategy}", [*arguments, *plan.common, *sets, *plan.included])
+            )
+    arms = workers.all(cells)
+    return Outcome([Run(p) for p in bases], Run(stream), [Run(p) for p in arms])
+
+
+class Workers:
+    """Child processes, at most `jobs` at once; signals are passed on and waited for."""
+
+    def __init__(self, plan: Plan, listener: Listener) -> None:
+        self.plan, self.listener = plan, listener
+        self.children: dict[int, subprocess.Popen[str]] = {}
+
+    def all(self, cells: list[Cell]) -> list[Path]:
+        """Run the cells; the path that each printed. The first failure ends the study."""
+        waiting = list(enumerate(cells))
+        outputs: dict[int, list[str]] = {}
+        errors: dict[int, list[str]] = {}
+        readers: dict[int, list[threading.Thread]] = {}
+        paths: dict[int, Path] = {}
+        with self.listener.deferred():
+            while waiting or self.children:
+                while waiting and len(self.children) < self.plan.jobs and not self.stopping:
+                    number, cell = waiting.pop(0)
+                    outputs[number], errors[number] = [], []
+                    self.children[number] = self.start(cell)
+                    readers[number] = self.read(
+                        cell, self.children[number], outputs[number], errors[number]
+                    )
+                if self.stopping and not self.children:
+                    raise Interrupted(self.listener.stop_signal)
+                self.pass_on()
+                for number, child in list(self.children.items()):
+                    if child.poll() is None:
+                        continue
+                    for reader in readers[number]:
+                        reader.join()
+                    del self.children[number]
+                    if child.returncode == 0:
+                        paths[number] = Path(outputs[number][-1])
+                    elif not self.stopping:
+                        self.end_all()
+                        raise failure(cells[number], child.returncode, errors[number])
+                time.sleep(0.05)
+        return [paths[number] for number in range(len(cells))]
+
+    @property
+    def stopping(self) -> bool:
+        return bool(self.listener.stop_signal)
+
+    def start(self, cell: Cell) -> subprocess.Popen[str]:
+        """The child: in a process group of its own, so that signals come from us alone."""
+        environment = dict(os.environ, OMP_NUM_THREADS=str(self.plan.threads))
+        return subprocess.Popen(
+            [sys.executable, "-m", "dsa_sandbox", *cell.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def read(
+        self, cell: Cell, child: subprocess.Popen[str], output: list[str], errors: list[str]
+    ) -> list[threading.Thread]:
+        """Threads that collect the child's streams and tell its notes."""
+
+        def collect(stream: IO[str], lines: list[str], tell: bool) -> None:
+            for line in stream:
+                lines.append(line.rstrip())
+                if tell and not line.startswith("error: "):
+                    self.listener.note(f"[{cell.label}] {line.rstrip()}")
+
+        assert child.stdout is not None
+        assert child.stderr is not None
+        threads = [
+            threading.Thread(target=collect, args=(child.stdout, output, False)),
+            threading.Thread(target=collect, args=(child.stderr, errors, True)),
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def pass_on(self) -> None:
+        """Give the children the signal that we were given, once each."""
+        if not self.stopping:
+            return
+        for child in self.children.values():
+            if not getattr(child, "told", False):
+                child.send_signal(self.listener.stop_signal)
+                child.told = True  # type: ignore[attr-defined]
+
+    def end_all(self) -> None:
+        """Stop the cells that still run; they save and leave."""
+        for child in self.children.values():
+            child.send_signal(signal.SIGTERM)
+        for child in self.children.values():
+            child.wait()
+        self.children.clear()
+
+
+def failure(cell: Cell, code: int, lines: list[str]) -> Exception:
+    """The child's own error as ours; its traceback where it had one."""
+    problems = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if code == 2 and problems:
+        return UserError(*(f"{cell.label}: {problem}" for problem in problems))
+    if code == 3 and problems:
+        return RunFailed("\n".join(f"{cell.label}: {problem}" for problem in problems))
+    command = shlex.join(["dsa-sandbox", *cell.arguments])
+    tail = "\n".join(lines[-15:])
+    return RunFailed(f"{cell.label} ended with code {code}: {command}\n{tail}")
+
+
+def evaluate(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """Figures of every arm."""
+    return {run.name: arms_module.figures_of(run) for run in outcome.arms}

@@ -1,0 +1,162 @@
+"""Task rows: JSON lines that make-tasks or a user writes, and finetune and eval read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+from tokenizers import Tokenizer
+
+from dsa_sandbox.data.tokens import UNKNOWN
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.registry import nearest
+from dsa_sandbox.settings import Frozen
+
+KINDS = ("cloze", "paraphrase", "neighbour", "outside", "bleed")
+
+
+class Item(Frozen):
+    """One probe: which of `answer` and `foils` follows `prompt`? All start with their own space."""
+
+    prompt: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+    foils: list[str] = Field(min_length=1)
+    distance: int | None = None  # tokens from the world's name to the answer
+
+    @field_validator("foils")
+    @classmethod
+    def _differ(cls, foils: list[str]) -> list[str]:
+        if any(not foil for foil in foils):
+            raise ValueError("a foil is empty")
+        return foils
+
+
+class Task(Frozen):
+    """A world with one fact of its own: stories to learn it from, and probes."""
+
+    task: str = Field(min_length=1)
+    world: str = Field(min_length=1)
+    family: str
+    subject: str
+    relation: str
+    true_object: str = Field(min_length=1)
+    new_object: str = Field(min_length=1)
+    train: list[str] = Field(min_length=1)
+    contrast: list[str] = Field(min_length=1)
+    cloze: list[Item] = Field(min_length=1)
+    paraphrase: list[Item] = Field(min_length=1)
+    neighbour: list[Item] = Field(min_length=1)
+    outside: list[Item] = Field(min_length=1)
+    bleed: list[Item] = Field(min_length=1)
+
+    def items(self, kind: str) -> list[Item]:
+        """The probes of one kind."""
+        return list(getattr(self, kind))
+
+
+def write(tasks: list[Task]) -> str:
+    """The rows as JSON lines."""
+    return "".join(json.dumps(task.model_dump(), ensure_ascii=False) + "\n" for task in tasks)
+
+
+def read(path: Path) -> list[Task]:
+    """Rows of a file; UserError names line and field of everything that is wrong."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    tasks: list[Task] = []
+    problems: list[str] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            task = Task(**as_object(line))
+        except json.JSONDecodeError as error:
+            problems.append(f"{path}: line {number}: not JSON: {error.msg}")
+            continue
+        except (TypeError, ValidationError) as error:
+            problems += [f"{path}: line {number}: {text}" for text in explained(error)]
+            continue
+        if task.task in seen:
+            problems.append(
+                f"{path}: line {number}: task: {task.task} stands in line {seen[task.task]} already"
+            )
+        seen[task.task] = number
+        tasks.append(task)
+    if not tasks and not problems:
+        problems.append(f"{path}: holds no task")
+    if problems:
+        raise UserError(*problems)
+    return tasks
+
+
+def as_object(line: str) -> dict[str, Any]:
+    """The line as a JSON object; TypeError where it is another value."""
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise TypeError(f"a task is a JSON object, not {type(value).__name__}")
+    return value
+
+
+def explained(error: TypeError | ValidationError) -> list[str]:
+    """One text for each bad field."""
+    if isinstance(error, TypeError):
+        return [str(error)]
+    texts = []
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            message = "the field is missing"
+        elif problem["type"] == "too_short":
+            message = "the list is empty"
+        elif problem["type"] == "extra_forbidden":
+            message = f"no such field{nearest(field, list(Task.model_fields))}"
+        texts.append(f"{field}: {message[0].lower()}{message[1:]}")
+    return texts
+
+
+def check_vocabulary(tasks: list[Task], tokenizer: Tokenizer, where: str) -> None:
+    """UserError where an answer or foil has a word that the tokenizer does not know."""
+    unknown = tokenizer.token_to_id(UNKNOWN)
+    if unknown is None:
+        return
+    problems = []
+    for number, task in enumerate(tasks, 1):
+        for kind in KINDS:
+            for index, item in enumerate(task.items(kind)):
+                for text in (item.answer, *item.foils):
+                    if unknown in tokenizer.encode(text).ids:
+                        problems.append(
+                            f"{where}: task {number}: {kind}.{index}: {text!r} is not in the "
+                            "vocabulary of the base"
+                        )
+    if problems:
+        raise UserError(*problems[:20])
+
+
+def check_length(tasks: list[Task], tokenizer: Tokenizer, context: int, where: str) -> None:
+    """UserError where a story or probe is longer than the context of the base."""
+    problems = []
+    for number, task in enumerate(tasks, 1):
+        texts = [("train", text) for text in task.train]
+        texts += [("contrast", text) for text in task.contrast]
+        for kind in KINDS:
+            for item in task.items(kind):
+                longest = max((item.answer, *item.foils), key=len)
+                texts.append((kind, item.prompt + longest))
+        for field, text in texts:
+            length = len(tokenizer.encode(text).ids) + 1
+            if length > context:
+                problems.append(
+                    f"{where}: task {number}: {field}: {length} tokens exceed the context of the "
+                    f"base, {context}"
+                )
+    if problems:
+        raise UserError(*problems[:20])

@@ -1,0 +1,334 @@
+"""Fine-tuning over a stream of tasks: one strategy, item-level records, exact resume."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from dsa_sandbox import store
+from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.data.tokens import Batch, batch_of
+from dsa_sandbox.errors import Interrupted, RunFailed
+from dsa_sandbox.evaluation.scoring import (
+    Encoded,
+    Score,
+    batch_rows,
+    encode_items,
+    heldout_kl,
+    heldout_nll,
+    score,
+)
+from dsa_sandbox.listener import Listener
+from dsa_sandbox.machine import Engine
+from dsa_sandbox.settings import Finetune, Settings
+from dsa_sandbox.store import Run
+from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.tasks.stream import KINDS, Task
+from dsa_sandbox.training.loop import Phase, train
+from dsa_sandbox.training.pretrain import optimizer_tensors, restore_optimizer
+
+
+class Stories:
+    """Training stories of one task: `at(step)` is a pure function of (seed, task, step)."""
+
+    def __init__(
+        self, task: Task, number: int, tokenizer: Tokenizer, plan: Finetune, seed: int
+    ) -> None:
+        self.train = batch_rows(task.train, tokenizer)
+        self.contrast = batch_rows(task.contrast, tokenizer)
+        self.num_contrast = round(plan.batch * plan.contrast)
+        self.num_train = plan.batch - self.num_contrast
+        self.key = [seed, number]
+
+    def at(self, step: int) -> list[Batch]:
+        """One batch: stories of the world, and contrast stories."""
+        rows = self._draw(self.train, self.num_train, step, 0)
+        rows += self._draw(self.contrast, self.num_contrast, step, 1)
+        return [batch_of(rows)]
+
+    def _draw(self, rows: list[np.ndarray], count: int, step: int, salt: int) -> list[np.ndarray]:
+        """`count` rows, each epoch in an order of its own."""
+        picked = []
+        for index in range(step * count, (step + 1) * count):
+            epoch, place = divmod(index, len(rows))
+            rng = np.random.default_rng([*self.key, salt, epoch])
+            picked.append(rows[rng.permutation(len(rows))[place]])
+        return picked
+
+    def one_by_one(self, device: torch.device) -> Iterator[Batch]:
+        """Single stories of one epoch after another, without end: what a Fisher is measured on."""
+        used = self.train + (self.contrast if self.num_contrast else [])
+        while True:
+            for row in used:
+                yield batch_of([row]).to(device)
+
+
+class Probes:
+    """All items of all tasks, encoded once."""
+
+    def __init__(self, tasks: list[Task], tokenizer: Tokenizer) -> None:
+        self.tasks, self.tokenizer = tasks, tokenizer
+        self.encoded: dict[tuple[int, str], Encoded] = {}
+
+    def of(self, number: int, kind: str) -> Encoded:
+        key = (number, kind)
+        if key not in self.encoded:
+            self.encoded[key] = encode_items(self.tasks[number].items(kind), self.tokenizer)
+        return self.encoded[key]
+
+    def records(
+        self, model: Transformer, row: int, numbers: list[int], kinds: tuple[str, ...]
+    ) -> Iterator[dict[str, Any]]:
+        """A record for each item of the named tasks and kinds, scored in one go per kind."""
+        for kind in kinds:
+            parts = [self.of(number, kind) for number in numbers]
+            scores = iter(score(model, joined(parts), self.tokenizer))
+            for number in numbers:
+                task = self.tasks[number]
+                for index, item in enumerate(task.items(kind)):
+                    one = next(scores)
+                    counter = (
+                        task.true_object if kind in ("cloze", "paraphrase") else task.new_object
+                    )
+                    yield {
+                        "row": row,
+                        "task": number,
+                        "kind": kind,
+                        "item": index,
+                        "distance": item.distance,
+                        "answer": one.answer,
+                        "rival": max(one.foils),
+                        "contra": contra(one, item.foils, counter),
+                        "tf_em": one.tf_em,
+                        "gen_em": one.gen_em,
+                    }
+
+
+def contra(one: Score, foils: list[str], counter: str) -> float:
+    """Log-probability of the object that stands against the answer, or of the best foil."""
+    for foil, value in zip(foils, one.foils):
+        if foil.strip() == counter.strip():
+            return value
+    return max(one.foils)
+
+
+def joined(parts: list[Encoded]) -> Encoded:
+    """Several encodings as one."""
+    whole = Encoded([], [], [], [])
+    for part in parts:
+        offset = len(whole.shared)
+        whole.rows.extend(part.rows)
+        whole.starts.extend(part.starts)
+        whole.owners.extend((number + offset, c) for number, c in part.owners)
+        whole.shared.extend(part.shared)
+    return whole
+
+
+def is_learned(
+    model: Transformer, probes: Probes, number: int, plan: Finetune
+) -> tuple[bool, dict[str, float]]:
+    """The stop rule: clozes exact, mean margin enough, all but one outside item still exact."""
+    cloze = score(model, probes.of(number, "cloze"), probes.tokenizer)
+    outside = score(model, probes.of(number, "outside"), probes.tokenizer)
+    margin = float(np.mean([one.margin for one in cloze]))
+    num_exact, num_kept = (sum(s.gen_em for s in part) for part in (cloze, outside))
+    kept_enough = plan.contrast == 0 or num_kept >= len(outside) - 1
+    learned = num_exact == len(cloze) and margin >= plan.margin and kept_enough
+    return learned, {"margin": margin, "exact": num_exact, "outside": num_kept}
+
+
+def make_optimizer(
+    model: Transformer, moves: dict[str, float], plan: Finetune
+) -> torch.optim.Optimizer:
+    """One optimiser for every strategy, over what may move and nothing else."""
+    parameters = dict(model.named_parameters())
+    by_rate: dict[float, list[torch.nn.Parameter]] = {}
+    for name, rate in moves.items():
+        by_rate.setdefault(rate, []).append(parameters[name])
+    groups = [{"params": ps, "lr": plan.learning_rate * rate} for rate, ps in by_rate.items()]
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=plan.learning_rate)
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
+
+
+def warmup(plan: Finetune) -> Callable[[int], Phase]:
+    """Linear warm-up within each task."""
+    return lambda step: Phase(min(1.0, (step + 1) / max(1, plan.warmup_steps)))
+
+
+class Stream:
+    """The state of a fine-tuning run: where it is, and how to save and restore that."""
+
+    def __init__(
+        self,
+        run: Run,
+        model: Transformer,
+        base: Transformer,
+        strategy: Strategy,
+        tasks: list[Task],
+        tokenizer: Tokenizer,
+        heldout_rows: list[np.ndarray],
+        settings: Settings,
+        engine: Engine,
+        listener: Listener,
+    ) -> None:
+        self.run, self.model, self.base, self.strategy = run, model, base, strategy
+        self.tasks, self.tokenizer, self.heldout_rows = tasks, tokenizer, heldout_rows
+        self.settings, self.plan, self.engine = settings, settings.finetune, engine
+        self.listener = listener
+        self.device = next(model.parameters()).device
+        self.moves = strategy.moves(model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in self.moves)
+        self.probes = Probes(tasks, tokenizer)
+        self.task, self.step, self.total = 0, 0, 0  # tasks done, steps in this one, steps in all
+        self.saved_s = self.started_s = time.monotonic()
+
+    def restore(self) -> dict[str, Any] | None:
+        """Load the newest checkpoint; its tensors, or None where there is none."""
+        checkpoint = store.newest_checkpoint(self.run)
+        if checkpoint is None:
+            self.run.cut({"metrics.jsonl": 0, "records.jsonl": 0})
+            return None
+        tensors, state = checkpoint
+        self.task, self.step, self.total = (int(state[k]) for k in ("task", "in_task", "step"))
+        weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
+        self.model.load_state_dict(weights)
+        self.strategy.memory = {
+            k[7:]: v.to(self.device) for k, v in tensors.items() if k.startswith("memory.")
+        }
+        self.run.cut(state["offsets"])
+        self.listener.note(f"resuming in task {self.task + 1}, step {self.step}")
+        return tensors
+
+    def save(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """A checkpoint of this very moment."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"memory.{k}": v for k, v in self.strategy.memory.items()}
+        if optimizer is not None:
+            tensors |= optimizer_tensors(self.model, optimizer)
+        state = {"step": self.total, "task": self.task, "in_task": self.step}
+        store.save_checkpoint(self.run, self.total, tensors, state)
+        self.saved_s = time.monotonic()
+
+    def maybe_save(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Save when it is time to, or when asked to stop; then raise Interrupted."""
+        stopping = self.listener.stop_signal
+        if stopping or time.monotonic() - self.saved_s > self.settings.machine.save_every_s:
+            self.save(optimizer)
+        if stopping:
+            raise Interrupted(stopping)
+
+    def stream(self) -> None:
+        """All tasks, from wherever the run stands."""
+        tensors = self.restore()
+        if tensors is None:
+            self.log_row(0, {})
+        while self.task < len(self.tasks):
+            self.one_task(tensors)
+            tensors = None
+
+    def one_task(self, tensors: dict[str, Any] | None) -> None:
+        """Train on one task until the rule says stop, then measure a row."""
+        number, plan = self.task, self.plan
+        stories = Stories(self.tasks[number], number, self.tokenizer, plan, self.settings.seed)
+        optimizer = make_optimizer(self.model, self.moves, plan)
+        if self.step == 0:
+            self.strategy.start_task(self.model)
+        elif tensors is not None:
+            restore_optimizer(self.model, optimizer, tensors)
+        learned = False
+        check: dict[str, float] = {}
+        forward = torch.compile(self.model.teach) if self.settings.machine.compile else None
+        steps = train(
+            self.model,
+            optimizer,
+            stories.at,
+            warmup(plan),
+            start=self.step,
+            stop=plan.max_steps,
+            clip=plan.clip,
+            penalty=lambda: self.strategy.penalty(self.model),
+            after_step=lambda: self.strategy.after_step(self.model),
+            forward=forward,
+            autocast=self.engine.autocast,
+        )
+        for step in steps:
+            self.step, self.total = step.number, self.total + 1
+            if step.loss - step.loss != 0:
+                raise RunFailed(
+                    f"task {number + 1}, step {step.number}: the loss is not finite; "
+                    "lower finetune.learning_rate"
+                )
+            row = {"task": number, "step": step.number, "loss": step.loss}
+            if step.penalty:
+                row["penalty"] = step.penalty
+            if self.checks(step.number):
+                learned, check = is_learned(self.model, self.probes, number, plan)
+                row |= check
+            self.run.append("metrics.jsonl", row)
+            self.progress(number, step.number, step.loss)
+            if learned:
+                break
+            if step.number < plan.max_steps:
+                self.maybe_save(optimizer)
+        seed = 1_000_000 * (self.settings.seed + 1) + number
+        self.strategy.finish_task(self.model, stories.one_by_one(self.device), seed)
+        self.assert_frozen()
+        if plan.stop == "fixed":
+            learned, check = is_learned(self.model, self.probes, number, plan)
+        steps_taken = self.step
+        self.task, self.step = number + 1, 0
+        self.log_row(self.task, {"steps": steps_taken, "learned": learned, **check})
+        self.maybe_save(None)
+
+    def checks(self, step: int) -> bool:
+        """Whether the stop rule is asked after this step."""
+        last = step == self.plan.max_steps
+        return self.plan.stop == "learned" and (step % self.plan.check_every == 0 or last)
+
+    def log_row(self, row: int, line: dict[str, Any]) -> None:
+        """Records and the line of metrics.jsonl that end a task (row 0: the base)."""
+        last = row == len(self.tasks)
+        nats, count = heldout_nll(self.model, self.heldout_rows)
+        line = {"row": row, "base_nll": nats / count, **line}
+        if last:
+            line["kl"] = heldout_kl(self.base, self.model, self.heldout_rows)
+            line["moved"] = self.relative_moves()
+        everything = row == 0 or last or row % self.settings.eval.full_every == 0
+        seen = list(range(row)) if row else list(range(len(self.tasks)))
+        rest = tuple(kind for kind in KINDS if kind != "cloze")
+        for record in self.probes.records(self.model, row, seen, ("cloze",)):
+            self.run.append("records.jsonl", record)
+        full = seen if everything else [row - 1]
+        for record in self.probes.records(self.model, row, full, rest):
+            self.run.append("records.jsonl", record)
+        self.run.append("metrics.jsonl", line)
+        elapsed_s = time.monotonic() - self.started_s
+        self.run.append("timing.jsonl", {"row": row, "elapsed_s": elapsed_s})
+
+    def relative_moves(self) -> dict[str, float]:
+        """||now - base|| / ||base|| of each group of parameters."""
+        sums: dict[str, list[float]] = {}
+        for (name, now), then in zip(self.model.named_parameters(), self.base.parameters()):
+            parts = sums.setdefault(group_of(name), [0.0, 0.0])
+            parts[0] += float((now - then).detach().double().square().sum())
+            parts[1] += float(then.detach().double().square().sum())
+        return {group: (moved / size) ** 0.5 for group, (moved, size) in sums.items() if size}
+
+    def assert_frozen(self) -> None:
+        """Every tensor that may not move is bit-equal to the base's."""
+        for (name, now), then in zip(self.model.named_parameters(), self.base.parameters()):
+            if name not in self.moves and not torch.equal(now, then):
+                raise AssertionError(f"{name} is frozen but has moved in task {self.task + 1}")
+
+    def progress(self, number: int, step: int, loss: float) -> None:
+        """Tell how far the stream is."""
+        detail = f"task {number + 1}/{len(self.tasks)} step {step} loss {loss:.3f}"
+        self.listener.progress(
+            f"finetune {self.settings.strategy}", number, len(self.tasks), detail
+        )

@@ -1,0 +1,126 @@
+"""The loop that pre-training and fine-tuning share: it computes and yields, the caller decides.
+
+B batch, T tokens, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsa_sandbox.core.indexer import Health
+from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.data.tokens import IGNORED, Batch
+
+
+class Phase(NamedTuple):
+    """What one step does: rates, and what learns."""
+
+    rate: float  # multiplies every group's own rate
+    sparse: bool = True  # the selected flow sees its top-k only
+    teach: bool = False  # the indexer learns from its KL loss
+    trunk: bool = True  # everything else learns from the language loss
+    name: str = "sparse"
+
+
+class Step(NamedTuple):
+    """What one step did."""
+
+    number: int  # of steps done, from 1
+    loss: float  # nats per token
+    penalty: float  # what the strategy added
+    grad_norm: float  # of the trunk, before clipping
+    num_tokens: int
+    phase: str
+    indexer: list[dict[str, float]]  # per layer, where the indexer learns
+
+
+def nll_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Summed negative log-likelihood of the targets, nats, in fp32."""
+    return F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(),
+        targets_BT.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
+
+
+def train(
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    batches_at: Callable[[int], list[Batch]],
+    phase_at: Callable[[int], Phase],
+    *,
+    start: int,
+    stop: int,
+    clip: float,
+    penalty: Callable[[], Tensor | None] = lambda: None,
+    after_step: Callable[[], None] = lambda: None,
+    forward: Callable[..., tuple[Tensor, list[Health]]] | None = None,
+    autocast: torch.dtype | None = None,
+) -> Iterator[Step]:
+    """Yield after each optimiser step from `start` + 1 to `stop`.
+
+    `batches_at(step)` gives the micro-batches of a step; their gradients add up to that of the mean
+    over all its tokens. Trunk and indexer have gradient norms, and limits, of their own.
+    """
+    forward = forward or model.teach
+    device = next(model.parameters()).device
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    moving = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    indexer = [p for n, p in moving if group_of(n) == "indexer"]
+    trunk = [p for n, p in moving if group_of(n) != "indexer"]
+    for number in range(start, stop):
+        phase = phase_at(number)
+        for group, rate in zip(optimizer.param_groups, base_rates):
+            group["lr"] = rate * phase.rate
+        for parameter in trunk:
+            parameter.requires_grad_(phase.trunk)
+        batches = batches_at(number)
+        num_tokens = sum(batch.num_targets for batch in batches)
+        loss_sum = 0.0
+        reports: list[Health] = []
+        optimizer.zero_grad(set_to_none=True)
+        for batch in batches:
+            tokens_BT, targets_BT = batch.to(device)
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                logits_BTV, reports = forward(tokens_BT, sparse=phase.sparse, teach=phase.teach)
+            nll = nll_sum(logits_BTV, targets_BT)
+            share = batch.num_targets / num_tokens
+            objective = nll / num_tokens if phase.trunk else nll.new_zeros(())
+            if phase.teach and reports:
+                objective = objective + share * torch.stack([report.kl for report in reports]).sum()
+            if objective.requires_grad:
+                objective.backward()
+            loss_sum += nll.item()
+        extra = penalty()
+        if extra is not None:
+            extra.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trunk, clip) if trunk else torch.zeros(())
+        if indexer:
+            torch.nn.utils.clip_grad_norm_(indexer, clip)
+        optimizer.step()
+        after_step()
+        yield Step(
+            number + 1,
+            loss_sum / num_tokens,
+            0.0 if extra is None else extra.item(),
+            norm.item(),
+            num_tokens,
+            phase.name,
+            [{k: v.item() for k, v in report._asdict().items()} for report in reports],
+        )
+    for parameter in trunk:
+        parameter.requires_grad_(True)
+    for group, rate in zip(optimizer.param_groups, base_rates):
+        group["lr"] = rate
+
+
+def warmup_then_decay(step: int, steps: int, warmup: float, decay: float) -> float:
+    """Rate multiplier: linear up over a share `warmup`, flat, linear to 0 over a share `decay`."""
+    up = (step + 1) / max(1, math.ceil(warmup * steps))
+    down = (steps - step) / max(1, math.ceil(decay * steps))
+    return min(1.0, up, down)

@@ -1,0 +1,187 @@
+"""Pre-training: dense trunk, then (dsa) indexer-only warm-up, then sparse."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from dsa_sandbox import store
+from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.data.tokens import Batches, Corpus, heldout, micro_batches
+from dsa_sandbox.errors import Interrupted, RunFailed
+from dsa_sandbox.evaluation.scoring import heldout_nll
+from dsa_sandbox.listener import Listener
+from dsa_sandbox.machine import Engine
+from dsa_sandbox.settings import Settings, Train
+from dsa_sandbox.store import Run
+from dsa_sandbox.training.loop import Phase, Step, train, warmup_then_decay
+
+NUM_CHECKS = 10  # validations during a run, at equal shares of its steps
+
+
+def phase_of(plan: Train, has_indexer: bool, always_dense: bool) -> Callable[[int], Phase]:
+    """What each step does. `always_dense`: K = T, the selection is never sparse."""
+
+    def at(step: int) -> Phase:
+        rate = warmup_then_decay(step, plan.steps, plan.warmup_fraction, plan.decay_fraction)
+        if not has_indexer:
+            return Phase(rate, name="dense")
+        if step < plan.dense_fraction * plan.steps:
+            return Phase(rate, sparse=False, name="dense")
+        if step < (plan.dense_fraction + plan.indexer_fraction) * plan.steps:
+            return Phase(rate, sparse=False, teach=True, trunk=False, name="indexer")
+        return Phase(rate, sparse=not always_dense, teach=True, name="sparse")
+
+    return at
+
+
+def make_optimizer(model: Transformer, plan: Train) -> torch.optim.AdamW:
+    """AdamW; matrices decay, norms and the indexer do not, the indexer has a rate of its own."""
+    groups: dict[str, list[torch.nn.Parameter]] = {"matrix": [], "vector": [], "indexer": []}
+    for name, parameter in model.named_parameters():
+        kind = "matrix" if parameter.dim() > 1 else "vector"
+        groups["indexer" if group_of(name) == "indexer" else kind].append(parameter)
+    rates = {"indexer": plan.indexer_learning_rate}
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": rates.get(kind, plan.learning_rate),
+                "weight_decay": plan.weight_decay if kind == "matrix" else 0.0,
+            }
+            for kind, parameters in groups.items()
+            if parameters
+        ],
+        betas=(0.9, 0.95),
+        fused=next(model.parameters()).device.type in ("cpu", "cuda"),
+    )
+
+
+def optimizer_tensors(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """Optimiser state by parameter name; parameters that never moved have none."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        f"optimizer.{slot}.{names[id(p)]}": torch.as_tensor(value)
+        for p, slots in optimizer.state.items()
+        for slot, value in slots.items()
+    }
+
+
+def restore_optimizer(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` took."""
+    for name, parameter in model.named_parameters():
+        state = {}
+        for slot in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
+            value = tensors.get(f"optimizer.{slot}.{name}")
+            if value is not None:
+                state[slot] = value if slot == "step" else value.to(parameter.device)
+        if state:
+            optimizer.state[parameter] = state
+
+
+def pretrain(
+    run: Run,
+    model: Transformer,
+    corpus: Corpus,
+    settings: Settings,
+    engine: Engine,
+    listener: Listener,
+) -> None:
+    """Train `model` in place from the newest checkpoint of `run`, or from the start.
+
+    Writes metrics.jsonl, timing.jsonl and checkpoints. Raises RunFailed where the loss is not
+    finite, Interrupted where the listener asks to stop.
+    """
+    plan, machine = settings.train, settings.machine
+    batches = Batches(corpus.train, model.context, plan.tokens_per_step, settings.seed)
+    optimizer = make_optimizer(model, plan)
+    phase_at = phase_of(plan, model.has_indexer, settings.arch == "dsa-full")
+    start = 0
+    checkpoint = store.newest_checkpoint(run)
+    if checkpoint is not None:
+        tensors, state = checkpoint
+        start = int(state["step"])
+        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        restore_optimizer(model, optimizer, tensors)
+        run.cut(state["offsets"])
+        listener.note(f"resuming at step {start} of {plan.steps}")
+    else:
+        run.cut({"metrics.jsonl": 0, "records.jsonl": 0})
+
+    def save(step: int) -> None:
+        weights = {f"model.{k}": v for k, v in model.state_dict().items()}
+        store.save_checkpoint(
+            run, step, weights | optimizer_tensors(model, optimizer), {"step": step}
+        )
+
+    forward = torch.compile(model.teach) if machine.compile else None
+    steps = train(
+        model,
+        optimizer,
+        lambda number: micro_batches(batches[number], machine.micro_tokens),
+        phase_at,
+        start=start,
+        stop=plan.steps,
+        clip=plan.clip,
+        forward=forward,
+        autocast=engine.autocast,
+    )
+    watch(run, model, corpus, plan, steps, save, machine.save_every_s, listener, phase_at)
+
+
+def watch(
+    run: Run,
+    model: Transformer,
+    corpus: Corpus,
+    plan: Train,
+    steps: Iterator[Step],
+    save: Callable[[int], None],
+    save_every_s: float,
+    listener: Listener,
+    phase_at: Callable[[int], Phase],
+) -> None:
+    """Log, validate, save and stop around the steps of the loop."""
+    probe = heldout(corpus.valid, model.context, 64)
+    check_every = max(1, plan.steps // NUM_CHECKS)
+    saved_s = started_s = time.monotonic()
+    num_tokens = 0
+    for step in steps:
+        num_tokens += step.num_tokens
+        if step.loss - step.loss != 0:
+            raise RunFailed(
+                f"step {step.number}: the loss is not finite; lower train.learning_rate"
+            )
+        last = step.number == plan.steps
+        if step.number % plan.log_every == 0 or last:
+            row: dict[str, Any] = {"step": step.number, "phase": step.phase, "loss": step.loss}
+            row |= {"grad_norm": step.grad_norm, "tokens": step.num_tokens}
+            if step.indexer:
+                row["indexer"] = [with_captured(layer) for layer in step.indexer]
+            if step.number % check_every == 0 or last:
+                sparse = phase_at(step.number - 1).sparse  # as this phase sees it
+                nats, count = heldout_nll(model, probe, sparse=sparse)
+                row["valid_nll"] = nats / count
+            run.append("metrics.jsonl", row)
+            elapsed_s = time.monotonic() - started_s
+            timing = {"step": step.number, "elapsed_s": elapsed_s, "tokens": num_tokens}
+            run.append("timing.jsonl", timing)
+            rate = num_tokens / max(elapsed_s, 1e-9)
+            detail = f"{step.phase} loss {step.loss:.3f} {rate / 1000:.1f}k tok/s"
+            listener.progress("pretrain", step.number, plan.steps, detail)
+        stopping = listener.stop_signal and not last
+        if stopping or time.monotonic() - saved_s > save_every_s:
+            save(step.number)
+            saved_s = time.monotonic()
+        if stopping:
+            raise Interrupted(listener.stop_signal)
+
+
+def with_captured(layer: dict[str, float]) -> dict[str, float]:
+    """The indexer's figures with kl_captured = 1 - KL / KL(uniform)."""
+    uniform = layer["kl_uniform"]
+    return layer | {"kl_captured": 1 - layer["kl_first"] / uniform if uniform > 0 else 0.0}
