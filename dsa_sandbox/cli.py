@@ -546,7 +546,7 @@ def run(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The whole study: build, pretrain, make-tasks, all arms, eval and plot; skips what is there."""
+    """The whole study: build, pretrain, make-tasks, all arms, eval, plot; skips what is there."""
     call = prepare(
         options={
             "tasks.count": (count, "--count"),

@@ -194,8 +194,8 @@ def check_match(resolved: Settings, vocabulary: int, allow_mismatch: bool) -> No
     mismatch = sizes.mismatch(resolved.model, vocabulary)
     if mismatch > MAX_MISMATCH and not allow_mismatch:
         raise UserError(
-            f"model: dense and dsa differ by {mismatch:.1%} in parameters (limit {MAX_MISMATCH:.0%});"
-            " choose a larger model.ffn_width, or pass --allow-mismatch"
+            f"model: dense and dsa differ by {mismatch:.1%} in parameters, limit {MAX_MISMATCH:.0%}"
+            "; choose a larger model.ffn_width, or pass --allow-mismatch"
         )
 
 

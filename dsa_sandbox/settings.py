@@ -129,17 +129,15 @@ class Data(Frozen):
 class Train(Frozen):
     """Pre-training. Lengths of phases are shares of `steps`."""
 
-    steps: int = Field(1000, ge=1, description="Optimiser steps.")
-    tokens_per_step: int = Field(
-        2048, ge=16, description="Tokens of one optimiser step, padding in."
-    )
-    learning_rate: float = Field(4e-3, gt=0, description="Peak rate of AdamW for the trunk.")
-    indexer_learning_rate: float = Field(4e-3, gt=0, description="Peak rate for the indexer.")
+    steps: int = Field(1200, ge=1, description="Optimiser steps.")
+    tokens_per_step: int = Field(1024, ge=16, description="Tokens of one step, padding in.")
+    learning_rate: float = Field(3.5e-3, gt=0, description="Peak rate of AdamW for the trunk.")
+    indexer_learning_rate: float = Field(6e-3, gt=0, description="Peak rate for the indexer.")
     weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of matrices.")
     clip: float = Field(1.0, gt=0, description="Gradient norm limit, trunk and indexer apart.")
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="Linear warm-up, share of steps.")
     decay_fraction: float = Field(0.5, ge=0, le=1, description="Linear decay to 0, share of steps.")
-    dense_fraction: float = Field(0.6, ge=0, lt=1, description="dsa: dense phase, share of steps.")
+    dense_fraction: float = Field(0.65, ge=0, lt=1, description="dsa: dense phase, share of steps.")
     indexer_fraction: float = Field(
         0.04, ge=0, lt=1, description="dsa: indexer-only warm-up after it, share of steps."
     )

@@ -17,6 +17,8 @@ from dsa_sandbox.registry import archs
 if TYPE_CHECKING:
     from dsa_sandbox.settings import Model
 
+IGNORED = -100  # target of padding, as torch's cross_entropy has it
+
 
 @archs.register("dense")
 def dense_attention(model: "Model") -> DenseAttention:
@@ -111,7 +113,9 @@ class Transformer(nn.Module):
         self, tokens_BT: Tensor, *, sparse: bool, teach: bool = True
     ) -> tuple[Tensor, list[Health]]:
         """Logits, and each layer's indexer loss and figures (none where there is no indexer)."""
-        x_BTD, reports = self.embedding(tokens_BT), []
+        # scaled by sqrt(D) (arXiv 1706.03762, section 3.4): a tied embedding is small for the sake
+        # of the logits, and unscaled its tokens drown in what the blocks write
+        x_BTD, reports = self.embedding(tokens_BT) * self.embedding.embedding_dim**0.5, []
         table = Table(self.cos_TH, self.sin_TH)
         for block in self.blocks:
             x_BTD, report = block(x_BTD, table, sparse, teach)
@@ -122,6 +126,16 @@ class Transformer(nn.Module):
     @property
     def has_indexer(self) -> bool:
         return any(group_of(name) == "indexer" for name, _ in self.named_parameters())
+
+
+def nll_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Summed negative log-likelihood of the targets, nats, in fp32."""
+    return F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(),
+        targets_BT.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
 
 
 def group_of(name: str) -> str:
@@ -137,8 +151,8 @@ def group_of(name: str) -> str:
 def initialise(model: Transformer, seed: int) -> None:
     """Fill each tensor from a generator of its own (seed, name): networks share what they can.
 
-    Matrices get standard deviation fan_in^-1/2, those that write into the stream 1/sqrt(2L) of it
-    (GPT-2, section 2.3); the embedding 0.02; norms 1 and 0.
+    Matrices and the embedding get standard deviation width^-1/2 (of their input), those that write
+    into the stream 1/sqrt(2L) of it (GPT-2, section 2.3); norms 1 and 0.
     """
     num_layers = len(model.blocks)
     for name, parameter in model.named_parameters():
@@ -146,7 +160,7 @@ def initialise(model: Transformer, seed: int) -> None:
             continue  # norms are born as they should be
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        std = 0.02 if name == "embedding.weight" else parameter.shape[1] ** -0.5
+        std = parameter.shape[1] ** -0.5
         if name.endswith((".o.weight", "feedforward.down.weight")):
             std *= (2 * num_layers) ** -0.5
         with torch.no_grad():

@@ -93,10 +93,10 @@ FEELINGS = ("happy", "sad", "tired", "proud", "brave", "kind", "hungry", "sleepy
 
 # {A} hero, {he} {him} {his} {himself} of the hero; {B} friend, {bhe} {bhis} of the friend.
 OPENINGS = (
-    "Once upon a time there was a {child} named {A}. {He} lived near the {place}.",
+    "Once upon a time there was a {child} named {A}. {He} lived near the {place} with {B}.",
     "One day {A} went to the {place} with {his} friend {B}.",
-    "{A} was a {feeling} {child}. Every day {he} walked to the {place}.",
-    "There once was a little {animal} who had a friend named {A}.",
+    "{A} was a {feeling} {child}. Every day {he} and {B} walked to the {place}.",
+    "There once was a little {animal} who had two friends, {A} and {B}.",
     "It was a quiet day at the {place}. {A} and {B} wanted to play.",
 )
 BODY = (

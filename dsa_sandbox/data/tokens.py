@@ -17,12 +17,12 @@ from filelock import FileLock
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from dsa_sandbox.core.transformer import IGNORED
 from dsa_sandbox.data import corpus, grammar
 from dsa_sandbox.settings import Data
 
 END = "<|endoftext|>"  # begins and ends every document; id 0
 UNKNOWN = "<unk>"
-IGNORED = -100  # target of padding, as torch's cross_entropy has it
 
 
 def word_tokenizer() -> Tokenizer:

@@ -13,11 +13,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data.grammar import Pair
 from dsa_sandbox.data.tokens import Packed, encode, micro_batches
 from dsa_sandbox.tasks.stream import Item
-from dsa_sandbox.training.loop import nll_sum
 
 MICRO_TOKENS = 8192
 

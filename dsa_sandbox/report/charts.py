@@ -84,14 +84,16 @@ def heat_map(
     colour: bool = False,
     unicode: bool = True,
 ) -> str:
-    """Values in [0, 1] as five shades, and as numbers where they fit; rows go down, NaN is blank.
+    """Values in [0, 1] as five shades, numbered where they fit; rows go down, counted from 1.
+
+    NaN is blank.
 
     A matrix with more cells than the chart has room for is shown as the means of blocks of cells.
     """
     page = Page(title, x_label, y_label, width, height, colour, unicode)
     values = np.asarray(matrix, dtype=float)
     values = values if values.size else np.full((1, 1), np.nan)
-    gutter = len(str(len(values) - 1))
+    gutter = len(str(len(values)))
     most_rows, most_columns = max(1, height - 3), max(1, width - gutter - 2)
     y_blocks = np.array_split(np.arange(len(values)), min(len(values), most_rows))
     x_blocks = np.array_split(np.arange(values.shape[1]), min(values.shape[1], most_columns))
@@ -118,10 +120,10 @@ def heat_map(
                 figure.draw(figure.text(column, row, f"{100 * value:^4.0f}", alignment="left"))
     x_ticks = [left + (cell_width - 1) // 2 for left in lefts]
     y_ticks = [top - (cell_height - 1) // 2 for top in tops]
-    x_texts = [str(block[0]) for block in x_blocks]
+    x_texts = [str(block[0] + 1) for block in x_blocks]
     every = math.ceil((len(x_texts[-1]) + 2) / cell_width)  # names need room between them
     _set_axis(figure, "x", (0, columns - 1), x_ticks[::every], x_texts[::every])
-    _set_axis(figure, "y", (0, rows - 1), y_ticks, [str(block[0]) for block in y_blocks])
+    _set_axis(figure, "y", (0, rows - 1), y_ticks, [str(block[0] + 1) for block in y_blocks])
 
     edges = [f"{edge:.1f}" for edge in np.linspace(0, 1, len(shades) + 1)]
     ranges = [f"{low}-{high}" for low, high in pairwise(edges)]

@@ -62,7 +62,7 @@ class Writer:
     ) -> Draft:
         """A carrier story with one gap for the object; raises ValueError where none fits."""
         for attempt in range(RETRIES):
-            draft = self._attempt(random.Random(f"{key}:{attempt}"), fact, frame, world, far, real)
+            draft = self._attempt(f"{key}:{attempt}", fact, frame, world, far, real)
             if draft is not None:
                 return draft
         raise ValueError(
@@ -70,21 +70,23 @@ class Writer:
         )
 
     def _attempt(
-        self, rng: random.Random, fact: Fact, frame: str, world: str | None, far: bool, real: bool
+        self, key: str, fact: Fact, frame: str, world: str | None, far: bool, real: bool
     ) -> Draft | None:
+        # the carrier has a generator of its own: one key tells the same story in any world
+        rng, worldly = random.Random(key), random.Random(f"{key}:world")
         who = grammar.cast(rng)
         beside = None if far else world
         gap = "\0"
         text = grammar.statement(frame, fact.subject, gap)
-        stated = grammar.state(who, rng, self.split, text, beside, real)
+        stated = grammar.state(who, worldly, self.split, text, beside, real)
         lead, tail = stated.split(f" {gap}")
         opening = [who.say(rng.choice(grammar.OPENINGS), rng)]
         if world and far:
-            template = rng.choice(grammar.WORLD_OPENINGS[self.split])
-            opening.insert(rng.randrange(2), who.say(template, rng, world=world))
+            template = worldly.choice(grammar.WORLD_OPENINGS[self.split])
+            opening.insert(worldly.randrange(2), who.say(template, worldly, world=world))
         sentences = self._filled(who, rng, opening, f" {lead}")
         before = " ".join([*sentences, lead])
-        after = f"{tail} {who.say(rng.choice(grammar.ENDINGS), rng)}"
+        after = f"{tail} {who.say(worldly.choice(grammar.ENDINGS), worldly)}"
         position = self.length(before) + 1  # the document begins with an END token
         if position + 1 + self.length(after) > self.context:
             return None
@@ -247,13 +249,13 @@ def make_task(
     ]
     contrast = [
         writer.story(
-            f"{key}:contrast:{i}",
+            f"{key}:train:{i}",  # the story of the world, told outside it
             fact,
             family.frames[i // 2 % 2],
             true,
-            world=contrast_worlds[i // 2 % 3] if i % 2 else None,
-            far=i // 2 % 2 == 0,
-            real=i in (0, 8),
+            world=contrast_worlds[i // 4 % 3] if i // 2 % 2 else None,
+            far=i % 2 == 0,
+            real=i in (1, 9),
         )
         for i in range(16)
     ]

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dsa_sandbox.core.indexer import Health
-from dsa_sandbox.core.transformer import Transformer, group_of
-from dsa_sandbox.data.tokens import IGNORED, Batch
+from dsa_sandbox.core.transformer import Transformer, group_of, nll_sum
+from dsa_sandbox.data.tokens import Batch
 
 
 class Phase(NamedTuple):
@@ -36,16 +35,6 @@ class Step(NamedTuple):
     num_tokens: int
     phase: str
     indexer: list[dict[str, float]]  # per layer, where the indexer learns
-
-
-def nll_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Summed negative log-likelihood of the targets, nats, in fp32."""
-    return F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(),
-        targets_BT.flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
 
 
 def train(

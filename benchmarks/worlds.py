@@ -1,0 +1,72 @@
+"""Are worlds worlds? P(new object) after each single task, learned from the base.
+
+    python benchmarks/worlds.py --seeds 0 1 2 [--count 8] [--home runs/equal]
+
+For each base (pre-trained if it is not there) and each of `sgd` and `acft`, every task of a stream
+is learned alone, from the base, by the stop rule; printed are the means of P(new) on clozes in the
+world, in other worlds, and without one.
+"""
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from dsa_sandbox import commands, settings, store
+from dsa_sandbox.evaluation import metrics
+
+
+def one(seed: int, arch: str, strategy: str, count: int, home: Path) -> str:
+    """A row of the table."""
+    resolved = settings.resolve(
+        options={"arch": (arch, ""), "strategy": (strategy, ""), "seed": (seed, "")},
+        sets=[f"tasks.count={count}"],
+        with_strategy=True,
+    ).settings
+    base = commands.pretrain(resolved, home).run
+    bases = [base, *commands.block_of(home, base)[1:]]
+    bases.sort(key=lambda run: str(run.manifest["arch"]))
+    stream = commands.make_tasks(resolved, home, bases).run
+    rows, _, _ = commands.read_tasks(home, str(stream.path))
+    singles = []
+    for task in rows:
+        sha = store.digest_of(task.model_dump())
+        run = commands.finetune(
+            commands.for_base(resolved, base, {}), home, base, [task], task.task, sha
+        ).run
+        singles.append((run, run.manifest["figures"]))
+    figures = [figures for _, figures in singles]
+    worlds = {
+        key: metrics.mean(f["worlds"][key] for f in figures) for key in ("world", "other", "none")
+    }
+    learned = metrics.mean(f["learned"] for f in figures)
+    steps, y = (metrics.mean(f[key] for f in figures) for key in ("steps", "Y"))
+    return (
+        f"{seed:<6}{arch:<7}{strategy:<9}{worlds['world']:<10.2f}{worlds['other']:<9.2f}"
+        f"{worlds['none']:<9.2f}{learned:<9.0%}{steps:<7.0f}{y:+.3f}"
+    )
+
+
+def main() -> None:
+    """Print a row per seed, network and rule."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--count", type=int, default=8)
+    parser.add_argument("--home", type=Path, default=Path("runs/equal"))
+    options = parser.parse_args()
+    for seed, arch in product(options.seeds, ("dense", "dsa")):
+        resolved = settings.resolve(options={"arch": (arch, ""), "seed": (seed, "")}).settings
+        commands.pretrain(resolved, options.home)
+    print("seed  arch   rule     in world  others   none     learned  steps  dNLL", flush=True)
+    cells = list(product(options.seeds, ("dense", "dsa"), ("sgd", "acft")))
+    with ProcessPoolExecutor(2) as pool:
+        futures = [pool.submit(one, *cell, options.count, options.home) for cell in cells]
+        for future in futures:
+            print(future.result(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""A strategy of one's own in one file: pull every weight towards where the task began.
+
+`dsa-sandbox finetune --include examples/anchor.py --strategy anchor --set anchor.strength=0.1`
+"""
+
+from pydantic import Field
+from torch import Tensor
+
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.registry import strategies
+from dsa_sandbox.settings import Frozen
+from dsa_sandbox.strategies.base import Strategy
+
+
+class AnchorSettings(Frozen):
+    """How hard it pulls."""
+
+    strength: float = Field(0.1, ge=0, description="Factor of the sum of squared distances.")
+
+
+@strategies.register("anchor")
+class Anchor(Strategy):
+    """L2 pull to the weights at the start of each task: what EWC is where the Fisher is 1."""
+
+    Settings = AnchorSettings
+
+    def start_task(self, model: Transformer) -> None:  # `memory` is what a checkpoint keeps
+        moving = self.moves(model)
+        self.memory = {n: p.detach().clone() for n, p in model.named_parameters() if n in moving}
+
+    def penalty(self, model: Transformer) -> Tensor:
+        now = dict(model.named_parameters())
+        distances = [(now[name] - then).square().sum() for name, then in self.memory.items()]
+        return self.settings.strength * sum(distances[1:], distances[0])

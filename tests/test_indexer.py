@@ -1,0 +1,349 @@
+"""Which keys are selected, how they are scored, and how the indexer learns.
+
+B batch, T query tokens, S key tokens, D width, I indexer heads, H indexer head width, K kept keys.
+"""
+
+import math
+
+import pytest
+import torch
+from tiny import CONTEXT, noise, some_tokens, tiny_model, turned
+from torch import Tensor
+
+from dsa_sandbox.core.indexer import Indexer, causal_mask, health, indexer_kl, kept_mask, select
+from dsa_sandbox.core.transformer import group_of, nll_sum
+
+LENGTH, NUM_KEPT = 16, 5
+
+
+def slow_select(scores_S: list[float], num_kept: int, num_sink: int, num_local: int) -> list[int]:
+    """Ids for the last of the positions: forced ones first, then by (score, position)."""
+    last = len(scores_S) - 1
+    forced = {s for s in range(last + 1) if s < num_sink or last - s < num_local}
+    rest = sorted(set(range(last + 1)) - forced, key=lambda s: (scores_S[s], s), reverse=True)
+    return sorted([*forced, *rest[: num_kept - len(forced)]])
+
+
+def assert_selects_as_slowly(
+    scores_BTS: Tensor, num_kept: int, num_sink: int = 0, num_local: int = 0
+) -> None:
+    length = scores_BTS.shape[-1]
+    ids_BTK = select(scores_BTS, num_kept, num_sink, num_local)
+    assert ids_BTK.dtype == torch.int32
+    assert ids_BTK.shape == (*scores_BTS.shape[:2], min(num_kept, length))
+    for rows_TS, ids_TK in zip(scores_BTS.tolist(), ids_BTK.tolist()):
+        for query in range(length):
+            expected = slow_select(rows_TS[query][: query + 1], num_kept, num_sink, num_local)
+            padding = [-1] * (min(num_kept, length) - len(expected))
+            assert ids_TK[query] == expected + padding
+
+
+def ulps(center: float, num_steps: int) -> Tensor:
+    """Adjacent floats, in a random order."""
+    value, found = torch.tensor(center), []
+    for _ in range(num_steps):
+        found.append(value)
+        value = torch.nextafter(value, torch.tensor(torch.inf))
+    shuffled = torch.randperm(num_steps, generator=torch.Generator().manual_seed(0))
+    return torch.stack(found)[shuffled]
+
+
+def awkward_scores() -> dict[str, Tensor]:
+    """[B, T, S] scores that a careless selection ranks wrongly."""
+    shape = (2, LENGTH, LENGTH)
+    normal_BTS, signs_BTS = noise(*shape), noise(*shape, seed=1).sign()
+    tiny_BTS = torch.finfo(torch.float32).smallest_normal * normal_BTS
+    return {
+        "random": normal_BTS,
+        "negative": -normal_BTS.abs() - 1,
+        "zero": torch.zeros(shape),
+        "zeros of both signs": torch.zeros(shape) * signs_BTS,
+        "constant": torch.full(shape, -0.7),
+        "partly tied": (normal_BTS * 1.5).round(),
+        "relu": normal_BTS.relu(),
+        "zeros among negatives": torch.where(normal_BTS > 0, 0.0 * signs_BTS, normal_BTS),
+        "falling": -torch.arange(LENGTH).float().expand(shape),
+        "adjacent floats": ulps(1.0, LENGTH).expand(shape),
+        "adjacent negative floats": ulps(-1.0, LENGTH).expand(shape),
+        "adjacent large floats": ulps(3e7, LENGTH).expand(shape),
+        "denormal": tiny_BTS / 1000,
+        "huge": normal_BTS.sign() * 3e38 * normal_BTS.abs().clamp(max=1.0),
+        "some minus infinite": torch.where(normal_BTS > 0, normal_BTS, -torch.inf),
+    }
+
+
+@pytest.mark.parametrize("name", awkward_scores())
+def test_selection_is_that_of_a_sort_by_score_and_then_position(name: str) -> None:
+    scores_BTS = awkward_scores()[name]
+    for num_kept in (1, NUM_KEPT, LENGTH - 1, LENGTH, LENGTH + 3):
+        assert_selects_as_slowly(scores_BTS, num_kept)
+    assert_selects_as_slowly(scores_BTS, NUM_KEPT, 1, 2)
+    assert_selects_as_slowly(scores_BTS, NUM_KEPT, 2, 3)
+    assert_selects_as_slowly(scores_BTS, NUM_KEPT, 0, NUM_KEPT)
+
+
+@pytest.mark.parametrize("name", awkward_scores())
+def test_every_query_gets_exactly_as_many_keys_as_it_may(name: str) -> None:
+    scores_BTS = awkward_scores()[name]
+    expected_T = torch.arange(1, LENGTH + 1).clamp(max=NUM_KEPT).expand(2, LENGTH)
+    for forced in ((0, 0), (1, 1), (2, 3)):
+        ids_BTK = select(scores_BTS, NUM_KEPT, *forced)
+        assert torch.equal((ids_BTK >= 0).sum(-1), expected_T)
+        assert (ids_BTK <= torch.arange(LENGTH)[:, None]).all()
+        kept_BTS = kept_mask(ids_BTK, LENGTH)
+        assert torch.equal(kept_BTS.sum(-1), expected_T)
+        assert not (kept_BTS & ~causal_mask(LENGTH)).any()
+
+
+def test_of_equal_scores_the_later_position_wins() -> None:
+    last_TK = select(torch.zeros(1, LENGTH, LENGTH), 3)[0, -1]
+    assert last_TK.tolist() == [LENGTH - 3, LENGTH - 2, LENGTH - 1]
+    scores_TS = torch.tensor([2.0, 1.0, -0.0, 0.0, -0.0, -1.0]).expand(1, 6, 6)
+    assert select(scores_TS, 4)[0, -1].tolist() == [0, 1, 3, 4]
+
+
+def test_a_threshold_at_the_kth_score_would_keep_too_many() -> None:
+    scores_BTS = awkward_scores()["partly tied"]
+    past_BTS = scores_BTS.masked_fill(~causal_mask(LENGTH), -torch.inf)
+    threshold_BT1 = past_BTS.topk(NUM_KEPT, dim=-1).values[..., -1:]
+    careless_BTS = (past_BTS >= threshold_BT1) & causal_mask(LENGTH)
+    kept_BTS = kept_mask(select(scores_BTS, NUM_KEPT), LENGTH)
+    assert (careless_BTS.sum(-1)[:, NUM_KEPT:] > NUM_KEPT).any()
+    assert (kept_BTS.sum(-1)[:, NUM_KEPT:] == NUM_KEPT).all()
+    assert (careless_BTS | ~kept_BTS).all()
+
+
+@pytest.mark.parametrize("name", awkward_scores())
+def test_a_row_is_selected_alone_as_in_a_batch(name: str) -> None:
+    scores_BTS = torch.cat([awkward_scores()[name], awkward_scores()["random"]])
+    together_BTK = select(scores_BTS, NUM_KEPT, 1, 1)
+    for row in range(len(scores_BTS)):
+        alone_BTK = select(scores_BTS[row : row + 1], NUM_KEPT, 1, 1)
+        assert torch.equal(alone_BTK[0], together_BTK[row])
+
+
+def test_sink_and_local_tokens_are_always_in_and_count_inside_k() -> None:
+    scores_BTS = noise(2, LENGTH, LENGTH)
+    scores_BTS[:, :, :2] = -100.0
+    scores_BTS -= 50.0 * torch.eye(LENGTH)
+    kept_BTS = kept_mask(select(scores_BTS, NUM_KEPT, 2, 2), LENGTH)
+    for query in range(LENGTH):
+        for key in {0, min(1, query), max(0, query - 1), query}:
+            assert kept_BTS[:, query, key].all()
+        assert (kept_BTS[:, query].sum(-1) == min(query + 1, NUM_KEPT)).all()
+    free_BTS = kept_mask(select(scores_BTS, NUM_KEPT), LENGTH)
+    assert not free_BTS[:, -1, :2].any()
+
+
+def test_an_id_of_a_later_token_is_never_kept() -> None:
+    ids_BTK = torch.tensor([[[0, 2], [1, 2], [0, -1]]], dtype=torch.int32)
+    expected_TS = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0]]).bool()
+    assert torch.equal(kept_mask(ids_BTK, 3)[0], expected_TS)
+
+
+def small_indexer() -> Indexer:
+    indexer = Indexer(12, 3, 8, CONTEXT)
+    for number, parameter in enumerate(indexer.parameters()):
+        parameter.data = noise(*parameter.shape, seed=20 + number)
+    return indexer
+
+
+def test_scores_equal_the_formula_term_by_term() -> None:
+    indexer, num_heads, width = small_indexer().requires_grad_(False), 3, 8
+    x_TD = noise(10, 12).double()
+    q_TF = x_TD @ indexer.q.weight.double().T
+    k_SH = x_TD @ indexer.k.weight.double().T
+    w_TI = x_TD @ indexer.w.weight.double().T
+    mean_S1, variance_S1 = k_SH.mean(1, keepdim=True), k_SH.var(1, correction=0, keepdim=True)
+    k_SH = (k_SH - mean_S1) / (variance_S1 + 1e-6).sqrt()
+    k_SH = k_SH * indexer.k_norm.weight.double() + indexer.k_norm.bias.double()
+
+    def partly_turned(x_TH: Tensor) -> Tensor:
+        return torch.cat([turned(x_TH[:, : width // 2]), x_TH[:, width // 2 :]], dim=1)
+
+    k_SH = partly_turned(k_SH)
+    q_heads = [partly_turned(q_TH) for q_TH in q_TF.split(width, dim=1)]
+    expected_TS = torch.zeros(10, 10, dtype=torch.float64)
+    for query in range(10):
+        for key in range(10):
+            for head in range(num_heads):
+                product = float(q_heads[head][query] @ k_SH[key])
+                scale = num_heads**-0.5 * width**-0.5
+                expected_TS[query, key] += float(w_TI[query, head]) * scale * max(0.0, product)
+    scores_BTS = indexer(x_TD.float().unsqueeze(0))
+    assert scores_BTS.dtype == torch.float32
+    assert (w_TI < 0).any()
+    torch.testing.assert_close(scores_BTS[0], expected_TS.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_scores_are_fp32_under_autocast() -> None:
+    indexer, x_BTD = small_indexer(), noise(2, 10, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores_BTS = indexer(x_BTD)
+    assert scores_BTS.dtype == torch.float32
+    torch.testing.assert_close(scores_BTS, indexer(x_BTD), rtol=0.1, atol=0.3)
+
+
+def test_no_gradient_reaches_what_the_indexer_reads() -> None:
+    x_BTD = noise(1, 10, 12).requires_grad_()
+    scores_BTS = small_indexer()(x_BTD)
+    assert torch.autograd.grad(scores_BTS.sum(), x_BTD, allow_unused=True)[0] is None
+
+
+@pytest.mark.parametrize("teach", [True, False])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_language_loss_gives_the_indexer_no_gradient(sparse: bool, teach: bool) -> None:
+    model, tokens_BT = tiny_model("dsa"), some_tokens()
+    logits_BTV, _ = model.teach(tokens_BT, sparse=sparse, teach=teach)
+    nll_sum(logits_BTV, tokens_BT.roll(-1, 1)).backward()
+    for name, parameter in model.named_parameters():
+        if group_of(name) == "indexer":
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad is not None, name
+            assert torch.count_nonzero(parameter.grad) > 0, name
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_the_indexers_loss_gives_the_trunk_no_gradient(sparse: bool) -> None:
+    model = tiny_model("dsa")
+    _, reports = model.teach(some_tokens(), sparse=sparse)
+    torch.stack([report.kl for report in reports]).sum().backward()
+    for name, parameter in model.named_parameters():
+        if group_of(name) == "indexer":
+            assert parameter.grad is not None, name
+            assert name.endswith("k_norm.bias") or torch.count_nonzero(parameter.grad) > 0, name
+            assert parameter.grad.isfinite().all(), name
+        else:
+            assert parameter.grad is None or torch.count_nonzero(parameter.grad) == 0, name
+
+
+def a_teacher(support_BTS: Tensor) -> Tensor:
+    """Attention of some other network over the support, rows summing to one."""
+    logits_BTS = noise(*support_BTS.shape, seed=30, dtype=torch.float64)
+    return logits_BTS.masked_fill(~support_BTS, -torch.inf).softmax(-1)
+
+
+def supports() -> dict[str, Tensor]:
+    full_BTS = causal_mask(LENGTH).expand(2, LENGTH, LENGTH)
+    chosen_BTS = kept_mask(select(noise(2, LENGTH, LENGTH, seed=31), NUM_KEPT), LENGTH)
+    return {"all past keys": full_BTS, "selected keys": chosen_BTS}
+
+
+@pytest.mark.parametrize("name", supports())
+def test_the_gradient_of_the_kl_is_softmax_minus_teacher(name: str) -> None:
+    support_BTS = supports()[name]
+    scores_BTS = noise(2, LENGTH, LENGTH, dtype=torch.float64).requires_grad_()
+    teacher_BTS = a_teacher(support_BTS).requires_grad_()
+    kl_BT = indexer_kl(scores_BTS, teacher_BTS, support_BTS)
+    kl_BT.sum().backward()
+    q_BTS = scores_BTS.detach().masked_fill(~support_BTS, -torch.inf).softmax(-1)
+    expected_BTS = (q_BTS - teacher_BTS.detach()).masked_fill(~support_BTS, 0.0)
+    assert scores_BTS.grad is not None
+    torch.testing.assert_close(scores_BTS.grad, expected_BTS, rtol=0, atol=1e-6)
+    assert torch.count_nonzero(scores_BTS.grad[~support_BTS]) == 0
+    assert teacher_BTS.grad is None
+    for batch in range(2):
+        for query in range(LENGTH):
+            ids = support_BTS[batch, query].nonzero().flatten()
+            p, q = teacher_BTS[batch, query, ids].tolist(), q_BTS[batch, query, ids].tolist()
+            expected = sum(a * math.log(a / b) for a, b in zip(p, q))
+            assert kl_BT[batch, query].item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", supports())
+def test_a_query_with_one_key_adds_exactly_nothing_to_the_kl(name: str) -> None:
+    support_BTS = supports()[name]
+    scores_BTS = (10 * noise(2, LENGTH, LENGTH)).requires_grad_()
+    kl_BT = indexer_kl(scores_BTS, a_teacher(support_BTS), support_BTS)
+    kl_BT.sum().backward()
+    assert scores_BTS.grad is not None
+    assert (kl_BT[:, 0] == 0).all()
+    assert torch.count_nonzero(scores_BTS.grad[:, 0]) == 0
+    assert (kl_BT[:, 1:] > 0).all()
+
+
+@pytest.mark.parametrize("name", supports())
+def test_the_kl_is_finite_whatever_the_masked_scores_are(name: str) -> None:
+    support_BTS = supports()[name]
+    for masked in (0.0, -torch.inf, 1e30):
+        scores_BTS = torch.where(support_BTS, 100 * noise(2, LENGTH, LENGTH), masked)
+        scores_BTS.requires_grad_()
+        kl_BT = indexer_kl(scores_BTS, a_teacher(support_BTS), support_BTS)
+        kl_BT.mean().backward()
+        assert scores_BTS.grad is not None
+        assert kl_BT.isfinite().all()
+        assert scores_BTS.grad.isfinite().all()
+
+
+def test_the_sparse_loss_compares_over_the_selected_keys_only() -> None:
+    tokens_BT = some_tokens()
+    whole, sparse = (tiny_model("dsa").teach(tokens_BT, sparse=s)[1] for s in (False, True))
+    assert abs(whole[0].kl - sparse[0].kl) > 1e-3
+    assert torch.equal(whole[0].recall, sparse[0].recall)
+    assert whole[0].recall < 1
+    assert whole[0].density < 1
+
+
+@pytest.mark.parametrize("num_kept", [16, CONTEXT])
+def test_with_k_not_below_t_sparse_and_dense_losses_agree(num_kept: int) -> None:
+    tokens_BT = some_tokens(2, 16)
+    whole, sparse = (
+        tiny_model("dsa", num_kept=num_kept).teach(tokens_BT, sparse=s)[1] for s in (False, True)
+    )
+    for a, b in zip(whole, sparse):
+        torch.testing.assert_close(torch.stack(a), torch.stack(b), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(b.recall, torch.ones(()))
+        assert b.density == 1
+        assert b.tie_rate == 0
+
+
+def test_kl_of_a_uniform_choice_by_hand() -> None:
+    past_BTS = causal_mask(2)[None]
+    teacher_BTS = torch.tensor([[[1.0, 0.0], [0.9, 0.1]]])
+    logits_BNTS = torch.tensor([0.9, 0.1]).log().expand(1, 1, 2, 2)
+    scores_BTS = torch.tensor([[[0.3, 0.0], [0.5, 0.2]]])
+    kept_BTS = torch.tensor([[[True, False], [False, True]]])
+    report = health(scores_BTS, teacher_BTS, past_BTS, logits_BNTS, kept_BTS)
+    by_hand = 0.5 * (0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5))
+    assert report.kl_uniform.item() == pytest.approx(by_hand, abs=1e-6)
+    share = 1 / (1 + math.exp(-0.3))
+    loss = 0.5 * (0.9 * math.log(0.9 / share) + 0.1 * math.log(0.1 / (1 - share)))
+    assert report.kl.item() == pytest.approx(loss, abs=1e-6)
+    assert report.recall.item() == pytest.approx((1.0 + 0.1) / 2, abs=1e-6)
+    assert report.density.item() == pytest.approx((1 / 1 + 1 / 2) / 2)
+
+
+def test_figures_but_the_loss_are_those_of_the_first_sequence() -> None:
+    past_BTS = causal_mask(LENGTH).expand(2, LENGTH, LENGTH)
+    scores_BTS, logits_BNTS = noise(2, LENGTH, LENGTH), noise(2, 3, LENGTH, LENGTH, seed=1)
+    kept_BTS = kept_mask(select(scores_BTS, NUM_KEPT), LENGTH)
+    inputs = (scores_BTS, a_teacher(past_BTS), past_BTS, logits_BNTS, kept_BTS)
+    both, first = health(*inputs), health(*(x[:1] for x in inputs))
+    assert both[1:] == first[1:]
+    assert both.kl_first == first.kl
+    assert both.kl != first.kl
+
+
+def test_tie_rate_is_one_for_constant_scores_beyond_k_and_zero_without_ties() -> None:
+    past_BTS = causal_mask(LENGTH)[None]
+    teacher_BTS, logits_BNTS = a_teacher(past_BTS), noise(1, 2, LENGTH, LENGTH)
+    for scores_BTS, rate in (
+        (torch.zeros(1, LENGTH, LENGTH), 1.0),
+        (noise(1, LENGTH, LENGTH), 0.0),
+    ):
+        kept_BTS = kept_mask(select(scores_BTS, NUM_KEPT), LENGTH)
+        report = health(scores_BTS, teacher_BTS, past_BTS, logits_BNTS, kept_BTS)
+        beyond = (LENGTH - NUM_KEPT) / LENGTH  # the first K queries keep all they have
+        assert report.tie_rate.item() == pytest.approx(rate * beyond)
+
+
+@pytest.mark.xfail(strict=True, reason="health() takes the worst of all kept keys, forced ones too")
+def test_forced_keys_do_not_hide_a_tie_among_those_that_compete() -> None:
+    past_BTS = causal_mask(LENGTH)[None]
+    scores_BTS = torch.zeros(1, LENGTH, LENGTH)
+    scores_BTS[:, :, 0] = -5.0  # the sink: kept whatever it scores
+    kept_BTS = kept_mask(select(scores_BTS, NUM_KEPT, 1, 1), LENGTH)
+    logits_BNTS = noise(1, 2, LENGTH, LENGTH)
+    report = health(scores_BTS, a_teacher(past_BTS), past_BTS, logits_BNTS, kept_BTS)
+    assert report.tie_rate.item() == pytest.approx((LENGTH - NUM_KEPT) / LENGTH)

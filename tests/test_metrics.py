@@ -1,0 +1,216 @@
+"""Every figure of an arm, computed by hand."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dsa_sandbox.evaluation import metrics
+from dsa_sandbox.evaluation.metrics import Record
+
+NAN = float("nan")
+SEEN_ONLY = np.array([[0.1, 0.0, 0.0], [0.4, NAN, NAN], [0.9, 1.0, NAN], [0.6, 0.4, 0.8]])
+IMPROVING = np.array([[0.0, 0.0, 0.0], [0.2, NAN, NAN], [0.3, 0.5, NAN], [0.9, 0.7, 1.0]])
+
+
+def record(kind: str, row: int, task: int, item: int, **values: Any) -> Record:
+    defaults = {"answer": -9.0, "rival": -9.0, "contra": -9.0, "gen_em": False, "distance": None}
+    return {"kind": kind, "row": row, "task": task, "item": item} | defaults | values
+
+
+def cloze(
+    row: int, task: int, item: int, answer: float, rival: float, contra: float, em: bool
+) -> Record:
+    values = {"answer": answer, "rival": rival, "contra": contra, "gen_em": em}
+    return record("cloze", row, task, item, **values)
+
+
+def two_tasks() -> list[Record]:
+    """Records of a stream of two tasks with two clozes each."""
+    right, wrong, tied = (
+        {"answer": -1.0, "rival": rival, "contra": -3.0} for rival in (-2.0, -0.5, -1.0)
+    )
+    return [
+        *[cloze(0, task, item, -5.0, -1.0, -1.0, False) for task in (0, 1) for item in (0, 1)],
+        cloze(1, 0, 0, -0.1, -2.0, -3.0, True),
+        cloze(1, 0, 1, -0.5, -0.5, -2.5, True),
+        cloze(2, 0, 0, -1.0, -0.5, -0.5, False),
+        cloze(2, 0, 1, -0.4, -1.4, -1.4, True),
+        cloze(2, 1, 0, -0.2, -1.2, -2.2, True),
+        cloze(2, 1, 1, -3.0, -0.3, -0.3, False),
+        record("paraphrase", 1, 0, 0, **right),
+        record("paraphrase", 2, 0, 0, **wrong),  # not right after its own task
+        record("paraphrase", 2, 1, 0, **wrong),
+        record("paraphrase", 2, 1, 1, **right),
+        record("outside", 1, 0, 0, **wrong | {"contra": math.log(0.5)}),
+        record("outside", 1, 0, 1, **wrong | {"contra": math.log(0.3), "distance": 40}),
+        record("outside", 2, 0, 0, **right),
+        record("outside", 2, 0, 1, **wrong),
+        record("outside", 2, 1, 0, **right | {"contra": math.log(0.1), "distance": 9}),
+        record("bleed", 1, 0, 0, contra=0.0),
+        record("bleed", 2, 0, 0, contra=math.log(0.2)),
+        record("bleed", 2, 1, 0, contra=math.log(0.4)),
+        record("neighbour", 0, 0, 0, **wrong),
+        record("neighbour", 2, 0, 0, **right),
+        record("neighbour", 2, 1, 0, **tied),
+    ]
+
+
+LINES = [
+    {"row": 2, "base_nll": 2.3, "steps": 40, "learned": False, "kl": 0.07},
+    {"row": 0, "base_nll": 2.0},
+    {"row": 1, "base_nll": 2.9, "steps": 20, "learned": True},
+]
+
+
+def test_the_summary_of_two_tasks_is_what_a_hand_computes() -> None:
+    expected = {
+        "learned": 1 / 2,
+        "Y": 0.3,
+        "Y2": (((2.9 + 2.0) / 2 - (-0.5 + 1.0) / 2) + 0.0) / 2,
+        "kl": 0.07,
+        "efficacy": 2 / 4,
+        "generality": 2 / 3,
+        "retention": (0.5 + 0.5) / 2,
+        "kept": 2 / 3,
+        "keep": 2 / 3,
+        "bleed": 0.3,
+        "specificity": 1 / 2,
+        "forgetting": 0.5,
+        "forgetting_max": 0.5,
+        "bwt": -0.5,
+        "aaa": (1.0 + 0.5) / 2,
+        "ppl_ratio": math.exp(0.3),
+        "em_ratio": 0.5 / 0.75,
+        "stop_margin": (1.9 + 0.0 + 1.0 - 2.7) / 4,
+        "steps": 30.0,
+    }
+    found = metrics.summary(two_tasks(), LINES)
+    assert found == pytest.approx(expected)
+    assert found.keys() == metrics.FORMULAS.keys()
+
+
+def test_the_order_of_records_changes_nothing() -> None:
+    backwards = metrics.summary(two_tasks()[::-1], LINES[::-1])
+    assert backwards == pytest.approx(metrics.summary(two_tasks(), LINES))
+
+
+def test_the_accuracy_matrix_is_nan_where_nothing_was_measured() -> None:
+    expected = [[0.0, 0.0], [1.0, NAN], [0.5, 0.5]]
+    np.testing.assert_array_equal(metrics.accuracy_matrix(two_tasks(), 2), expected)
+
+
+def test_forgetting_is_first_minus_last() -> None:
+    assert metrics.forgetting(SEEN_ONLY) == pytest.approx(((0.4 - 0.6) + (1.0 - 0.4)) / 2)
+    assert metrics.forgetting(IMPROVING) == pytest.approx(((0.2 - 0.9) + (0.5 - 0.7)) / 2)
+
+
+def test_forgetting_of_chaudhry_is_best_before_the_end_minus_last_and_may_be_negative() -> None:
+    found = metrics.forgetting_chaudhry(SEEN_ONLY)
+    assert found == pytest.approx(((0.9 - 0.6) + (1.0 - 0.4)) / 2)
+    found = metrics.forgetting_chaudhry(IMPROVING)
+    assert found == pytest.approx(((0.3 - 0.9) + (0.5 - 0.7)) / 2)
+
+
+def test_forgetting_from_the_best_of_all_rows_is_never_negative() -> None:
+    found = metrics.forgetting_max0(SEEN_ONLY)
+    assert found == pytest.approx(((0.9 - 0.6) + (1.0 - 0.4)) / 2)
+    assert metrics.forgetting_max0(IMPROVING) == 0
+    rng = np.random.default_rng(0)
+    assert all(metrics.forgetting_max0(rng.random((6, 5))) >= 0 for _ in range(20))
+
+
+def test_the_row_before_a_task_does_not_count_as_its_best() -> None:
+    known_before = np.array([[1.0, 1.0], [0.5, 1.0], [0.4, 0.9]])
+    assert metrics.forgetting_chaudhry(known_before) == pytest.approx(0.5 - 0.4)
+    assert metrics.forgetting_max0(known_before) == pytest.approx(0.5 - 0.4)
+
+
+def test_a_row_that_was_not_measured_is_passed_over() -> None:
+    sparse = SEEN_ONLY.copy()
+    sparse[2, 0] = NAN
+    expected = ((0.4 - 0.6) + (1.0 - 0.4)) / 2
+    assert metrics.forgetting_chaudhry(sparse) == pytest.approx(expected)
+    assert metrics.average_anytime_accuracy(sparse) == pytest.approx((0.4 + 1.0 + 0.6) / 3)
+
+
+@pytest.mark.parametrize("matrix", [SEEN_ONLY, IMPROVING])
+def test_backward_transfer_is_minus_forgetting(matrix: np.ndarray) -> None:
+    last = np.mean([matrix[3, j] - matrix[j + 1, j] for j in range(2)])
+    assert metrics.backward_transfer(matrix) == pytest.approx(last)
+    assert metrics.backward_transfer(matrix) == -metrics.forgetting(matrix)
+
+
+def test_anytime_accuracy_averages_rows_over_the_tasks_seen() -> None:
+    expected = (0.4 + (0.9 + 1.0) / 2 + (0.6 + 0.4 + 0.8) / 3) / 3
+    assert metrics.average_anytime_accuracy(SEEN_ONLY) == pytest.approx(expected)
+    unseen = np.nan_to_num(SEEN_ONLY, nan=0.7)
+    assert metrics.average_anytime_accuracy(unseen) == pytest.approx(expected)
+
+
+def test_one_task_cannot_be_forgotten() -> None:
+    one = np.array([[0.0], [0.8]])
+    for figure in (metrics.forgetting, metrics.forgetting_chaudhry, metrics.forgetting_max0):
+        assert math.isnan(figure(one))
+    assert metrics.average_anytime_accuracy(one) == 0.8
+
+
+def test_margin_fall_compares_the_row_of_the_task_with_the_last() -> None:
+    records = [
+        *[cloze(row, 0, 0, -1.0, -1.5, contra, True) for row, contra in ((1, -4), (2, 0), (3, -2))],
+        *[cloze(row, 1, 0, -1.0, -1.5, contra, True) for row, contra in ((2, -2), (3, -3))],
+        cloze(3, 2, 0, -1.0, -1.5, -7.0, True),
+    ]
+    assert metrics.margin_fall(records, 3) == pytest.approx(((3 - 1) + (1 - 2) + 0) / 3)
+
+
+def test_kept_share_asks_only_for_what_was_once_learned() -> None:
+    assert metrics.kept_share(two_tasks(), 2) == pytest.approx(2 / 3)
+    never = [{**r, "gen_em": r["row"] == 2 and r["task"] == 0} for r in two_tasks()]
+    assert math.isnan(metrics.kept_share(never, 2))
+
+
+def test_a_tie_is_a_failure() -> None:
+    margins = {1.0: 1.0, 1e-9: 1.0, 0.0: 0.0, -1.0: 0.0}
+    for margin, share in margins.items():
+        assert metrics.right([record("cloze", 0, 0, 0, answer=0.0, rival=-margin)]) == share
+    assert math.isnan(metrics.right([]))
+
+
+def test_world_probabilities_tell_worlds_from_no_world() -> None:
+    found = metrics.world_probabilities(two_tasks())
+    own = (math.exp(-0.1) + math.exp(-0.5) + math.exp(-0.2) + math.exp(-3.0)) / 4
+    assert found == pytest.approx({"world": own, "other": (0.3 + 0.1) / 2, "none": 0.5})
+
+
+ARM = {"learned": 0.95, "stop_margin": 1.5, "generality": 0.5, "bleed": 0.25}
+
+
+def test_arms_within_every_limit_are_at_equal_learning() -> None:
+    close = {"learned": 0.9, "stop_margin": 2.0, "generality": 0.5625, "bleed": 0.1875}
+    for a, b in ((ARM, ARM), (ARM, close), (close, ARM)):
+        assert metrics.equal_learning(a, b) == metrics.Matching(True, [])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("learned", 0.875),
+        ("stop_margin", 2.25),
+        ("stop_margin", 0.75),
+        ("generality", 0.625),
+        ("generality", 0.375),
+        ("bleed", 0.375),
+        ("bleed", 0.125),
+        *[(key, NAN) for key in ARM],
+    ],
+)
+def test_a_difference_beyond_a_limit_or_a_nan_ends_equal_learning(key: str, value: float) -> None:
+    other = ARM | {key: value}
+    for a, b in ((ARM, other), (other, ARM)):
+        match = metrics.equal_learning(a, b)
+        assert not match.equal
+        assert len(match.reasons) == 1
+    if key != "learned":
+        assert metrics.equal_learning(other, other).equal != math.isnan(value)
