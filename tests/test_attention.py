@@ -35,16 +35,9 @@ def filled(module: nn.Module) -> nn.Module:
 
 def dsa(num_kept: int) -> DsaAttention:
     attention = DsaAttention(
-        WIDTH,
-        NUM_HEADS,
-        2,
-        context=CONTEXT,
-        rank=12,
-        num_kept=num_kept,
-        force_sink=1,
-        force_local=1,
-        indexer_heads=2,
-        indexer_head_width=8,
+        tiny_settings(
+            latent_rank=12, num_kept=num_kept, force_sink=1, force_local=1, context=CONTEXT
+        )
     )
     filled(attention)
     return attention
@@ -117,7 +110,7 @@ def same_with_gradient(fast: Callable[[Tensor], Tensor], slow: Callable[[Tensor]
 
 
 def test_dense_is_multihead_attention() -> None:
-    attention = DenseAttention(WIDTH, NUM_HEADS, 2)
+    attention = DenseAttention(tiny_settings())
     filled(attention)
     reference = nn.MultiheadAttention(WIDTH, NUM_HEADS, bias=False, batch_first=True)
     groups = [(attention.a, attention.b), *[(attention.a, attention.b1, attention.b2)] * 2]
@@ -139,7 +132,7 @@ def test_dense_is_multihead_attention() -> None:
 
 
 def test_dense_equals_a_slow_reference_with_rope() -> None:
-    attention = DenseAttention(WIDTH, NUM_HEADS, 2)
+    attention = DenseAttention(tiny_settings())
     filled(attention)
     table = rope_table(CONTEXT, HEAD)
     same_with_gradient(lambda x: attention(x, table)[0], lambda x: slow_dense(attention, x))
@@ -219,11 +212,10 @@ def test_the_teacher_is_the_head_mean_over_the_support() -> None:
     filled(flow)
     x_BTD = noise(1, LENGTH, WIDTH)
     support_BTS = kept_mask(select(noise(1, LENGTH, LENGTH, seed=3), 5), LENGTH)
-    _, teacher_BTS, logits_BNTS = flow.forward_with_weights(x_BTD, None, support_BTS)
+    _, teacher_BTS = flow.forward_with_teacher(x_BTD, None, support_BTS)
     x_TD = x_BTD[0].double()
     k_SH = x_TD @ weight(flow.k).T
     logits = [q @ k_SH.T / HEAD**0.5 for q in (x_TD @ weight(flow.q).T).split(HEAD, dim=1)]
-    close(logits_BNTS[0], torch.stack(logits))
     for query in range(LENGTH):
         ids = support_BTS[0, query].nonzero().flatten()
         expected = sum(head[query, ids].softmax(-1) for head in logits) / 2

@@ -204,7 +204,6 @@ def test_an_indexer_only_step_moves_the_indexer_alone() -> None:
             assert not torch.equal(weights, before[name]), name
 
 
-@pytest.mark.xfail(strict=True, reason="indexer_kl is averaged over padding queries as well")
 @pytest.mark.parametrize("sparse", [True, False])
 def test_padding_teaches_the_indexer_nothing(sparse: bool) -> None:
     texts, phase = documents(31, 9, 20, 4, 20, 12), Phase(1.0, sparse, teach=True, trunk=False)

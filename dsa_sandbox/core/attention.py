@@ -4,22 +4,24 @@ B batch, T query tokens, S key tokens, D width, N heads, H head width, R latent 
 No matrix feeds two flows, or a flow and the indexer: what is frozen is a set of whole Parameters.
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsa_sandbox.core.indexer import (
-    Health,
     Indexer,
     Table,
     causal_mask,
-    health,
+    indexer_kl,
     kept_mask,
     rotate,
     select,
 )
+
+if TYPE_CHECKING:
+    from dsa_sandbox.settings import Model
 
 
 def linear(num_in: int, num_out: int) -> nn.Linear:
@@ -52,10 +54,10 @@ class DenseAttention(nn.Module):
 
     focus: ClassVar[dict[str, tuple[str, ...]]] = {"matched": ("b", "b1"), "all": ("b", "b1", "b2")}
 
-    def __init__(self, width: int, num_heads: int, num_selected_heads: int) -> None:
+    def __init__(self, model: "Model") -> None:
         super().__init__()
-        self.head_width = width // num_heads
-        b_width = num_selected_heads * self.head_width
+        width, self.head_width = model.width, model.width // model.num_heads
+        b_width = model.num_selected_heads * self.head_width
         a_width, b2_width = width - b_width, b_width - self.head_width
         self.a = nn.ModuleDict({name: linear(width, a_width) for name in "qkv"})
         self.a["o"] = linear(a_width, width)
@@ -65,7 +67,7 @@ class DenseAttention(nn.Module):
 
     def forward(
         self, x_BTD: Tensor, table: Table | None, *, sparse: bool = True, teach: bool = False
-    ) -> tuple[Tensor, Health | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Output [B, T, D]; `sparse` and `teach` change nothing here, there is no indexer."""
         q_layers = (self.a["q"], self.b["q"])
         k_layers = (self.a["k"], self.b1["k"], self.b2["k"])
@@ -145,10 +147,10 @@ class SelectedFlow(nn.Module):
         )
         return self.o(merged(y_BNTH))
 
-    def forward_with_weights(
+    def forward_with_teacher(
         self, x_BTD: Tensor, table: Table | None, support_BTS: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Output as `forward`, the teacher [B, T, S], and the attention logits [B, N, T, S].
+    ) -> tuple[Tensor, Tensor]:
+        """Output as `forward`, and the indexer's teacher [B, T, S].
 
         The teacher is the attention over `support_BTS`, summed over the heads of this flow and
         scaled to sum to one.
@@ -157,7 +159,7 @@ class SelectedFlow(nn.Module):
         logits_BNTS = (q_BNTH @ k_B1SH.transpose(-1, -2)).float() * self.head_width**-0.5
         weights_BNTS = logits_BNTS.masked_fill(~support_BTS.unsqueeze(1), -torch.inf).softmax(-1)
         y_BNTH = weights_BNTS.to(v_B1SH.dtype) @ v_B1SH
-        return self.o(merged(y_BNTH)), weights_BNTS.detach().mean(1), logits_BNTS.detach()
+        return self.o(merged(y_BNTH)), weights_BNTS.detach().mean(1)
 
 
 class DsaAttention(nn.Module):
@@ -165,53 +167,40 @@ class DsaAttention(nn.Module):
 
     focus: ClassVar[dict[str, tuple[str, ...]]] = {"matched": ("selected",), "all": ("selected",)}
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        num_selected_heads: int,
-        *,
-        context: int,
-        rank: int,
-        num_kept: int,
-        force_sink: int,
-        force_local: int,
-        indexer_heads: int,
-        indexer_head_width: int,
-    ) -> None:
+    def __init__(self, model: "Model") -> None:
         super().__init__()
-        head_width = width // num_heads
-        self.num_kept, self.force_sink, self.force_local = num_kept, force_sink, force_local
-        self.compressed = CompressedFlow(width, num_heads - num_selected_heads, head_width, rank)
-        self.selected = SelectedFlow(width, num_selected_heads, head_width)
-        self.indexer = Indexer(width, indexer_heads, indexer_head_width, context)
+        self.num_kept, self.num_sink, self.num_local = (
+            model.num_kept,
+            model.force_sink,
+            model.force_local,
+        )
+        width, selected = model.width, model.num_selected_heads
+        head_width, compressed = width // model.num_heads, model.num_heads - selected
+        self.compressed = CompressedFlow(width, compressed, head_width, model.latent_rank)
+        self.selected = SelectedFlow(width, selected, head_width)
+        self.indexer = Indexer(width, model.indexer_heads, model.indexer_head_width, model.context)
 
     def forward(
         self, x_BTD: Tensor, table: Table | None, *, sparse: bool = True, teach: bool = False
-    ) -> tuple[Tensor, Health | None]:
-        """Output [B, T, D], and with `teach` the indexer's loss and figures.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output [B, T, D], and with `teach` the indexer's loss [B, T], nats.
 
         `sparse=False` lets the selected flow see all the past (the dense phase of training).
         """
+        # every second frequency of the table is the table of half the width
         half_table = None if table is None else Table(table.cos_TH[:, ::2], table.sin_TH[:, ::2])
         compressed_BTD = self.compressed(x_BTD, half_table)
         length = x_BTD.shape[1]
-        choosing = sparse and self.num_kept < length
-        if not teach and not choosing:
-            return compressed_BTD + self.selected(x_BTD, table, None), None
-        scores_BTS = self.indexer(x_BTD) if teach else self.scores_without_gradient(x_BTD)
-        ids_BTK = select(scores_BTS, self.num_kept, self.force_sink, self.force_local)
-        kept_BTS = kept_mask(ids_BTK, length)
+        kept_BTS = None
+        with torch.set_grad_enabled(teach and torch.is_grad_enabled()):
+            if teach or (sparse and self.num_kept < length):
+                scores_BTS = self.indexer(x_BTD)
+            if sparse and self.num_kept < length:
+                ids_BTK = select(scores_BTS, self.num_kept, self.num_sink, self.num_local)
+                kept_BTS = kept_mask(ids_BTK, length)
         if not teach:
             return compressed_BTD + self.selected(x_BTD, table, kept_BTS), None
-        support_BTS = kept_BTS if sparse else causal_mask(length, x_BTD.device).expand_as(kept_BTS)
-        y_BTD, teacher_BTS, logits_BNTS = self.selected.forward_with_weights(
-            x_BTD, table, support_BTS
-        )
-        report = health(scores_BTS, teacher_BTS, support_BTS, logits_BNTS, kept_BTS)
-        return compressed_BTD + y_BTD, report
-
-    @torch.no_grad()
-    def scores_without_gradient(self, x_BTD: Tensor) -> Tensor:
-        """Indexer scores [B, T, S] where nobody teaches the indexer."""
-        return self.indexer(x_BTD)
+        past_BTS = causal_mask(length, x_BTD.device).expand_as(scores_BTS)
+        support_BTS = past_BTS if kept_BTS is None else kept_BTS
+        y_BTD, teacher_BTS = self.selected.forward_with_teacher(x_BTD, table, support_BTS)
+        return compressed_BTD + y_BTD, indexer_kl(scores_BTS, teacher_BTS, support_BTS)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsa_sandbox.core.attention import DenseAttention, DsaAttention, linear
-from dsa_sandbox.core.indexer import Health, Table, rope_table
+from dsa_sandbox.core.indexer import Table, rope_table
 from dsa_sandbox.registry import archs
 
 if TYPE_CHECKING:
@@ -20,35 +20,14 @@ if TYPE_CHECKING:
 IGNORED = -100  # target of padding, as torch's cross_entropy has it
 
 
-@archs.register("dense")
-def dense_attention(model: "Model") -> DenseAttention:
-    """Multi-head attention in two head groups: the control."""
-    return DenseAttention(model.width, model.num_heads, model.num_selected_heads)
-
-
-@archs.register("dsa")
-def dsa_attention(model: "Model") -> DsaAttention:
-    """Compressed flow + selected flow with a lightning indexer: the hypothesis."""
-    return DsaAttention(
-        model.width,
-        model.num_heads,
-        model.num_selected_heads,
-        context=model.context,
-        rank=model.latent_rank,
-        num_kept=model.num_kept,
-        force_sink=model.force_sink,
-        force_local=model.force_local,
-        indexer_heads=model.indexer_heads,
-        indexer_head_width=model.indexer_head_width,
-    )
+archs.register("dense")(DenseAttention)
+archs.register("dsa")(DsaAttention)
 
 
 @archs.register("dsa-full")
-def dsa_full_attention(model: "Model") -> DsaAttention:
+def dsa_full(model: "Model") -> DsaAttention:
     """The same weights as `dsa` with K = T: no sparsity."""
-    attention = dsa_attention(model)
-    attention.num_kept = model.context
-    return attention
+    return DsaAttention(model.model_copy(update={"num_kept": model.context}))
 
 
 class FeedForward(nn.Module):
@@ -78,7 +57,7 @@ class Block(nn.Module):
 
     def forward(
         self, x_BTD: Tensor, table: Table, sparse: bool, teach: bool
-    ) -> tuple[Tensor, Health | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         y_BTD, report = self.attention(
             self.attention_norm(x_BTD), table, sparse=sparse, teach=teach
         )
@@ -111,17 +90,16 @@ class Transformer(nn.Module):
 
     def teach(
         self, tokens_BT: Tensor, *, sparse: bool, teach: bool = True
-    ) -> tuple[Tensor, list[Health]]:
-        """Logits, and each layer's indexer loss and figures (none where there is no indexer)."""
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits, and the indexer loss [B, T] of each layer (none where there is no indexer)."""
         # scaled by sqrt(D) (arXiv 1706.03762, section 3.4): a tied embedding is small for the sake
         # of the logits, and unscaled its tokens drown in what the blocks write
-        x_BTD, reports = self.embedding(tokens_BT) * self.embedding.embedding_dim**0.5, []
-        table = Table(self.cos_TH, self.sin_TH)
+        x_BTD = self.embedding(tokens_BT) * self.embedding.embedding_dim**0.5
+        table, losses = Table(self.cos_TH, self.sin_TH), []
         for block in self.blocks:
-            x_BTD, report = block(x_BTD, table, sparse, teach)
-            if report is not None:
-                reports.append(report)
-        return F.linear(self.final_norm(x_BTD), self.embedding.weight), reports
+            x_BTD, kl_BT = block(x_BTD, table, sparse, teach)
+            losses += [] if kl_BT is None else [kl_BT]
+        return F.linear(self.final_norm(x_BTD), self.embedding.weight), losses
 
     @property
     def has_indexer(self) -> bool:

@@ -44,17 +44,21 @@ class Stories:
         self.key = [seed, number]
 
     def at(self, step: int) -> list[Batch]:
-        """One batch: stories of the world, and contrast stories."""
-        rows = self._draw(self.train, self.num_train, step, 0)
-        rows += self._draw(self.contrast, self.num_contrast, step, 1)
+        """One batch: stories of the world, and contrast stories.
+
+        Both are drawn in the same order: at equal shares, story i of the world and contrast story i
+        meet in one batch, and what they have in common cancels.
+        """
+        rows = self._draw(self.train, self.num_train, step)
+        rows += self._draw(self.contrast, self.num_contrast, step)
         return [batch_of(rows)]
 
-    def _draw(self, rows: list[np.ndarray], count: int, step: int, salt: int) -> list[np.ndarray]:
+    def _draw(self, rows: list[np.ndarray], count: int, step: int) -> list[np.ndarray]:
         """`count` rows, each epoch in an order of its own."""
         picked = []
         for index in range(step * count, (step + 1) * count):
             epoch, place = divmod(index, len(rows))
-            rng = np.random.default_rng([*self.key, salt, epoch])
+            rng = np.random.default_rng([*self.key, epoch])
             picked.append(rows[rng.permutation(len(rows))[place]])
         return picked
 

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dsa_sandbox.core.indexer import Health
-from dsa_sandbox.core.transformer import Transformer, group_of, nll_sum
+from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of, nll_sum
 from dsa_sandbox.data.tokens import Batch
 
 
@@ -34,7 +33,7 @@ class Step(NamedTuple):
     grad_norm: float  # of the trunk, before clipping
     num_tokens: int
     phase: str
-    indexer: list[dict[str, float]]  # per layer, where the indexer learns
+    indexer_kl: float  # nats per query and layer, where the indexer learns
 
 
 def train(
@@ -48,7 +47,7 @@ def train(
     clip: float,
     penalty: Callable[[], Tensor | None] = lambda: None,
     after_step: Callable[[], None] = lambda: None,
-    forward: Callable[..., tuple[Tensor, list[Health]]] | None = None,
+    forward: Callable[..., tuple[Tensor, list[Tensor]]] | None = None,
     autocast: torch.dtype | None = None,
 ) -> Iterator[Step]:
     """Yield after each optimiser step from `start` + 1 to `stop`.
@@ -70,20 +69,19 @@ def train(
             parameter.requires_grad_(phase.trunk)
         batches = batches_at(number)
         num_tokens = sum(batch.num_targets for batch in batches)
-        loss_sum = 0.0
-        reports: list[Health] = []
+        loss_sum = kl_sum = 0.0
         optimizer.zero_grad(set_to_none=True)
         for batch in batches:
             tokens_BT, targets_BT = batch.to(device)
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                logits_BTV, reports = forward(tokens_BT, sparse=phase.sparse, teach=phase.teach)
+                logits_BTV, losses = forward(tokens_BT, sparse=phase.sparse, teach=phase.teach)
             nll = nll_sum(logits_BTV, targets_BT)
-            share = batch.num_targets / num_tokens
             objective = nll / num_tokens if phase.trunk else nll.new_zeros(())
-            if phase.teach and reports:
-                objective = objective + share * torch.stack([report.kl for report in reports]).sum()
-            if objective.requires_grad:
-                objective.backward()
+            if losses:  # padding teaches nothing
+                kl = torch.stack(losses)[:, targets_BT != IGNORED].sum()
+                objective = objective + kl / num_tokens
+                kl_sum += kl.item() / len(losses)
+            objective.backward()
             loss_sum += nll.item()
         extra = penalty()
         if extra is not None:
@@ -100,7 +98,7 @@ def train(
             norm.item(),
             num_tokens,
             phase.name,
-            [{k: v.item() for k, v in report._asdict().items()} for report in reports],
+            kl_sum / num_tokens,
         )
     for parameter in trunk:
         parameter.requires_grad_(True)

@@ -10,6 +10,7 @@ from dsa_sandbox import store
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.data.tokens import Batches, Corpus, heldout, micro_batches
 from dsa_sandbox.errors import Interrupted, RunFailed
+from dsa_sandbox.evaluation.health import indexer_health
 from dsa_sandbox.evaluation.scoring import heldout_nll
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine
@@ -160,12 +161,14 @@ def watch(
         if step.number % plan.log_every == 0 or last:
             row: dict[str, Any] = {"step": step.number, "phase": step.phase, "loss": step.loss}
             row |= {"grad_norm": step.grad_norm, "tokens": step.num_tokens}
-            if step.indexer:
-                row["indexer"] = [with_captured(layer) for layer in step.indexer]
+            if step.indexer_kl:
+                row["indexer_kl"] = step.indexer_kl
             if step.number % check_every == 0 or last:
                 sparse = phase_at(step.number - 1).sparse  # as this phase sees it
                 nats, count = heldout_nll(model, probe, sparse=sparse)
                 row["valid_nll"] = nats / count
+                if step.indexer_kl:
+                    row["indexer"] = indexer_health(model, probe[:8], sparse=sparse)
             run.append("metrics.jsonl", row)
             elapsed_s = time.monotonic() - started_s
             timing = {"step": step.number, "elapsed_s": elapsed_s, "tokens": num_tokens}
@@ -179,9 +182,3 @@ def watch(
             saved_s = time.monotonic()
         if stopping:
             raise Interrupted(listener.stop_signal)
-
-
-def with_captured(layer: dict[str, float]) -> dict[str, float]:
-    """The indexer's figures with kl_captured = 1 - KL / KL(uniform)."""
-    uniform = layer["kl_uniform"]
-    return layer | {"kl_captured": 1 - layer["kl_first"] / uniform if uniform > 0 else 0.0}
