@@ -635,7 +635,7 @@ def finetune(
             if store.newest_checkpoint(job.run) is None:
                 prepare(strategy, at_work.base, text, base_sha, resolved, home, listener)
             with listener.deferred():
-                at_work.stream()
+                at_work.learn()
         except (Interrupted, RunFailed) as error:
             job.fail(error)
             raise

@@ -181,12 +181,15 @@ class Finetune(Frozen):
     """Learning the tasks one after another; the same for every strategy."""
 
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="For all strategies alike.")
-    learning_rate: float = Field(1e-3, gt=0, description="Rate after warm-up.")
+    learning_rate: float = Field(4e-4, gt=0, description="Rate after warm-up.")
     warmup_steps: int = Field(5, ge=0, description="Linear warm-up in each task.")
     clip: float = Field(1.0, gt=0, description="Gradient norm limit, penalty included.")
     batch: int = Field(16, ge=2, description="Stories of one step.")
     contrast: float = Field(
         0.5, ge=0, lt=1, description="Share of them that tell the true fact outside the world."
+    )
+    loss: Literal["statement", "story"] = Field(
+        "statement", description="Learn from the sentence that states the fact on, or from it all."
     )
     stop: Literal["learned", "fixed"] = Field(
         "learned", description="Stop a task when it is learned, or after max_steps."
@@ -350,8 +353,14 @@ def resolve(
             preset_name, preset_source = str(value), source
     if preset_source == "default":
         preset_name = "smoke"
+    strategy = str(
+        option_values.get("strategy", (None,))[0]
+        or set_values.get("strategy")
+        or file_values.get("strategy")
+        or Settings.model_fields["strategy"].default
+    )
     layers: list[tuple[str, dict[str, Any]]] = [
-        (f"preset {preset_name}", flat(preset_values(preset_name))),
+        (f"preset {preset_name}", for_strategy(flat(preset_values(preset_name)), strategy)),
         (str(config), file_values),
         ("environment", machine_from_environment()),
         ("--set", set_values),
@@ -365,6 +374,12 @@ def resolve(
         merged[key], sources[key] = value, spelling
     merged["preset"], sources["preset"] = preset_name, preset_source
     return validated(merged, sources, with_strategy)
+
+
+def for_strategy(values: dict[str, Any], strategy: str) -> dict[str, Any]:
+    """A preset's values without the sections of strategies that were not chosen."""
+    others = [name for name in strategies if name != strategy]
+    return {key: value for key, value in values.items() if key.split(".")[0] not in others}
 
 
 def validated(

@@ -182,7 +182,7 @@ class Workers:
 
     def all(self, cells: list[Cell]) -> list[Path]:
         """Run the cells; the path that each printed. The first failure ends the study."""
-        waiting = list(enumerate(cells))
+        waiting = list(enumerate(cells))[::-1]  # sparse attention takes longest: it goes first
         outputs: dict[int, list[str]] = {}
         errors: dict[int, list[str]] = {}
         readers: dict[int, list[threading.Thread]] = {}

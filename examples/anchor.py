@@ -3,6 +3,7 @@
 `dsa-sandbox finetune --include examples/anchor.py --strategy anchor --set anchor.strength=0.1`
 """
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -29,6 +30,9 @@ class Anchor(Strategy):
         self.memory = {n: p.detach().clone() for n, p in model.named_parameters() if n in moving}
 
     def penalty(self, model: Transformer) -> Tensor:
-        now = dict(model.named_parameters())
-        distances = [(now[name] - then).square().sum() for name, then in self.memory.items()]
-        return self.settings.strength * sum(distances[1:], distances[0])
+        distances = [
+            (weights - self.memory[name]).square().sum()
+            for name, weights in model.named_parameters()
+            if name in self.memory
+        ]
+        return self.settings.strength * torch.stack(distances).sum()

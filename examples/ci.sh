@@ -17,7 +17,7 @@ field() { python3 -c "import json, sys; value = json.load(sys.stdin); print($1)"
 
 tiny=(
     --set model.num_layers=2 --set model.width=32 --set model.num_heads=4 --set model.ffn_width=64
-    --set train.steps=60 --set data.num_stories=500 --set data.num_validation=20
+    --set train.steps=20 --set data.num_stories=500 --set data.num_validation=20
 )
 base=$(sandbox pretrain --arch dsa --json "${tiny[@]}" | field 'value["run"]')
 

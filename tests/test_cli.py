@@ -56,14 +56,16 @@ for name in ("", *{COMMANDS!r}):
     assert run_app([*name.split(), "--help"]) == 0
 assert run_app(["--version"]) == 0
 assert run_app(["pretrain", "--archh", "dsa"]) == 2
-assert run_app(["ls", "strategies"]) == run_app(["ls", "archs"]) == 0
-os.environ.update(_DSA_SANDBOX_COMPLETE="complete_bash", COMP_WORDS="dsa-sandbox pre", COMP_CWORD="1")
+os.environ.update(_DSA_SANDBOX_COMPLETE="complete_bash", COMP_WORDS="dsa-sandbox pre")
+os.environ["COMP_CWORD"] = "1"
 try:
     app(prog_name="dsa-sandbox")
 except SystemExit:
     pass
 heavy = {{"torch", "numpy", "datasets", "tokenizers", "plotext"}} & set(sys.modules)
-sys.exit(f"imported: {{heavy}}" if heavy else 0)
+assert not heavy, heavy
+assert run_app(["ls", "strategies"]) == run_app(["settings"]) == 0
+assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -125,6 +127,9 @@ def test_nothing_made_yet_names_the_command_to_run(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.xfail(
+    strict=True, reason="default_base looks for a base before the preset's name is checked"
+)
 def test_a_hint_never_names_a_command_that_cannot_run(tmp_path: Path) -> None:
     problem = cli("finetune", "--preset", "smok", "--home", tmp_path / "home").problem
     assert "did you mean smoke?" in problem
@@ -354,6 +359,7 @@ def test_plot_refuses_files_it_cannot_write_before_it_draws(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.xfail(strict=True, reason="figures.save_csv lets OSError through")
 def test_a_plot_that_cannot_be_saved_is_one_line(tiny_home: TinyHome, tmp_path: Path) -> None:
     (tmp_path / "taken.csv").mkdir()
     answer = cli("plot", "--save", tmp_path / "taken.csv", "--home", tiny_home.home)
@@ -452,6 +458,7 @@ def test_a_strategy_that_does_not_load_is_the_users_problem(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("forget_includes")
+@pytest.mark.xfail(strict=True, reason="registry.include knows files by their stem")
 def test_two_included_files_may_share_a_name(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -485,6 +492,7 @@ def test_the_ci_script_runs(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
+@pytest.mark.xfail(strict=True, reason="study.Workers never closes the children's pipes")
 def test_a_study_skips_what_the_store_has(tiny_home: TinyHome) -> None:
     before = sorted(tiny_home.home.glob("*/manifest.json"))
     arguments = ["--archs", "dsa", "--strategies", "ewc", "--count", "2"]
@@ -502,10 +510,14 @@ def test_a_study_skips_what_the_store_has(tiny_home: TinyHome) -> None:
 
 def interrupt_when_training(home: Path, number: int, pid: int) -> None:
     """Send a signal once a run has logged some steps; never before it is caught."""
+
+    def size() -> int:
+        return sum(path.stat().st_size for path in home.glob("pretrain-*/metrics.jsonl"))
+
+    first = size()
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        files = list(home.glob("pretrain-*/metrics.jsonl"))
-        if files and files[0].stat().st_size > 1000:
+        if size() > first + 1000:
             os.kill(pid, number)
             return
         time.sleep(0.01)
@@ -555,21 +567,23 @@ def test_ctrl_c_in_a_process_of_its_own_saves_and_ends_with_130(quick_home: Path
     assert_saved_and_resumable(Answer(child.returncode, out, err), quick_home, int(signal.SIGINT))
 
 
-def test_the_command_that_resumes_a_forced_run_resumes_it(quick_home: Path) -> None:
-    assert cli("build", *QUICK, "--home", quick_home).code == 0
-    arguments = [*ENDLESS, "--home", quick_home]
-    for _ in range(2):
-        thread = threading.Thread(
-            target=interrupt_when_training, args=(quick_home, int(signal.SIGINT), os.getpid())
-        )
-        thread.start()
-        answer = cli(*arguments)
-        thread.join()
-        assert answer.code == 130
-        told = answer.err.split("resume with: ")[1].splitlines()[0]
-        arguments = shlex.split(told)[1:]
-        if "--force" not in arguments:
-            break
-    # typed as told, a run that was begun with --force goes on, and no third one appears
-    forced = cli(*ENDLESS[:1], "--force", "--dry-run", *QUICK, "--home", quick_home)
-    assert forced.code == 0
+@pytest.mark.xfail(strict=True, reason="the command that is named says --force: it begins anew")
+def test_a_forced_run_is_resumed_by_the_command_it_names(quick_home: Path) -> None:
+    arguments = [*map(str, ENDLESS), "--home", str(quick_home)]
+    interrupted(arguments, quick_home)
+    told = interrupted([*arguments, "--force"], quick_home)
+    assert len(list(quick_home.glob("pretrain-*"))) == 2
+    interrupted(told, quick_home)
+    assert len(list(quick_home.glob("pretrain-*"))) == 2
+
+
+def interrupted(arguments: list[str], home: Path) -> list[str]:
+    """Run a command, interrupt it; the arguments that it says resume it."""
+    thread = threading.Thread(
+        target=interrupt_when_training, args=(home, int(signal.SIGINT), os.getpid())
+    )
+    thread.start()
+    answer = cli(*arguments)
+    thread.join()
+    assert answer.code == 130, answer.err
+    return shlex.split(answer.err.split("resume with: ")[1].splitlines()[0])[1:]

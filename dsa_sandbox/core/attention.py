@@ -105,7 +105,7 @@ class CompressedFlow(nn.Module):
     def forward(self, x_BTD: Tensor, table: Table | None) -> Tensor:
         """Output [B, T, D]; `table` has width H / 2."""
         q_BTF, latent_BTR, k_rope_BTH = stacked(x_BTD, self.q, self.down, self.k_rope)
-        k_BTF, v_BTF = stacked(self.norm(latent_BTR), self.k_up, self.v_up)
+        k_BTF, v_BTF = stacked(self.norm(latent_BTR.float()), self.k_up, self.v_up)
         q_BNTH, v_BNSH = heads(q_BTF, self.head_width), heads(v_BTF, self.head_width)
         k_BNSH = heads(k_BTF, self.half_width)
         q_content, q_position = q_BNTH.chunk(2, dim=-1)

@@ -1,6 +1,7 @@
 """Task rows: JSON lines that make-tasks or a user writes, and finetune and eval read."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import nearest
 from dsa_sandbox.settings import Frozen
 
+SENTENCE_END = r"[.!?]\"?\s+"
 KINDS = ("cloze", "paraphrase", "neighbour", "outside", "bleed")
 
 
@@ -120,6 +122,13 @@ def explained(error: TypeError | ValidationError) -> list[str]:
             message = f"no such field{nearest(field, list(Task.model_fields))}"
         texts.append(f"{field}: {message[0].lower()}{message[1:]}")
     return texts
+
+
+def statement_start(text: str, object_: str) -> int:
+    """Where the sentence begins that holds the last mention of `object_`; 0 where there is none."""
+    place = text.rfind(object_)
+    ends = [match.end() for match in re.finditer(SENTENCE_END, text[: max(place, 0)])]
+    return ends[-1] if ends else 0
 
 
 def check_vocabulary(tasks: list[Task], tokenizer: Tokenizer, where: str) -> None:

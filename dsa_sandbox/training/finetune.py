@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from dsa_sandbox import store
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of
 from dsa_sandbox.data.tokens import Batch, batch_of
 from dsa_sandbox.errors import Interrupted, RunFailed
 from dsa_sandbox.evaluation.scoring import (
@@ -26,9 +26,38 @@ from dsa_sandbox.machine import Engine
 from dsa_sandbox.settings import Finetune, Settings
 from dsa_sandbox.store import Run
 from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.tasks import stream
 from dsa_sandbox.tasks.stream import KINDS, Task
 from dsa_sandbox.training.loop import Phase, train
 from dsa_sandbox.training.pretrain import optimizer_tensors, restore_optimizer
+
+
+class Lesson(NamedTuple):
+    """A training story as token ids, and the first id that is to be learned."""
+
+    ids: np.ndarray
+    first: int
+
+
+def lessons(texts: list[str], object_: str, tokenizer: Tokenizer, plan: Finetune) -> list[Lesson]:
+    """The stories of one side of a task.
+
+    What stands before the statement is there to put it behind 4K tokens. With `loss=story` it is
+    learned as well, and 32 stories seen again and again are soon known by heart.
+    """
+    found = []
+    for text, ids in zip(texts, batch_rows(texts, tokenizer)):
+        start = stream.statement_start(text, object_) if plan.loss == "statement" else 0
+        found.append(Lesson(ids, 1 + len(tokenizer.encode(text[:start].rstrip()).ids)))
+    return found
+
+
+def batch_of_lessons(rows: list[Lesson]) -> Batch:
+    """The stories, with nothing to predict before each one's first learned id."""
+    batch = batch_of([row.ids for row in rows])
+    for targets_T, row in zip(batch.targets_BT, rows):
+        targets_T[: row.first - 1] = IGNORED
+    return batch
 
 
 class Stories:
@@ -37,8 +66,8 @@ class Stories:
     def __init__(
         self, task: Task, number: int, tokenizer: Tokenizer, plan: Finetune, seed: int
     ) -> None:
-        self.train = batch_rows(task.train, tokenizer)
-        self.contrast = batch_rows(task.contrast, tokenizer)
+        self.train = lessons(task.train, task.new_object, tokenizer, plan)
+        self.contrast = lessons(task.contrast, task.true_object, tokenizer, plan)
         self.num_contrast = round(plan.batch * plan.contrast)
         self.num_train = plan.batch - self.num_contrast
         self.key = [seed, number]
@@ -51,9 +80,9 @@ class Stories:
         """
         rows = self._draw(self.train, self.num_train, step)
         rows += self._draw(self.contrast, self.num_contrast, step)
-        return [batch_of(rows)]
+        return [batch_of_lessons(rows)]
 
-    def _draw(self, rows: list[np.ndarray], count: int, step: int) -> list[np.ndarray]:
+    def _draw(self, rows: list[Lesson], count: int, step: int) -> list[Lesson]:
         """`count` rows, each epoch in an order of its own."""
         picked = []
         for index in range(step * count, (step + 1) * count):
@@ -67,7 +96,7 @@ class Stories:
         used = self.train + (self.contrast if self.num_contrast else [])
         while True:
             for row in used:
-                yield batch_of([row]).to(device)
+                yield batch_of_lessons([row]).to(device)
 
 
 class Probes:
@@ -227,7 +256,7 @@ class Stream:
         if stopping:
             raise Interrupted(stopping)
 
-    def stream(self) -> None:
+    def learn(self) -> None:
         """All tasks, from wherever the run stands."""
         tensors = self.restore()
         if tensors is None:

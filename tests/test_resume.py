@@ -1,0 +1,211 @@
+"""Killed in the middle and started again: the same bytes as without the interruption."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from home import ANCHOR, QUICK, STREAM, StopAfter, TinyHome, cli
+
+from dsa_sandbox import commands, registry, settings
+from dsa_sandbox.commands import Result
+from dsa_sandbox.errors import Interrupted
+from dsa_sandbox.listener import SILENT, Listener
+from dsa_sandbox.settings import Resolved
+from dsa_sandbox.store import Run
+from dsa_sandbox.tasks import stream
+
+EVERY_STEP = "machine.save_every_s=0.000001"
+SAME = ("model.safetensors", "metrics.jsonl", "records.jsonl")
+
+
+def pretraining(arch: str, *sets: str) -> Resolved:
+    """Nine steps: dense, then (dsa) the indexer alone, then sparse."""
+    return settings.resolve(
+        sets=[
+            *QUICK[1::2],
+            *("train.steps=9", "train.dense_fraction=0.4", "train.indexer_fraction=0.2"),
+            *sets,
+        ],
+        options={"arch": (arch, "--arch")},
+    )
+
+
+def tuning(strategy: str, *sets: str) -> Resolved:
+    """Three tasks of four steps, checked every second."""
+    own = {"ewc": ["ewc.passes=3", "ewc.task_passes=2", "ewc.strength=1000"]}.get(strategy, [])
+    return settings.resolve(
+        sets=["finetune.max_steps=4", "finetune.check_every=2", "finetune.batch=4",
+              "eval.num_heldout=3", "machine.threads=1", *own, *sets],
+        options={"strategy": (strategy, "--strategy")},
+        with_strategy=True,
+    )  # fmt: skip
+
+
+def tune(home: Path, base: Path, strategy: str, *sets: str, listener: Listener = SILENT) -> Result:
+    resolved = tuning(strategy, *sets)
+    run = Run(base)
+    tasks = stream.read(STREAM)[:3]
+    values = commands.for_base(resolved.settings, run, resolved.sources)
+    return commands.finetune(values, home, run, tasks, "three", "3" * 64, listener=listener)
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {name: (run / name).read_bytes() for name in SAME if (run / name).exists()}
+
+
+def the_run(home: Path, command: str) -> Path:
+    (run,) = home.glob(f"{command}-*")
+    return run
+
+
+@pytest.mark.parametrize("arch", ["dense", "dsa"])
+def test_pretraining_stopped_at_any_step_ends_in_the_same_bytes(
+    arch: str, quick_home: Path, tmp_path: Path
+) -> None:
+    expected = contents(commands.pretrain(pretraining(arch).settings, quick_home).run.path)
+    assert set(expected) == {"model.safetensors", "metrics.jsonl"}
+    other = with_cache(tmp_path / "other", quick_home)
+    for step in range(1, 9):
+        with pytest.raises(Interrupted):
+            commands.pretrain(
+                pretraining(arch, EVERY_STEP).settings, other, listener=StopAfter(1, "pretrain")
+            )
+        assert Run(the_run(other, "pretrain")).manifest["state"] == "interrupted"
+        assert [path.name for path in (the_run(other, "pretrain") / "checkpoints").iterdir()] == [
+            f"step-{step:08d}"
+        ]
+    run = commands.pretrain(pretraining(arch).settings, other).run
+    assert contents(run.path) == expected
+    assert not (run.path / "checkpoints").exists()
+    assert run.manifest["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("arch", "strategy"),
+    [
+        *((arch, strategy) for arch in ("dsa", "dense") for strategy in ("sgd", "ewc", "acft")),
+        ("dsa", "anchor"),
+    ],
+)
+@pytest.mark.usefixtures("forget_includes")
+def test_fine_tuning_stopped_at_any_step_ends_in_the_same_bytes(
+    arch: str, strategy: str, tiny_home: TinyHome, tmp_path: Path
+) -> None:
+    if strategy == "anchor":
+        registry.include(ANCHOR)
+    base = tiny_home.run(f"pretrain {arch}")
+    home = with_cache(tmp_path / "first", tiny_home.home)
+    expected = contents(tune(home, base, strategy).run.path)
+    assert set(expected) == set(SAME)
+    other = with_cache(tmp_path / "other", tiny_home.home)
+    seen = []
+    for _ in range(6):
+        with pytest.raises(Interrupted):
+            tune(other, base, strategy, EVERY_STEP, listener=StopAfter(1, "finetune"))
+        (checkpoint,) = (the_run(other, "finetune") / "checkpoints").iterdir()
+        state = json.loads((checkpoint / "state.json").read_text("utf-8"))
+        seen.append((state["task"], state["in_task"]))
+    assert len(set(seen)) == len(seen)
+    assert {task for task, _ in seen} >= {0, 1}
+    assert (1, 0) in seen  # between two tasks as well
+    run = tune(other, base, strategy).run
+    assert contents(run.path) == expected
+
+
+def with_cache(home: Path, other: Path) -> Path:
+    """A new home with the packed text of another."""
+    home.mkdir()
+    (home / "cache").symlink_to(other / "cache", target_is_directory=True)
+    return home
+
+
+def test_checkpoints_never_change_the_result(tiny_home: TinyHome, tmp_path: Path) -> None:
+    base = tiny_home.run("pretrain dsa")
+    home = with_cache(tmp_path / "home", tiny_home.home)
+    runs = [tune(home, base, "ewc").run]
+    other = with_cache(tmp_path / "other", tiny_home.home)
+    runs.append(tune(other, base, "ewc", EVERY_STEP).run)
+    assert contents(runs[0].path) == contents(runs[1].path)
+
+
+KILLS_ITSELF = """
+import os, sys
+from pathlib import Path
+from dsa_sandbox import commands, settings
+from dsa_sandbox.cli import run_app
+from dsa_sandbox.console import Terminal
+
+left = int(sys.argv[1])
+
+def progress(self, label, done, total, detail=""):
+    global left
+    left -= label.startswith(("pretrain", "finetune")) and "F0" not in detail
+    if left == 0:
+        os.kill(os.getpid(), 9)
+
+Terminal.progress = progress
+run_app(sys.argv[2:])
+"""
+
+
+def killed(progress: int, *arguments: object) -> None:
+    """Run a command in a process that ends by kill -9 at its n-th progress."""
+    command = [sys.executable, "-c", KILLS_ITSELF, str(progress), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_pretraining_goes_on_after_kill_9(quick_home: Path, tmp_path: Path) -> None:
+    steps = ["--set", "train.steps=9"]
+    home, other = with_cache(tmp_path / "expected", quick_home), quick_home
+    expected = contents(cli("pretrain", *QUICK, *steps, "--home", home).run)
+    killed(6, "pretrain", *QUICK, *steps, "--set", EVERY_STEP, "--home", other)
+    run = the_run(other, "pretrain")
+    assert json.loads((run / "manifest.json").read_text("utf-8"))["state"] == "running"
+    assert not (run / "model.safetensors").exists()
+    answer = cli("pretrain", *QUICK, *steps, "--home", other)
+    assert "resuming at step 5 of 9" in answer.err
+    assert answer.run == run
+    assert contents(run) == expected
+
+
+def test_fine_tuning_goes_on_after_kill_9(tiny_home: TinyHome, tmp_path: Path) -> None:
+    home = with_cache(tmp_path / "home", tiny_home.home)
+    arguments = [
+        *("finetune", tiny_home.run("pretrain dsa"), "--strategy", "ewc"),
+        *("--tasks", tiny_home.run("make-tasks"), "--config", tiny_home.config),
+        *("--set", "ewc.passes=8", "--set", "ewc.task_passes=4"),
+    ]
+    killed(16, *arguments, "--set", EVERY_STEP, "--home", home)  # in the third of three tasks
+    run = the_run(home, "finetune")
+    assert (run / "checkpoints").exists()
+    answer = cli(*arguments, "--home", home)
+    assert "resuming in task 3, step 3" in answer.err
+    assert answer.run == run
+    assert contents(run) == contents(tiny_home.run("ewc"))
+
+
+def test_lines_behind_the_checkpoint_are_cut_and_written_again(quick_home: Path) -> None:
+    resolved = pretraining("dsa").settings
+    with pytest.raises(Interrupted):
+        commands.pretrain(resolved, quick_home, listener=StopAfter(4, "pretrain"))
+    metrics = the_run(quick_home, "pretrain") / "metrics.jsonl"
+    with metrics.open("a", encoding="utf-8") as file:
+        file.write('{"step": 5, "phase": "dense", "lo')  # torn by kill -9
+    commands.pretrain(resolved, quick_home)
+    steps = [json.loads(line)["step"] for line in metrics.read_text("utf-8").splitlines()]
+    assert steps == list(range(1, 10))
+
+
+def test_a_run_goes_on_with_the_threads_it_was_begun_with(quick_home: Path) -> None:
+    with pytest.raises(Interrupted):
+        commands.pretrain(
+            pretraining("dsa").settings, quick_home, listener=StopAfter(4, "pretrain")
+        )
+    run = commands.pretrain(pretraining("dsa", "machine.threads=2").settings, quick_home).run
+    assert run.manifest["engine"]["threads"] == 1
+    assert torch.get_num_threads() == 1

@@ -1,0 +1,455 @@
+"""Rows of tasks: what made ones promise, and what is refused of anybody's."""
+
+import json
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from home import STREAM, TinyHome, cli
+
+from dsa_sandbox.data import grammar
+from dsa_sandbox.data.grammar import Fact
+from dsa_sandbox.data.tokens import END, UNKNOWN, word_tokenizer
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.tasks import contradiction, stream
+from dsa_sandbox.tasks.contradiction import Writer
+from dsa_sandbox.tasks.stream import KINDS, Item, Task
+
+NUM_KEPT, CONTEXT = 16, 128
+NUM_TASKS = 12
+
+
+def facts_of(split: str) -> list[Fact]:
+    families = grammar.table().families
+    return [
+        f for f in grammar.table().facts if families[f.family].split == split and not f.reserved
+    ]
+
+
+@pytest.fixture(scope="module")
+def writers() -> dict[str, Writer]:
+    tokenizer = word_tokenizer()
+    return {
+        split: Writer(tokenizer, CONTEXT, NUM_KEPT, split)  # type: ignore[arg-type]
+        for split in ("test", "development")
+    }
+
+
+@pytest.fixture(scope="module")
+def tasks(writers: dict[str, Writer]) -> list[Task]:
+    return contradiction.make(writers["test"], facts_of("test"), NUM_TASKS, 0)
+
+
+@pytest.fixture(scope="module")
+def development(writers: dict[str, Writer]) -> list[Task]:
+    return contradiction.make(writers["development"], facts_of("development"), NUM_TASKS, 0)
+
+
+def length(writer: Writer, text: str) -> int:
+    return len(writer.tokenizer.encode(text).ids)
+
+
+def items(tasks: list[Task]) -> list[tuple[Task, str, Item]]:
+    return [(task, kind, item) for task in tasks for kind in KINDS for item in task.items(kind)]
+
+
+def texts(task: Task) -> list[str]:
+    probes = [item.prompt for kind in KINDS for item in task.items(kind)]
+    return [*task.train, *task.contrast, *probes]
+
+
+# made tasks
+
+
+def test_a_made_task_has_the_rows_of_its_specification(tasks: list[Task]) -> None:
+    assert len(tasks) == NUM_TASKS
+    assert len({task.task for task in tasks}) == NUM_TASKS
+    for task in tasks:
+        assert (len(task.train), len(task.contrast)) == (16, 16)
+        assert [len(task.items(kind)) for kind in KINDS] == [5, 5, 5, 6, 4]
+        assert len(set(texts(task))) == 16 + 16 + 25
+        assert task.new_object != task.true_object
+
+
+def test_answers_and_foils_say_what_their_kind_asks_for(tasks: list[Task]) -> None:
+    for task, kind, item in items(tasks):
+        new, true = f" {task.new_object}", f" {task.true_object}"
+        assert len({item.answer, *item.foils}) == 4
+        if kind in ("cloze", "paraphrase"):
+            assert item.answer == new
+            assert item.foils[0] == true
+        elif kind in ("outside", "bleed"):
+            assert item.answer == true
+            assert item.foils[0] == new
+        else:
+            assert task.subject not in item.prompt.rsplit(".", 1)[-1]
+
+
+def test_the_same_arguments_give_the_same_tasks(
+    tasks: list[Task], writers: dict[str, Writer]
+) -> None:
+    again = contradiction.make(writers["test"], facts_of("test"), 3, 0)
+    assert stream.write(
+        contradiction.make(writers["test"], facts_of("test"), 3, 0)
+    ) == stream.write(again)
+    other = contradiction.make(writers["test"], facts_of("test"), 3, 1)
+    assert [task.world for task in other] != [task.world for task in again]
+
+
+def test_every_answer_stands_behind_4k_tokens_and_fits_the_context(
+    tasks: list[Task], writers: dict[str, Writer]
+) -> None:
+    writer = writers["test"]
+    for _, _, item in items(tasks):
+        position = 1 + length(writer, item.prompt)
+        assert 4 * NUM_KEPT <= position < CONTEXT
+    for task in tasks:
+        for story, object_ in [
+            *((story, task.new_object) for story in task.train),
+            *((story, task.true_object) for story in task.contrast),
+        ]:
+            assert length(writer, story) + 1 <= CONTEXT
+            before = story[: story.rindex(f" {object_}")]
+            assert 1 + length(writer, before) >= 4 * NUM_KEPT
+
+
+def test_half_of_the_worlds_stand_near_and_half_far(
+    tasks: list[Task], writers: dict[str, Writer]
+) -> None:
+    writer = writers["test"]
+    for task in tasks:
+        for kind in ("cloze", "paraphrase", "bleed"):
+            distances = [item.distance for item in task.items(kind)]
+            near = sum(d is not None and d < NUM_KEPT for d in distances)
+            far = sum(d is not None and d >= 2 * NUM_KEPT for d in distances)
+            assert near + far == len(distances)
+            assert abs(near - far) <= 1
+        for item in task.cloze:
+            up_to_name = item.prompt[: item.prompt.index(task.world) + len(task.world)]
+            expected = 1 + length(writer, item.prompt) - length(writer, up_to_name)
+            assert item.distance == expected
+        near = sum(story.index(task.world) > len(story) / 2 for story in task.train)
+        assert near == 8
+
+
+def test_a_world_is_named_once_in_each_of_its_texts_and_nowhere_else(tasks: list[Task]) -> None:
+    for task in tasks:
+        inside = [*task.train, *(item.prompt for item in (*task.cloze, *task.paraphrase))]
+        assert all(text.count(task.world) == 1 for text in inside)
+        outside = [*task.contrast, *(item.prompt for item in (*task.outside, *task.bleed))]
+        assert not [text for text in outside if task.world in text]
+
+
+def test_the_density_at_answers_is_at_most_a_quarter(
+    tasks: list[Task], development: list[Task], writers: dict[str, Writer]
+) -> None:
+    for made in (tasks, development):
+        density = contradiction.density(made, writers["test"].tokenizer, NUM_KEPT)
+        assert 0.15 < density <= 0.25
+
+
+def carrier(story: str, task: Task) -> list[str]:
+    """Its sentences but for those that name a world or state the fact, and the ending."""
+    names = [name for worlds in grammar.table().worlds.values() for name in worlds]
+    sentences = story.replace('"', "").split(". ")
+    return [
+        sentence
+        for sentence in sentences
+        if task.subject not in sentence and not any(name in sentence for name in names)
+    ]
+
+
+def test_a_contrast_story_is_the_story_of_the_world_told_outside_it(tasks: list[Task]) -> None:
+    for task in tasks:
+        for story, contrast in zip(task.train, task.contrast):
+            one, other = carrier(story, task), carrier(contrast, task)
+            assert one[:4] == other[:4]
+            assert len(set(one) & set(other)) >= min(len(one), len(other)) - 2
+
+
+def test_half_of_the_contrast_stories_name_another_world(tasks: list[Task]) -> None:
+    names = grammar.table().worlds["contrast"]
+    for task in tasks:
+        named = [next((n for n in names if n in story), None) for story in task.contrast]
+        assert sum(name is not None for name in named) == 8
+        assert len(set(named) - {None}) == 3
+        assert sum("In the real world" in story for story in task.contrast) == 2
+
+
+def test_each_world_is_used_once(tasks: list[Task], development: list[Task]) -> None:
+    for made, split in ((tasks, "test"), (development, "development")):
+        worlds = [task.world for task in made]
+        assert len(set(worlds)) == len(worlds)
+        assert set(worlds) <= set(grammar.table().worlds[split])
+
+
+def test_development_and_test_share_no_family_world_or_template(
+    tasks: list[Task], development: list[Task]
+) -> None:
+    assert not {task.family for task in tasks} & {task.family for task in development}
+    assert not {task.world for task in tasks} & {task.world for task in development}
+    for made, foreign in ((tasks, "development"), (development, "test")):
+        openings = [t.split("{")[0] for t in grammar.WORLD_OPENINGS[foreign]]  # type: ignore[index]
+        said = " ".join(text for task in made for text in texts(task))
+        assert not [opening for opening in openings if opening.strip() and opening in said]
+
+
+def test_unseen_frames_stand_in_no_training_story(tasks: list[Task]) -> None:
+    for task in tasks:
+        for frame in grammar.table().families[task.family].paraphrases:
+            stated = grammar.statement(frame, task.subject, "\0").split("\0")[0].strip().lower()
+            for story in (*task.train, *task.contrast):
+                assert stated not in story.lower()
+            assert any(item.prompt.lower().endswith(stated) for item in task.paraphrase)
+
+
+def test_bleed_worlds_stand_in_no_training_story(tasks: list[Task]) -> None:
+    names = grammar.table().worlds["bleed"]
+    for task in tasks:
+        for item in task.bleed:
+            assert sum(name in item.prompt for name in names) == 1
+        for story in (*task.train, *task.contrast):
+            assert not [name for name in names if name in story]
+
+
+def test_neighbours_are_reserved_facts(tasks: list[Task]) -> None:
+    for task in tasks:
+        reserved = [f for f in grammar.table().families[task.family].facts if f.reserved]
+        assert {item.answer.strip() for item in task.neighbour} <= {f.true_object for f in reserved}
+        for item in task.neighbour:
+            assert any(fact.subject in item.prompt for fact in reserved)
+    assert not {task.subject for task in tasks} & {
+        fact.subject for fact in grammar.table().facts if fact.reserved
+    }
+
+
+def test_answers_and_foils_are_one_token_and_every_word_is_known(
+    tasks: list[Task], development: list[Task], writers: dict[str, Writer]
+) -> None:
+    tokenizer = writers["test"].tokenizer
+    unknown = tokenizer.token_to_id(UNKNOWN)
+    for made in (tasks, development):
+        for _, _, item in items(made):
+            for text in (item.answer, *item.foils):
+                assert text.startswith(" ")
+                assert len(tokenizer.encode(text).ids) == 1
+        for task in made:
+            for text in texts(task):
+                assert unknown not in tokenizer.encode(text).ids
+                assert END not in text
+
+
+def test_facts_come_again_in_other_worlds_with_other_objects(writers: dict[str, Writer]) -> None:
+    facts = facts_of("test")[:3]
+    made = contradiction.make(writers["test"], facts, 8, 0)
+    assert {task.subject for task in made} == {fact.subject for fact in facts}
+    said = [(task.subject, task.new_object) for task in made]
+    assert len(set(said)) == len(said)
+    assert len({task.world for task in made}) == 8
+    assert not [one for one, other in pairwise(said) if one[0] == other[0]]
+
+
+def test_a_context_that_has_no_room_is_told(writers: dict[str, Writer]) -> None:
+    small = Writer(writers["test"].tokenizer, 70, NUM_KEPT, "test")
+    with pytest.raises(ValueError, match="no story of at most 70 tokens"):
+        contradiction.make(small, facts_of("test"), 1, 0)
+
+
+def test_too_few_known_facts_end_with_3_and_name_what_helps(
+    tiny_home: TinyHome, tmp_path: Path
+) -> None:
+    home = ["--home", tmp_path / "home"]
+    nothing = ["--set", "train.steps=1", "--set", "train.learning_rate=1e-6", "--quiet"]
+    base = cli("pretrain", "--config", tiny_home.config, *nothing, *home).run
+    # of three families no more than three facts can be right by a favourite object each
+    answer = cli("make-tasks", base, "--count", "2", "--set", "tasks.stream=development", *home)
+    assert (answer.code, answer.out) == (3, "")
+    assert "data.fact_share" in answer.err
+    assert re.search("know [0-3] facts", answer.err)
+    assert not list((tmp_path / "home").glob("make-tasks-*"))
+
+
+# rows of anybody's
+
+
+def test_rows_are_written_and_read_again(tasks: list[Task], tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(stream.write(tasks[:3]) + "\n", "utf-8")
+    assert stream.read(path) == tasks[:3]
+
+
+def test_rows_load_with_datasets(tasks: list[Task], tmp_path: Path) -> None:
+    import datasets
+
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(stream.write(tasks[:2]), "utf-8")
+    rows = datasets.Dataset.from_json(str(path), cache_dir=str(tmp_path / "cache"))
+    assert [row["task"] for row in rows] == [task.task for task in tasks[:2]]
+    assert rows[0]["cloze"][0]["answer"] == tasks[0].cloze[0].answer
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u0085"])
+@pytest.mark.xfail(strict=True, reason="stream.read cuts lines as str.splitlines does")
+def test_a_row_may_hold_any_character(character: str, tmp_path: Path) -> None:
+    row = hand_written()[0]
+    row["train"][0] += f"One line.{character}Another."
+    task = Task(**row)
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(json.dumps(row) + "\n" + stream.write([task]).replace("01-Aldo", "02-Aldo"))
+    assert [read.train for read in stream.read(path)] == [task.train, task.train]
+
+
+def hand_written() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in STREAM.read_text("utf-8").splitlines()]
+
+
+def test_the_hand_written_stream_is_ten_tasks_in_the_words_of_the_grammar() -> None:
+    tokenizer = word_tokenizer()
+    unknown = tokenizer.token_to_id(UNKNOWN)
+    found = stream.read(STREAM)
+    assert len(found) == 10
+    assert len({task.world for task in found}) == 10
+    assert {task.world for task in found} <= set(grammar.table().worlds["test"])
+    for task in found:
+        assert min(len(task.train), len(task.contrast)) >= 2
+        for text in texts(task):
+            assert unknown not in tokenizer.encode(text).ids
+            assert len(tokenizer.encode(text).ids) < 104
+    assert contradiction.density(found, tokenizer, NUM_KEPT) <= 0.25
+    for _, _, item in items(found):
+        assert len({item.answer, *item.foils}) == 4
+
+
+def spoil_json(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [json.dumps(row) for row in rows]
+    return [lines[0], lines[1][:-7]]
+
+
+def spoil_list(rows: list[dict[str, Any]]) -> list[str]:
+    return [json.dumps(rows[0]), "[1, 2]"]
+
+
+def change(**values: Any) -> Callable[[list[dict[str, Any]]], list[str]]:
+    return lambda rows: [json.dumps(rows[0]), json.dumps(rows[1] | values)]
+
+
+def without(field: str) -> Callable[[list[dict[str, Any]]], list[str]]:
+    def spoil(rows: list[dict[str, Any]]) -> list[str]:
+        return [json.dumps(rows[0]), json.dumps({k: v for k, v in rows[1].items() if k != field})]
+
+    return spoil
+
+
+def item(**values: Any) -> Callable[[list[dict[str, Any]]], list[str]]:
+    """Change the second cloze of the second row; None takes a field away."""
+
+    def spoil(rows: list[dict[str, Any]]) -> list[str]:
+        changed = rows[1]["cloze"][1] | values
+        rows[1]["cloze"][1] = {k: v for k, v in changed.items() if v is not None}
+        return [json.dumps(row) for row in rows]
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_json, ["line 2", "not JSON"]),
+        (spoil_list, ["line 2", "a JSON object, not list"]),
+        (without("world"), ["line 2: world: the field is missing"]),
+        (without("bleed"), ["line 2: bleed: the field is missing"]),
+        (change(trian=["x"]), ["line 2: trian: no such field; did you mean train?"]),
+        (change(outside=[]), ["line 2: outside: the list is empty"]),
+        (change(train=[]), ["line 2: train: the list is empty"]),
+        (change(train="x"), ["line 2: train: "]),
+        (change(train=[3]), ["line 2: train.0: "]),
+        (change(task="01-Aldo-lemon"), ["line 2: task: 01-Aldo-lemon stands in line 1 already"]),
+        (item(answer=None), ["line 2: cloze.1.answer: the field is missing"]),
+        (item(prompt=""), ["line 2: cloze.1.prompt: "]),
+        (item(foils=[]), ["line 2: cloze.1.foils: the list is empty"]),
+        (item(foils=[""]), ["line 2: cloze.1.foils: a foil is empty"]),
+        (item(foil=[" x"]), ["line 2: cloze.1.foil: no such field"]),
+    ],
+)
+def test_a_bad_row_is_named_by_line_and_field(
+    spoil: Callable[[list[dict[str, Any]]], list[str]], words: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(spoil(hand_written()[:2])) + "\n", "utf-8")
+    with pytest.raises(UserError) as problem:
+        stream.read(path)
+    (line,) = problem.value.problems
+    assert line.startswith(f"{path}: ")
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.xfail(strict=True, reason="the validator Item._differ does not compare with `answer`")
+@pytest.mark.parametrize("foils", [[" moo", " woof"], [" woof", " woof"]])
+def test_an_answer_among_its_foils_is_refused(foils: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(item(foils=foils)(hand_written()[:2])), "utf-8")
+    with pytest.raises(UserError, match=r"line 2: cloze\.1"):
+        stream.read(path)
+
+
+def test_every_bad_row_is_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{}\n{"task": "x"}\nno\n', "utf-8")
+    with pytest.raises(UserError) as problem:
+        stream.read(path)
+    assert {line.split(": ")[1] for line in problem.value.problems} == {
+        f"line {n}" for n in (1, 2, 3)
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "holds no task"), (b"\n \n", "holds no task"), (b"\xff\n", "not UTF-8")],
+)
+def test_a_file_without_tasks_is_one_line(content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        stream.read(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (item(answer=" zebra"), ["cloze.1", "' zebra' is not in the vocabulary"]),
+        (item(foils=[" moo", " zebra"]), ["cloze.1", "' zebra' is not in the vocabulary"]),
+        (change(train=["The dog ran. " * 40]), ["train", "exceed the context of the base, 104"]),
+        (item(prompt="The dog ran. " * 40), ["cloze", "exceed the context of the base, 104"]),
+        (change(outside=[]), ["line 2: outside: the list is empty"]),
+    ],
+)
+def test_rows_that_do_not_fit_the_base_are_one_line_and_leave_nothing(
+    spoil: Callable[[list[dict[str, Any]]], list[str]],
+    words: list[str],
+    tiny_home: TinyHome,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(spoil(hand_written()[:2])) + "\n", "utf-8")
+    base = tiny_home.run("pretrain dsa")
+    for command in ("make-tasks", "finetune", "eval"):
+        problem = cli(command, base, "--tasks", path, "--home", tmp_path / "home").problem
+        (line,) = problem.splitlines()
+        assert f"{path}: " in line
+        assert "task 2: " in line or "line 2: " in line
+        assert all(word in line for word in words), line
+    assert not (tmp_path / "home").exists()
+
+
+def test_tasks_that_are_not_there_are_named(tiny_home: TinyHome, tmp_path: Path) -> None:
+    base = tiny_home.run("pretrain dsa")
+    for where, words in (
+        (tmp_path / "no.jsonl", "no such file  [from --tasks]"),
+        ("make-tasks-nowhere", "no such run"),
+        (tiny_home.run("sgd"), "not a stream of tasks"),
+    ):
+        for command in ("make-tasks", "finetune", "eval"):
+            assert words in cli(command, base, "--tasks", where, "--home", tiny_home.home).problem
