@@ -596,7 +596,8 @@ def run(
         "unicode": console.has_unicode(sys.stdout),
     }
     for kind in ("forgetting", "front"):
-        console.emit(figures.draw(kind, outcome.arms, **style).text)
+        console.emit(figures.draw(kind, outcome.arms, **style).text + "\n")
+    console.emit(table.stream(outcome.stream.name, outcome.stream.manifest["figures"]) + "\n")
     console.emit(table.results(results, width=console.width_of(sys.stdout)))
 
 

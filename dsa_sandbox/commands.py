@@ -129,7 +129,9 @@ class Job:
                 environment=store.environment(),
                 **extra,
             )
-        elif self.run.manifest["environment"]["machine"] != store.environment()["machine"]:
+            return
+        self.run.update(state="running")
+        if self.run.manifest["environment"]["machine"] != store.environment()["machine"]:
             self.run.update(resumed_elsewhere=True)
             self.listener.warn("resuming on another kind of machine: the result is not bit-exact")
 
