@@ -680,13 +680,13 @@ def prepare(
     model.requires_grad_(True)
     key = strategy.cache_key()
     if key is not None:
+        listener.progress(f"finetune {resolved.strategy}", 0, 1, "measuring pre-training (F0)")
         key |= {"model": base_sha, "data": text.digest, "seed": resolved.seed}
         key |= {"numerics": store.NUMERICS, "code": store.source_digest()}
         path = cache_of(home) / f"prepared-{store.digest_of(key)[:16]}.safetensors"
         if path.exists():
             strategy.memory = {k: v.to(device) for k, v in store.load_tensors(path).items()}
             return
-    listener.progress(f"finetune {resolved.strategy}", 0, 1, "measuring pre-training (F0)")
     batches = tokens.Batches(text.train, model.context, model.context, resolved.seed + 7919)
 
     def single() -> Any:

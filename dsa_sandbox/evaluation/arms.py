@@ -52,7 +52,7 @@ def contrasts(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
     def simple(name: str, a: tuple[str, str], b: tuple[str, str]) -> None:
         if a in arms and b in arms:
-            match = metrics.equal_learning(arms[a], arms[b])
+            match = metrics.equal_learning(arms[a], arms[b], (" ".join(a), " ".join(b)))
             title = f"{' '.join(a)} - {' '.join(b)}"
             found.append(entry(name, title, difference(arms[a], arms[b]), match))
 
@@ -67,7 +67,11 @@ def contrasts(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         if all(arm in arms for arm in four):
             inner, outer = (difference(arms[four[i]], arms[four[i + 1]]) for i in (0, 2))
             value = {key: inner[key] - outer[key] for key in inner}
-            parts = [metrics.equal_learning(arms[four[0]], arms[arm]) for arm in four[1:]]
+            pairs = [(four[0], arm) for arm in four[1:]]
+            parts = [
+                metrics.equal_learning(arms[a], arms[b], (" ".join(a), " ".join(b)))
+                for a, b in pairs
+            ]
             reasons = list(dict.fromkeys(reason for part in parts for reason in part.reasons))
             match = metrics.Matching(not reasons, reasons)
             title = f"[dsa acft - dsa sgd] - [{control} acft - {control} sgd]"

@@ -30,7 +30,9 @@ FORMULAS = {
         "KL", "KL(base || now) on held-out stories, nats per token, after task T", "lower"
     ),
     "efficacy": Formula("efficacy", "clozes of j with P(new) > every foil, after task j", "higher"),
-    "generality": Formula("generality", "the same for unseen frames, after task j", "higher"),
+    "generality": Formula(
+        "generality", "items in unseen frames with P(new) > every foil, after task j", "higher"
+    ),
     "retention": Formula("retention", "mean R[T,j] over tasks: exact match at the end", "higher"),
     "kept": Formula("kept", "clozes exact after task j that are exact after task T", "higher"),
     "keep": Formula("real world", "items outside with P(true) > every foil, after T", "higher"),
@@ -201,15 +203,17 @@ class Matching(NamedTuple):
     reasons: list[str]
 
 
-def equal_learning(a: dict[str, float], b: dict[str, float]) -> Matching:
+def equal_learning(
+    a: dict[str, float], b: dict[str, float], names: tuple[str, str] = ("first", "second")
+) -> Matching:
     """Both learn >= 90 % of the tasks, stop within 0.5 nats, generality and bleed within 0.1.
 
     A NaN counts as a difference.
     """
     reasons = []
-    for name, arm in (("first", a), ("second", b)):
+    for name, arm in zip(names, (a, b)):
         if not arm["learned"] >= 0.9:
-            reasons.append(f"the {name} learned {arm['learned']:.0%} of the tasks")
+            reasons.append(f"{name} learned {arm['learned']:.0%} of its tasks")
     for key, limit in (("stop_margin", 0.5), ("generality", 0.1), ("bleed", 0.1)):
         difference = abs(a[key] - b[key])
         if not difference <= limit:

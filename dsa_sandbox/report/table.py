@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from dsa_sandbox.evaluation import arms, metrics
 
+Columns = dict[str, tuple[str, Callable[[float], str]]]
 EQUAL_BASES = 0.02  # nats of held-out NLL
 
 
@@ -31,7 +33,7 @@ def percent(value: float | None) -> str:
 
 def plain(title: str | None = None) -> Table:
     """A table without box: columns and a rule."""
-    table = Table(title=title, box=None, pad_edge=False, header_style="", title_justify="left")
+    table = Table(title=title, box=None, pad_edge=False, header_style="", padding=(0, 1, 0, 0))
     table.show_edge = False
     return table
 
@@ -129,24 +131,25 @@ def contrasts(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"contrasts": arms.contrasts(results), "seeds": 1, "verdict": "one seed decides nothing"}
 
 
-COLUMNS = {  # of the first screen
-    "learned": percent,
-    "Y": lambda v: number(v, 3),
-    "Y2": number,
-    "retention": percent,
-    "efficacy": percent,
-    "generality": percent,
-    "keep": percent,
-    "bleed": number,
-    "specificity": percent,
-    "kl": number,
-    "ppl_ratio": number,
-    "em_ratio": number,
-    "forgetting": number,
-    "bwt": number,
-    "steps": lambda v: number(v, 0),
+COLUMNS: Columns = {  # of the first screen: forgetting
+    "learned": ("learned", percent),
+    "Y": ("Y", lambda v: number(v, 3)),
+    "Y2": ("Y2", number),
+    "retention": ("EM", percent),
+    "kl": ("KL", number),
+    "steps": ("steps", lambda v: number(v, 0)),
 }
-NARROW = ("learned", "Y", "Y2", "retention", "keep", "bleed", "kl", "steps")
+PROBES: Columns = {  # below it: what else became of knowledge
+    "generality": ("general", percent),
+    "kept": ("kept", percent),
+    "keep": ("real", percent),
+    "bleed": ("bleed", number),
+    "specificity": ("spec.", percent),
+    "forgetting": ("forg.", number),
+    "bwt": ("BWT", number),
+    "ppl_ratio": ("ppl x", number),
+    "em_ratio": ("EM x", number),
+}
 
 
 def results(found: dict[str, dict[str, Any]], *, width: int, with_formulas: bool = False) -> str:
@@ -160,39 +163,39 @@ def results(found: dict[str, dict[str, Any]], *, width: int, with_formulas: bool
             parts.append(base(name, figures))
         elif figures["kind"] == "probes":
             parts.append(probes(name, figures))
-    keys = COLUMNS if width >= 120 else NARROW
     if with_formulas:
-        parts.append(formula_lines(tuple(metrics.FORMULAS)))
+        parts.append(formula_lines(dict.fromkeys(metrics.FORMULAS, ("", str))))
     elif rows:
-        parts.append(formula_lines(tuple(keys)))
+        parts.append(formula_lines(COLUMNS | PROBES))
     parts.append(conclusions(rows))
     return "\n\n".join(part for part in parts if part)
 
 
 def arm_table(rows: dict[str, dict[str, Any]], width: int) -> str:
-    """An arm a row."""
-    keys = list(COLUMNS) if width >= 150 else list(NARROW)
-    table = plain()
-    table.add_column("arm", no_wrap=True)
-    table.add_column("moves", justify="right")
-    for key in keys:
-        table.add_column(metrics.FORMULAS[key].title, justify="right")
-    table.add_column("capped", justify="right")
-    table.add_column("time", justify="right")
+    """An arm a row: forgetting first, then probes."""
+    first = plain()
+    first.add_column("arm", no_wrap=True)
+    headers = ["moves", *(title for title, _ in COLUMNS.values()), "cap", "time"]
+    for header in headers:
+        first.add_column(header, justify="right", no_wrap=True)
+    second = plain()
+    second.add_column("arm", no_wrap=True)
+    for header, _ in PROBES.values():
+        second.add_column(header, justify="right", no_wrap=True)
     for figures in rows.values():
-        cells = [COLUMNS[key](figures[key]) for key in keys]
-        capped = f"{figures['capped']}/{figures['tasks']}"
-        trainable = f"{figures['trainable'] / 1e6:.2f}M"
-        elapsed = f"{figures['elapsed_s']:.0f}s"
-        table.add_row(label(figures), trainable, *cells, capped, elapsed)
-    return rendered(table, max(width, 80))
+        cells = [show(figures[key]) for key, (_, show) in COLUMNS.items()]
+        moves, elapsed = f"{figures['trainable'] / 1e6:.2f}M", f"{figures['elapsed_s']:.0f}s"
+        first.add_row(label(figures), moves, *cells, str(figures["capped"]), elapsed)
+        second.add_row(label(figures), *(show(figures[key]) for key, (_, show) in PROBES.items()))
+    return f"{rendered(first, max(width, 80))}\n\n{rendered(second, max(width, 80))}"
 
 
-def formula_lines(keys: tuple[str, ...]) -> str:
-    """Each figure's formula on a line of its own."""
-    chosen = [metrics.FORMULAS[key] for key in keys]
-    longest = max(len(formula.title) for formula in chosen)
-    return "\n".join(f"{f.title:<{longest}}  {f.text}" for f in chosen)
+def formula_lines(columns: Mapping[str, tuple[str, Any]]) -> str:
+    """Each figure's formula on a line of its own, under the name its column has."""
+    names = {key: title or metrics.FORMULAS[key].title for key, (title, _) in columns.items()}
+    longest = max(len(name) for name in names.values())
+    lines = [f"{name:<{longest}}  {metrics.FORMULAS[key].text}" for key, name in names.items()]
+    return "\n".join([*lines, f"{'cap':<{longest}}  tasks that hit the cap of steps unlearned"])
 
 
 def conclusions(rows: dict[str, dict[str, Any]]) -> str:
