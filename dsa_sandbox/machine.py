@@ -104,5 +104,5 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed tensors instead of giving their pages back after each one."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 8 * 2**20)  # M_MMAP_THRESHOLD; above it memory would fragment
+        libc.mallopt(-1, 2**28)  # M_TRIM_THRESHOLD

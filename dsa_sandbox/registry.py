@@ -1,4 +1,4 @@
-"""Names that settings may choose from: architectures, strategies, task families, data sources.
+"""Names that settings may choose from: architectures and strategies.
 
 A kind's built-in names are known without importing torch, so help and did-you-mean are quick; the
 module behind a name is imported when the name is used. `--include FILE` adds more.

@@ -449,8 +449,8 @@ def find_run(home: Path, text: str) -> Run:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        names = "\n  ".join(run.name for run in fitting)
-        raise UserError(f"{text}: fits {len(fitting)} runs; which one?\n  {names}")
+        names = ", ".join(run.name for run in fitting)
+        raise UserError(f"{text}: fits {len(fitting)} runs: {names}")
     hint = nearest(text, [run.name for run in runs])
     raise UserError(f"{text}: no such run in {home}{hint}  (dsa-sandbox ls runs shows all)")
 

@@ -276,14 +276,24 @@ def test_no_command_at_all_shows_the_help() -> None:
     assert len(max((answer.out + answer.err).splitlines(), key=len)) <= 120
 
 
+def into_a_closed_pipe(*arguments: object) -> tuple[int, str]:
+    """Exit code and stderr of a command whose stdout nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [str(part) for part in (BIN, *arguments)]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    return done.returncode, done.stderr
+
+
 def test_a_closed_pipe_ends_quietly(tiny_home: TinyHome) -> None:
-    for arguments in (["settings"], ["--help"], ["ls", "--home", str(tiny_home.home)]):
-        reading, writing = os.pipe()
-        os.close(reading)
-        done = subprocess.run([BIN, *arguments], stdout=writing, stderr=subprocess.PIPE, text=True)
-        os.close(writing)
-        assert done.stderr == ""
-        assert done.returncode in (0, 1, 141)
+    for arguments in (["settings"], ["--help"], ["ls", "--home", tiny_home.home]):
+        assert into_a_closed_pipe(*arguments)[1] == ""
+
+
+@pytest.mark.xfail(strict=True, reason="Typer turns a broken pipe into exit code 1: our bug")
+def test_a_closed_pipe_is_not_our_bug() -> None:
+    assert into_a_closed_pipe("settings")[0] in (0, 141)
 
 
 # ls, plot, eval

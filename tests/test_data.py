@@ -433,12 +433,14 @@ def test_caches_lie_under_the_home_and_nowhere_else(tmp_path: Path) -> None:
     user, place = tmp_path / "user", tmp_path / "place"
     user.mkdir()
     place.mkdir()
-    write_jsonl(place / "stories.jsonl", STORIES)
+    (place / "stories").mkdir()
+    write_txt(place / "stories" / "train.txt", STORIES[:30])
+    write_jsonl(place / "stories" / "valid.jsonl", STORIES[30:])
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XDG", "HF", "DSA"))}
     environment |= {"HOME": str(user), "PYTHONDONTWRITEBYTECODE": "1"}
     small = [*QUICK, "--set", "data.vocabulary=500"]
     done = subprocess.run(
-        [sys.executable, "-m", "dsa_sandbox", "build", "--data", "stories.jsonl", *small],
+        [sys.executable, "-m", "dsa_sandbox", "build", "--data", "stories", *small],
         cwd=place,
         env=environment,
         capture_output=True,
@@ -446,7 +448,7 @@ def test_caches_lie_under_the_home_and_nowhere_else(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert not list(user.rglob("*"))
-    assert sorted(path.name for path in place.iterdir()) == ["runs", "stories.jsonl"]
+    assert sorted(path.name for path in place.iterdir()) == ["runs", "stories"]
 
 
 def test_a_name_of_the_hub_without_network_is_one_line_within_seconds(tmp_path: Path) -> None:
