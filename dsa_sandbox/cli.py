@@ -151,7 +151,7 @@ def load_includes(paths: list[Path]) -> dict[str, str]:
             registry.include(path)
         except Exception as error:
             raise UserError(f"--include {path}: {type(error).__name__}: {error}") from error
-        digests[path.name] = store.file_digest(path)
+        digests[str(path)] = store.file_digest(path)
     return digests
 
 
@@ -463,7 +463,7 @@ def evaluate(
     from dsa_sandbox import commands, console, store
     from dsa_sandbox.report import table
 
-    chosen = store.chosen_runs(call.home, runs or [])
+    chosen = store.chosen_runs(call.home, runs or [], finished=True)
     results = {
         run.name: commands.evaluate(run, call.home, tasks=tasks, listener=call.listener)
         for run in chosen
@@ -739,7 +739,7 @@ def run_app(arguments: list[str]) -> int:
         again = " ".join(["dsa-sandbox", *map(quoted, arguments)])
         console.report_error([f"{error}; resume with: {again}"], error.exit_code, as_json)
         return error.exit_code
-    except BrokenPipeError:
+    except (BrokenPipeError, console.ClosedPipe):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 

@@ -1,5 +1,6 @@
 """One function per command: settings in, result out; for the command line, tests, notebooks."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -137,10 +138,11 @@ class Job:
 
     def fail(self, error: BaseException) -> None:
         """Note in the manifest how the work ended, where it did not end well."""
-        if isinstance(error, Interrupted):
-            self.run.update(state="interrupted")
-        elif isinstance(error, RunFailed):
-            self.run.update(state="failed", failure=str(error))
+        with contextlib.suppress(RunFailed):  # a full disk has no room for the note either
+            if isinstance(error, Interrupted):
+                self.run.update(state="interrupted")
+            elif isinstance(error, RunFailed):
+                self.run.update(state="failed", failure=str(error))
 
 
 def cache_of(home: Path) -> Path:
@@ -179,14 +181,19 @@ def load_model(run: Run, name: str = "model.safetensors", check: bool = True) ->
 
 
 def load_tokenizer(run: Run) -> Tokenizer:
-    """The tokenizer of a run."""
-    return Tokenizer.from_file(str(run.checked("tokenizer.json")))
+    """The tokenizer of a run; UserError where its file is torn or altered."""
+    path = run.checked("tokenizer.json") if run.finished else run.path / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself
+        raise UserError(f"{path}: not a tokenizer: {error}") from None
 
 
 def run_settings(run: Run) -> Settings:
-    """The settings a run was made with; UserError where the file is torn."""
+    """The settings a run was made with; UserError where the file is torn or altered."""
+    path = run.checked("settings.toml") if run.finished else run.path / "settings.toml"
     try:
-        return settings.from_toml((run.path / "settings.toml").read_text("utf-8"))
+        return settings.from_toml(path.read_text("utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{run.path / 'settings.toml'}: torn or missing") from None
 
@@ -232,8 +239,15 @@ def build(
     )
     if job.finished:
         return job.returned()
+    check_match(resolved, corpus.nominal_vocabulary(resolved.data), allow_mismatch)
+    was_there = home.exists()
     store.make_home(home)
-    text = load_corpus(resolved, home)
+    try:
+        text = load_corpus(resolved, home)
+    except UserError:  # no folder is left behind for what the user has to mend
+        if not was_there:
+            shutil.rmtree(home, ignore_errors=True)
+        raise
     vocabulary = text.tokenizer.get_vocab_size()
     check_match(resolved, vocabulary, allow_mismatch)
     with ExitStack() as stack:
@@ -313,9 +327,8 @@ def pretrain(
 def writer_for(run: Run, split: Any) -> contradiction.Writer:
     """A writer of texts for the tokenizer, context and K of a base."""
     resolved = run_settings(run)
-    # while a run is being made its tokenizer has no entry in the manifest yet
-    tokenizer = Tokenizer.from_file(str(run.path / "tokenizer.json"))
-    return contradiction.Writer(tokenizer, resolved.model.context, resolved.model.num_kept, split)
+    model = resolved.model
+    return contradiction.Writer(load_tokenizer(run), model.context, model.num_kept, split)
 
 
 def pretrained(run: Run) -> Run:
@@ -330,6 +343,9 @@ def pretrained(run: Run) -> Run:
 
 def default_base(home: Path, arch: str | None, preset: str | None, listener: Listener) -> Run:
     """The newest finished base that fits; UserError with the command to run first."""
+
+    if preset is not None:
+        settings.preset_values(preset)  # a wrong name is better said than searched for
 
     def fits(manifest: dict[str, Any]) -> bool:
         return arch in (None, manifest["arch"]) and preset in (None, manifest["preset"])

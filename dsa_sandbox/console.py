@@ -17,6 +17,10 @@ from dsa_sandbox.store import without_nan
 PLAIN_EVERY_S = 5.0  # between progress lines where there is no terminal
 
 
+class ClosedPipe(Exception):
+    """The reader of our output has gone. An OSError would be Typer's to handle, with exit 1."""
+
+
 class Terminal(Listener):
     """Notes as lines; progress as a bar on a terminal, elsewhere as a line now and then."""
 
@@ -103,8 +107,11 @@ def catch_signals(terminal: Terminal) -> None:
 
 
 def emit(text: str) -> None:
-    """A result on stdout."""
-    print(text, flush=True)
+    """A result on stdout; ClosedPipe where nobody reads on."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError as error:
+        raise ClosedPipe from error
 
 
 def emit_json(value: dict[str, Any]) -> None:

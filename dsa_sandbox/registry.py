@@ -75,7 +75,7 @@ def include(path: Path) -> None:
 
     Raises whatever the file raises; a file included twice is run once.
     """
-    name = f"dsa_sandbox_include_{path.stem}"
+    name = f"dsa_sandbox_include:{path.resolve()}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)

@@ -20,7 +20,7 @@ from dsa_sandbox.registry import Unknown, archs, nearest, strategies
 class Frozen(BaseModel):
     """A section: cannot change, knows all its keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Model(Frozen):
@@ -398,7 +398,7 @@ def validated(
         raise UserError(*problems)
     keys = list(known_keys(strategy))
     strategy_class: Any = None
-    if with_strategy:
+    if with_strategy or any(key.startswith(f"{strategy}.") for key in merged):
         strategy_class = strategies[strategy].Settings
         keys += [f"{strategy}.{name}" for name in strategy_class.model_fields]
     nested: dict[str, Any] = {}

@@ -277,7 +277,8 @@ def save_checkpoint(
         content = tensors_bytes(tensors)
         write_atomic(partial / "state.safetensors", content)
         sha = hashlib.sha256(content).hexdigest()
-        write_json(partial / "state.json", {**state, "sha256": sha, "offsets": run.offsets()})
+        known = {**state, "sha256": sha, "offsets": run.offsets()}
+        write_json(partial / "state.json", {**known, "digest": digest_of(known)})
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         sync_folder(folder)
@@ -298,7 +299,8 @@ def newest_checkpoint(run: Run) -> tuple[dict[str, Any], dict[str, Any]] | None:
     path = steps[-1] / "state.safetensors"
     try:
         state = json.loads((steps[-1] / "state.json").read_text("utf-8"))
-        altered = file_digest(path) != state["sha256"]
+        own = state.pop("digest")
+        altered = file_digest(path) != state["sha256"] or digest_of(state) != own
     except (OSError, ValueError, KeyError, TypeError):
         altered = True
     if altered:
@@ -397,16 +399,17 @@ class Opened(NamedTuple):
 def open_run(home: Path, name: str, identity: str, force: bool) -> Opened:
     """The folder for this identity: new, to be resumed, or finished.
 
-    `force` makes a new one beside it. An unfinished run of other source code is refused.
+    `force` makes a new one beside it, or goes on with one it made and did not finish. An unfinished
+    run of other source code is refused.
     """
     path = home / name
     if force:
         number = 2
-        while path.exists():
+        while path.exists() and not (number > 2 and is_unfinished(Run(path))):
             path = home / f"{name}-{number}"
             number += 1
     run = Run(path)
-    if not path.exists():
+    if not (path / "manifest.json").exists():  # new, or killed before it said anything
         return Opened(run, False)
     manifest = run.manifest
     if manifest.get("identity") != identity:
@@ -421,6 +424,21 @@ def open_run(home: Path, name: str, identity: str, force: bool) -> Opened:
     return Opened(run, False)
 
 
+def is_unfinished(run: Run) -> bool:
+    """Whether the run was begun by this very source code, and can go on."""
+    manifest = readable_manifest(run)
+    same = manifest.get("environment", {}).get("source") == source_digest()
+    return same and manifest.get("state") != "finished"
+
+
+def readable_manifest(run: Run) -> dict[str, Any]:
+    """The manifest, or nothing where it is torn: one torn run must not spoil the home."""
+    try:
+        return run.manifest
+    except UserError:
+        return {}
+
+
 def all_runs(home: Path) -> list[Run]:
     """Runs of the home, oldest first."""
     if not home.is_dir():
@@ -432,8 +450,8 @@ def all_runs(home: Path) -> list[Run]:
 def created(run: Run) -> float:
     """When the run was begun (seconds since 1970), 0 where its manifest does not say."""
     try:
-        return float(run.manifest.get("created", 0))
-    except (UserError, TypeError, ValueError):
+        return float(readable_manifest(run).get("created", 0))
+    except (TypeError, ValueError):
         return 0.0
 
 
@@ -458,18 +476,19 @@ def find_run(home: Path, text: str) -> Run:
 def newest(home: Path, command: str, *, fits: Any = lambda manifest: True) -> Run | None:
     """The newest finished run of a command whose manifest fits."""
     for run in reversed(all_runs(home)):
-        manifest = run.manifest
+        manifest = readable_manifest(run)
         done = manifest.get("command") == command and manifest.get("state") == "finished"
         if done and fits(manifest):
             return run
     return None
 
 
-def chosen_runs(home: Path, names: list[str]) -> list[Run]:
-    """The named runs, or all arms of the stream that the newest arm learned, oldest first."""
+def chosen_runs(home: Path, names: list[str], *, finished: bool = False) -> list[Run]:
+    """The named runs, or all (finished) arms of the newest arm's stream, oldest first."""
     if names:
         return [find_run(home, name) for name in names]
-    arms = [run for run in all_runs(home) if run.manifest.get("command") == "finetune"]
+    arms = [run for run in all_runs(home) if readable_manifest(run).get("command") == "finetune"]
+    arms = [run for run in arms if run.finished or not finished]
     if not arms:
         raise UserError(f"no arm in {home} yet; run first: dsa-sandbox finetune")
     stream = arms[-1].manifest["tasks"]["sha256"]
@@ -478,13 +497,16 @@ def chosen_runs(home: Path, names: list[str]) -> list[Run]:
 
 def remove(runs: list[Run], home: Path, *, force: bool, dry_run: bool) -> list[str]:
     """Delete runs; UserError where another stands on one (but for `force`) or one is written."""
+    runs = list({run.path.resolve(): run for run in runs}.values())
     leaving = {run.name for run in runs}
     problems = []
     for run in runs:
         if being_written(run):
             problems.append(f"{run.name}: is being written")
         for other in all_runs(home):
-            stands = run.name in other.manifest.get("parents", {})
+            stands = readable_manifest(run) and run.name in readable_manifest(other).get(
+                "parents", {}
+            )
             if stands and other.name not in leaving and not force:
                 problems.append(f"{run.name}: {other.name} stands on it (--force removes it)")
     if problems:

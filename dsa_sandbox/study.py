@@ -204,6 +204,7 @@ class Workers:
                         continue
                     for reader in readers[number]:
                         reader.join()
+                    close_pipes(child)
                     del self.children[number]
                     if child.returncode == 0:
                         paths[number] = Path(outputs[number][-1])
@@ -266,7 +267,15 @@ class Workers:
             child.send_signal(signal.SIGTERM)
         for child in self.children.values():
             child.wait()
+            close_pipes(child)
         self.children.clear()
+
+
+def close_pipes(child: subprocess.Popen[str]) -> None:
+    """Give back what a finished child wrote into."""
+    for stream in (child.stdout, child.stderr):
+        if stream is not None:
+            stream.close()
 
 
 def failure(cell: Cell, code: int, lines: list[str]) -> Exception:

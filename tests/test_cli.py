@@ -127,9 +127,6 @@ def test_nothing_made_yet_names_the_command_to_run(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="default_base looks for a base before the preset's name is checked"
-)
 def test_a_hint_never_names_a_command_that_cannot_run(tmp_path: Path) -> None:
     problem = cli("finetune", "--preset", "smok", "--home", tmp_path / "home").problem
     assert "did you mean smoke?" in problem
@@ -291,7 +288,6 @@ def test_a_closed_pipe_ends_quietly(tiny_home: TinyHome) -> None:
         assert into_a_closed_pipe(*arguments)[1] == ""
 
 
-@pytest.mark.xfail(strict=True, reason="Typer turns a broken pipe into exit code 1: our bug")
 def test_a_closed_pipe_is_not_our_bug() -> None:
     assert into_a_closed_pipe("settings")[0] in (0, 141)
 
@@ -369,7 +365,6 @@ def test_plot_refuses_files_it_cannot_write_before_it_draws(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.xfail(strict=True, reason="figures.save_csv lets OSError through")
 def test_a_plot_that_cannot_be_saved_is_one_line(tiny_home: TinyHome, tmp_path: Path) -> None:
     (tmp_path / "taken.csv").mkdir()
     answer = cli("plot", "--save", tmp_path / "taken.csv", "--home", tiny_home.home)
@@ -468,7 +463,6 @@ def test_a_strategy_that_does_not_load_is_the_users_problem(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("forget_includes")
-@pytest.mark.xfail(strict=True, reason="registry.include knows files by their stem")
 def test_two_included_files_may_share_a_name(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -502,7 +496,6 @@ def test_the_ci_script_runs(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
-@pytest.mark.xfail(strict=True, reason="study.Workers never closes the children's pipes")
 def test_a_study_skips_what_the_store_has(tiny_home: TinyHome) -> None:
     before = sorted(tiny_home.home.glob("*/manifest.json"))
     arguments = ["--archs", "dsa", "--strategies", "ewc", "--count", "2"]
@@ -577,7 +570,6 @@ def test_ctrl_c_in_a_process_of_its_own_saves_and_ends_with_130(quick_home: Path
     assert_saved_and_resumable(Answer(child.returncode, out, err), quick_home, int(signal.SIGINT))
 
 
-@pytest.mark.xfail(strict=True, reason="the command that is named says --force: it begins anew")
 def test_a_forced_run_is_resumed_by_the_command_it_names(quick_home: Path) -> None:
     arguments = [*map(str, ENDLESS), "--home", str(quick_home)]
     interrupted(arguments, quick_home)

@@ -284,7 +284,6 @@ def test_text_without_separators_is_cut_at_empty_lines(tmp_path: Path, cache: Pa
     assert read(tmp_path / "a.txt", "train", cache) == ["One.\nStill one.", "Two.", "Three."]
 
 
-@pytest.mark.xfail(strict=True, reason="stories_of_lines cuts a line at its first separator only")
 def test_separators_may_stand_in_one_line(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "a.txt").write_text("One.<|endoftext|>Two.<|endoftext|>Three.", "utf-8")
     assert read(tmp_path / "a.txt", "train", cache) == ["One.", "Two.", "Three."]
@@ -343,7 +342,6 @@ def test_a_file_that_cannot_be_used_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "home").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="only the first line of a file is looked at beforehand")
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -413,8 +411,10 @@ def test_text_is_salted_with_stories_that_know_the_facts(tmp_path: Path) -> None
 
 
 def test_text_is_packed_once_and_known_by_its_content(tmp_path: Path) -> None:
-    write_txt(tmp_path / "train.txt", STORIES)
-    data = Data(source=str(tmp_path / "train.txt"), vocabulary=500)
+    (tmp_path / "text").mkdir()
+    write_txt(tmp_path / "text" / "train.txt", STORIES)
+    write_txt(tmp_path / "text" / "valid.txt", STORIES[:2])
+    data = Data(source=str(tmp_path / "text"), vocabulary=500)
     source = corpus.resolve(data)
     first = tokens.prepare(source, data, 0, CONTEXT, tmp_path / "cache")
     stamps = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}

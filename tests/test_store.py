@@ -184,7 +184,6 @@ def test_make_tasks_refuses_weights_that_were_altered(tiny_home: TinyHome, tmp_p
     assert [path.name for path in (tmp_path / "home").iterdir()] == [run.name]
 
 
-@pytest.mark.xfail(strict=True, reason="writer_for reads tokenizer.json without Run.checked")
 @pytest.mark.parametrize("harm", [cut_in_half, Path.unlink])
 def test_make_tasks_refuses_a_tokenizer_that_was_altered(
     harm: Callable[[Path], None], tiny_home: TinyHome, tmp_path: Path
@@ -195,7 +194,6 @@ def test_make_tasks_refuses_a_tokenizer_that_was_altered(
     assert str(run.path / "tokenizer.json") in problem
 
 
-@pytest.mark.xfail(strict=True, reason="run_settings reads settings.toml without Run.checked")
 def test_settings_that_were_altered_are_refused_by_name(
     tiny_home: TinyHome, tmp_path: Path
 ) -> None:
@@ -249,7 +247,6 @@ def rehash(run: Run, file: str) -> None:
     run.update(files=files)
 
 
-@pytest.mark.xfail(strict=True, reason="load_tokenizer lets the library's Exception through")
 def test_a_tokenizer_that_is_no_tokenizer_is_the_users_problem(
     tiny_home: TinyHome, tmp_path: Path
 ) -> None:
@@ -268,7 +265,6 @@ def test_a_torn_manifest_is_refused_by_name_and_listed(tiny_home: TinyHome, tmp_
     assert (row["run"], row["state"]) == (run.name, "torn")
 
 
-@pytest.mark.xfail(strict=True, reason="chosen_runs and remove read every run's manifest")
 @pytest.mark.parametrize("command", ["eval", "rm"])
 def test_a_torn_manifest_does_not_spoil_the_home(
     command: str, tiny_home: TinyHome, tmp_path: Path
@@ -296,7 +292,6 @@ def test_a_checkpoint_that_was_altered_is_refused_by_name(
     assert cli(*resume(quick_home)).run == run.path
 
 
-@pytest.mark.xfail(strict=True, reason="state.json itself is not hashed")
 def test_a_checkpoint_of_another_step_is_refused(quick_home: Path) -> None:
     run = unfinished(quick_home)
     rewrite(run.path / "checkpoints" / "step-00000003" / "state.json", '"step": 3', '"step": 2')
@@ -430,7 +425,6 @@ def test_a_full_disk_ends_with_3_and_one_line(quick_home: Path) -> None:
     assert "Traceback" not in answer.err
 
 
-@pytest.mark.xfail(strict=True, reason="tokens.pack lets OSError through")
 def test_a_disk_that_fills_up_while_text_is_packed_ends_with_3(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(np, "save", full)
@@ -450,7 +444,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.xfail(strict=True, reason="open_run asks for a manifest that was not written yet")
 def test_a_run_killed_before_its_manifest_was_written_begins_again(quick_home: Path) -> None:
     run = build(quick_home)
     shutil.rmtree(run)
@@ -488,7 +481,6 @@ def test_rm_with_force_removes_it_all_the_same(tiny_home: TinyHome, tmp_path: Pa
     assert arm.path.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="store.remove deletes the same run twice")
 def test_rm_of_a_run_named_twice_removes_it_once(tiny_home: TinyHome, tmp_path: Path) -> None:
     arm = copied(tiny_home.run("sgd"), tmp_path / "home")
     assert cli("rm", arm.name, arm.path, "--home", tmp_path / "home").code == 0

@@ -292,7 +292,6 @@ def test_rows_load_with_datasets(tasks: list[Task], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u0085"])
-@pytest.mark.xfail(strict=True, reason="stream.read cuts lines as str.splitlines does")
 def test_a_row_may_hold_any_character(character: str, tmp_path: Path) -> None:
     row = hand_written()[0]
     row["train"][0] += f"One line.{character}Another."
@@ -370,7 +369,7 @@ def item(**values: Any) -> Callable[[list[dict[str, Any]]], list[str]]:
         (item(answer=None), ["line 2: cloze.1.answer: the field is missing"]),
         (item(prompt=""), ["line 2: cloze.1.prompt: "]),
         (item(foils=[]), ["line 2: cloze.1.foils: the list is empty"]),
-        (item(foils=[""]), ["line 2: cloze.1.foils: a foil is empty"]),
+        (item(foils=[""]), ["line 2: cloze.1: a foil is empty"]),
         (item(foil=[" x"]), ["line 2: cloze.1.foil: no such field"]),
     ],
 )
@@ -386,7 +385,6 @@ def test_a_bad_row_is_named_by_line_and_field(
     assert all(word in line for word in words), line
 
 
-@pytest.mark.xfail(strict=True, reason="the validator Item._differ does not compare with `answer`")
 @pytest.mark.parametrize("foils", [[" moo", " woof"], [" woof", " woof"]])
 def test_an_answer_among_its_foils_is_refused(foils: list[str], tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"
@@ -420,7 +418,7 @@ def test_a_file_without_tasks_is_one_line(content: bytes, words: str, tmp_path: 
     ("spoil", "words"),
     [
         (item(answer=" zebra"), ["cloze.1", "' zebra' is not in the vocabulary"]),
-        (item(foils=[" moo", " zebra"]), ["cloze.1", "' zebra' is not in the vocabulary"]),
+        (item(foils=[" quack", " zebra"]), ["cloze.1", "' zebra' is not in the vocabulary"]),
         (change(train=["The dog ran. " * 40]), ["train", "exceed the context of the base, 104"]),
         (item(prompt="The dog ran. " * 40), ["cloze", "exceed the context of the base, 104"]),
         (change(outside=[]), ["line 2: outside: the list is empty"]),

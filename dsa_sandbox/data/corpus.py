@@ -218,7 +218,14 @@ def file_stories(path: Path, field: str, cache: Path) -> Iterator[str]:
         ".parquet": datasets.Dataset.from_parquet,
         ".csv": datasets.Dataset.from_csv,
     }
-    for row in readers[path.suffix](str(path), cache_dir=directory):
+    try:
+        rows = readers[path.suffix](str(path), cache_dir=directory)
+    except Exception as error:  # the readers raise whatever their parser raises
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as {path.suffix}: {cause}") from None
+    if field not in rows.column_names:
+        raise UserError(f"{path}: no story in it")
+    for row in rows:
         if row[field] is not None:
             yield str(row[field]).strip()
 
@@ -232,7 +239,9 @@ def stories_of_lines(lines: Any) -> Iterator[str]:
         if not ends:
             story.append(line)
             continue
-        before, _, after = line.partition(SEPARATOR)
-        yield "\n".join([*story, before]).strip()
-        story = [after] if after.strip() else []
+        *whole, rest = line.split(SEPARATOR) if separated else ("", "")
+        for text in whole:
+            yield "\n".join([*story, text]).strip()
+            story = []
+        story = [rest] if rest.strip() else []
     yield "\n".join(story).strip()

@@ -6,6 +6,7 @@ B batch, T tokens.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from dsa_sandbox.core.transformer import IGNORED
 from dsa_sandbox.data import corpus, grammar
+from dsa_sandbox.errors import RunFailed, UserError
 from dsa_sandbox.settings import Data
 
 END = "<|endoftext|>"  # begins and ends every document; id 0
@@ -96,7 +98,14 @@ def prepare(source: corpus.Source, data: Data, seed: int, context: int, cache: P
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(str(cache / f"tokens-{digest[:16]}.lock")):
         if not (folder / "done.json").exists():
-            build_packed(source, data, seed, context, cache, folder)
+            try:
+                build_packed(source, data, seed, context, cache, folder)
+            except OSError as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise RunFailed(f"{folder}: cannot be written: {error.strerror}") from error
+            except UserError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
     facts = json.loads((folder / "done.json").read_text("utf-8"))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     train, valid = (load_packed(folder, part) for part in ("train", "valid"))
@@ -110,6 +119,12 @@ def build_packed(
     folder.mkdir(parents=True, exist_ok=True)
     train = list(corpus.documents(source, data, seed, "train", cache, context))
     valid = list(corpus.documents(source, data, seed, "valid", cache, context))
+    for part, found in (("training", train), ("validation", valid)):
+        if not found:
+            raise UserError(
+                f"{source.location}: no story for {part} (of a single file, one story in a hundred "
+                "is held out; a folder may hold train.txt and valid.txt)"
+            )
     num_salt = 0
     if source.kind != "grammar":
         num_salt = round(len(train) * data.fact_share / (1 - data.fact_share))

@@ -143,8 +143,11 @@ KINDS: dict[str, Callable[[list[Arm], dict[str, Any]], Drawn]] = {
 
 
 def save_csv(path: Path, points: list[dict[str, Any]]) -> None:
-    """The points as a table with a header."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(points[0]))
-        writer.writeheader()
-        writer.writerows(points)
+    """The points as a table with a header; UserError where the file cannot be written."""
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(points[0]))
+            writer.writeheader()
+            writer.writerows(points)
+    except OSError as error:
+        raise UserError(f"--save {path}: cannot be written: {error.strerror}") from None

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, model_validator
 from tokenizers import Tokenizer
 
 from dsa_sandbox.data.tokens import UNKNOWN
@@ -25,12 +25,14 @@ class Item(Frozen):
     foils: list[str] = Field(min_length=1)
     distance: int | None = None  # tokens from the world's name to the answer
 
-    @field_validator("foils")
-    @classmethod
-    def _differ(cls, foils: list[str]) -> list[str]:
-        if any(not foil for foil in foils):
+    @model_validator(mode="after")
+    def _differ(self) -> "Item":
+        candidates = [self.answer, *self.foils]
+        if not all(self.foils):
             raise ValueError("a foil is empty")
-        return foils
+        if len(set(candidates)) < len(candidates):
+            raise ValueError("answer and foils must all differ")
+        return self
 
 
 class Task(Frozen):
@@ -64,7 +66,7 @@ def write(tasks: list[Task]) -> str:
 def read(path: Path) -> list[Task]:
     """Rows of a file; UserError names line and field of everything that is wrong."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError:

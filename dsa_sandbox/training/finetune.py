@@ -232,7 +232,7 @@ class Stream:
         weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
         self.model.load_state_dict(weights)
         self.strategy.memory = {
-            k[7:]: v.to(self.device) for k, v in tensors.items() if k.startswith("memory.")
+            name: tensors[f"memory.{name}"].to(self.device) for name in state["memory"]
         }
         self.run.cut(state["offsets"])
         self.listener.note(f"resuming in task {self.task + 1}, step {self.step}")
@@ -244,7 +244,8 @@ class Stream:
         tensors |= {f"memory.{k}": v for k, v in self.strategy.memory.items()}
         if optimizer is not None:
             tensors |= optimizer_tensors(self.model, optimizer)
-        state = {"step": self.total, "task": self.task, "in_task": self.step}
+        state: dict[str, Any] = {"step": self.total, "task": self.task, "in_task": self.step}
+        state["memory"] = list(self.strategy.memory)  # safetensors forgets the order
         store.save_checkpoint(self.run, self.total, tensors, state)
         self.saved_s = time.monotonic()
 
