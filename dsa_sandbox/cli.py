@@ -318,6 +318,7 @@ def make_tasks(
     preset: Preset = None,
     config: Config = None,
     set_: Set = None,
+    include: Include = None,
     home: Home = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -325,6 +326,16 @@ def make_tasks(
     quiet: Quiet = False,
 ) -> None:
     """Make the stream of tasks from facts that the bases know; or check rows of yours (--tasks)."""
+    from dsa_sandbox import commands, console, store
+    from dsa_sandbox.report import table
+
+    place, listener = store.home_folder(home), console.Terminal(quiet)
+    load_includes(include or [])
+    if runs:
+        bases = [store.find_run(place, name) for name in runs]
+    else:
+        newest = commands.default_base(place, None, preset, listener)
+        bases = commands.block_of(place, newest)
     call = prepare(
         options={
             "tasks.count": (count, "--count"),
@@ -332,21 +343,14 @@ def make_tasks(
             "seed": (seed, "--seed"),
             "machine.device": (device, "--device"),
         },
-        preset=preset,
+        preset=preset or bases[0].manifest.get("preset"),
         config=config,
         sets=set_,
+        include=include,
         home=home,
         as_json=as_json,
         quiet=quiet,
     )
-    from dsa_sandbox import commands, store
-    from dsa_sandbox.report import table
-
-    if runs:
-        bases = [store.find_run(call.home, name) for name in runs]
-    else:
-        newest = commands.default_base(call.home, None, preset, call.listener)
-        bases = commands.block_of(call.home, newest)
     resolved = commands.for_base(call.settings, bases[0], call.resolved.sources)
     resolved = commands.with_seed_of(resolved, bases[0], call.resolved.sources)
     if dry_run:
@@ -454,12 +458,13 @@ def evaluate(
     formulas: Annotated[
         bool, typer.Option("--formulas", help="Show how each figure is computed.")
     ] = False,
+    include: Include = None,
     home: Home = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Figures of arms from their records, or of bases by measuring them (on --tasks, if named)."""
-    call = prepare(home=home, as_json=as_json, quiet=quiet)
+    call = prepare(home=home, include=include, as_json=as_json, quiet=quiet)
     from dsa_sandbox import commands, console, store
     from dsa_sandbox.report import table
 

@@ -228,5 +228,5 @@ def forget_includes() -> Iterator[None]:
     yield
     for name in registry.strategies.entries.keys() - before.keys():
         del registry.strategies.entries[name]
-    for name in [name for name in sys.modules if name.startswith("dsa_sandbox_include_")]:
+    for name in [name for name in sys.modules if name.startswith("dsa_sandbox_include")]:
         del sys.modules[name]
