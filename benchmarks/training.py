@@ -15,6 +15,7 @@ import torch
 
 from dsa_sandbox import machine, settings, sizes
 from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data import corpus
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.training.loop import Phase, train
 from dsa_sandbox.training.pretrain import make_optimizer
@@ -35,7 +36,7 @@ def product_limit(width: int, hidden: int, rows: int, dtype: torch.dtype) -> flo
 def measure(arch: str, resolved: settings.Settings, repeat: int, phase: Phase) -> tuple[float, int]:
     """(seconds of a step, its tokens): the median of `repeat` after one for warming up."""
     plan, model = resolved.train, resolved.model
-    vocabulary = resolved.data.vocabulary if resolved.data.tokenizer == "bpe" else 651
+    vocabulary = corpus.nominal_vocabulary(resolved.data)
     network = Transformer(arch, model, vocabulary, sizes.matched_ffn_width(arch, model), 0)
     rows = max(1, plan.tokens_per_step // model.context)
     tokens_BT = torch.randint(vocabulary, (rows, model.context + 1))
@@ -91,7 +92,7 @@ def main() -> None:
     for arch, several in phases.items():
         for phase in several:
             elapsed_s, num_tokens = measure(arch, resolved, options.repeat, phase)
-            vocabulary = resolved.data.vocabulary if resolved.data.tokenizer == "bpe" else 651
+            vocabulary = corpus.nominal_vocabulary(resolved.data)
             total = sizes.table(arch, model, vocabulary)["total"]
             flop = 6 * total + 6 * model.num_layers * model.width * model.context
             if not phase.trunk:

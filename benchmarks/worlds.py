@@ -15,7 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dsa_sandbox import commands, settings, store
+from dsa_sandbox import bases, commands, settings, store
 from dsa_sandbox.evaluation import metrics
 
 
@@ -27,15 +27,15 @@ def one(seed: int, arch: str, strategy: str, count: int, home: Path) -> str:
         with_strategy=True,
     ).settings
     base = commands.pretrain(resolved, home).run
-    bases = [base, *commands.block_of(home, base)[1:]]
-    bases.sort(key=lambda run: str(run.manifest["arch"]))
-    stream = commands.make_tasks(resolved, home, bases).run
+    block = bases.block_of(home, base)
+    block.sort(key=lambda run: str(run.manifest["arch"]))
+    stream = commands.make_tasks(resolved, home, block).run
     rows, _, _ = commands.read_tasks(home, str(stream.path))
     singles = []
     for task in rows:
         sha = store.digest_of(task.model_dump())
         run = commands.finetune(
-            commands.for_base(resolved, base, {}), home, base, [task], task.task, sha
+            bases.for_base(resolved, base, {}), home, base, [task], task.task, sha
         ).run
         singles.append((run, run.manifest["figures"]))
     figures = [figures for _, figures in singles]

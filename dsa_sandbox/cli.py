@@ -3,11 +3,37 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
+from dsa_sandbox.options import (
+    AllowMismatch,
+    Arch,
+    Config,
+    Count,
+    Data,
+    Device,
+    DryRun,
+    Family,
+    Force,
+    Home,
+    Include,
+    Json,
+    Preset,
+    Quiet,
+    Seed,
+    Set,
+    Strategy,
+    TasksFrom,
+    answer_plan,
+    answer_run,
+    load_includes,
+    network_plan,
+    prepare,
+    show_notes,
+)
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # Typer's Click is its own copy
 
@@ -22,186 +48,6 @@ app = typer.Typer(
     "quality, teaches them contradictory worlds one after another, and measures what they forget.",
     epilog="The whole study at smoke scale: dsa-sandbox run --count 8",
 )
-
-SETTINGS, OUTPUT = "Settings", "Output"
-Arch = Annotated[str | None, typer.Option("--arch", help="dense, dsa or dsa-full.", metavar="NAME")]
-Strategy = Annotated[
-    str | None,
-    typer.Option("--strategy", help="sgd, ewc or acft, or one of yours.", metavar="NAME"),
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of weights, data order, tasks [0].", metavar="N")
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data", help="grammar, a file or folder of stories, or owner/name.", metavar="WHERE"
-    ),
-]
-Count = Annotated[
-    int | None, typer.Option("--count", help="Tasks in the stream [50].", metavar="N")
-]
-Family = Annotated[str | None, typer.Option("--family", help="Kind of task.", metavar="NAME")]
-TasksFrom = Annotated[
-    str | None, typer.Option("--tasks", help="A make-tasks run, or a .jsonl file.", metavar="WHERE")
-]
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        "--preset", help="smoke, mini, small or base.", rich_help_panel=SETTINGS, metavar="NAME"
-    ),
-]
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", help="A TOML file of settings.", rich_help_panel=SETTINGS),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="Any setting, as section.key=value; repeat for more.",
-        rich_help_panel=SETTINGS,
-        metavar="KEY=VALUE",
-    ),
-]
-Include = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--include",
-        help="A Python file that registers a strategy or architecture.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device", help="auto, cpu, cuda, mps.", rich_help_panel=SETTINGS, metavar="NAME"
-    ),
-]
-Home = Annotated[
-    Path | None,
-    typer.Option("--home", help="Where runs are kept [./runs].", rich_help_panel=OUTPUT),
-]
-Force = Annotated[
-    bool, typer.Option("--force", help="Make another run beside one.", rich_help_panel=OUTPUT)
-]
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Check all, say the plan, do nothing.", rich_help_panel=OUTPUT),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No notes, no progress.", rich_help_panel=OUTPUT)
-]
-AllowMismatch = Annotated[
-    bool,
-    typer.Option("--allow-mismatch", help="Accept networks that differ by more than 1 %."),
-]
-
-
-class Call(NamedTuple):
-    """What every command needs: settings, home, listener, and how to answer."""
-
-    resolved: Any  # settings.Resolved
-    home: Path
-    listener: Any
-    as_json: bool
-    includes: dict[str, str]
-
-    @property
-    def settings(self) -> Any:
-        return self.resolved.settings
-
-
-def prepare(
-    *,
-    options: dict[str, tuple[Any, str]] | None = None,
-    preset: str | None = None,
-    config: Path | None = None,
-    sets: list[str] | None = None,
-    include: list[Path] | None = None,
-    home: Path | None = None,
-    as_json: bool = False,
-    quiet: bool = False,
-    with_strategy: bool = False,
-) -> Call:
-    """Includes first, then settings; signals are caught from here on."""
-    from dsa_sandbox import console, settings, store
-
-    terminal = console.Terminal(quiet)
-    console.catch_signals(terminal)
-    includes = load_includes(include or [])
-    resolved = settings.resolve(
-        preset=preset, config=config, sets=sets, options=options, with_strategy=with_strategy
-    )
-    return Call(resolved, store.home_folder(home), terminal, as_json, includes)
-
-
-def load_includes(paths: list[Path]) -> dict[str, str]:
-    """Run the user's files; their sha256 by name."""
-    from dsa_sandbox import registry, store
-
-    digests = {}
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"--include {path}: no such file")
-        try:
-            registry.include(path)
-        except Exception as error:
-            raise UserError(f"--include {path}: {type(error).__name__}: {error}") from error
-        digests[str(path)] = store.file_digest(path)
-    return digests
-
-
-def answer_run(call: Call, command: str, result: Any) -> None:
-    """Print the run's path, or one object."""
-    from dsa_sandbox import console
-
-    if call.as_json:
-        console.emit_json({"command": command, "run": str(result.run.path), **result.figures})
-    else:
-        console.emit(str(result.run.path))
-
-
-def answer_plan(call: Call, command: str, plan: dict[str, Any]) -> None:
-    """Print what would be done."""
-    from dsa_sandbox import console
-
-    plan = {"command": command, "dry_run": True, "home": str(call.home), **plan}
-    if call.as_json:
-        console.emit_json(plan)
-    else:
-        for key, value in plan.items():
-            console.emit(f"{key:<20} {value}")
-
-
-def show_notes(call: Call, text: str) -> None:
-    """A summary on stderr, line by line."""
-    for line in text.splitlines():
-        call.listener.note(line)
-
-
-def network_plan(call: Call) -> dict[str, Any]:
-    """Sizes and lengths, by arithmetic alone; checks the data."""
-    from dsa_sandbox import sizes
-    from dsa_sandbox.data import corpus
-
-    settings = call.settings
-    source = corpus.resolve(settings.data)
-    vocabulary = corpus.nominal_vocabulary(settings.data)
-    return {
-        "arch": settings.arch,
-        "preset": settings.preset,
-        "seed": settings.seed,
-        "data": source.location,
-        "vocabulary": vocabulary,
-        "parameters": sizes.table(settings.arch, settings.model, vocabulary)["total"],
-        "mismatch": round(sizes.mismatch(settings.model, vocabulary), 5),
-        "steps": settings.train.steps,
-        "tokens": settings.train.steps * settings.train.tokens_per_step,
-    }
 
 
 @app.command(epilog="Example: dsa-sandbox build --arch dense")
@@ -326,16 +172,16 @@ def make_tasks(
     quiet: Quiet = False,
 ) -> None:
     """Make the stream of tasks from facts that the bases know; or check rows of yours (--tasks)."""
-    from dsa_sandbox import commands, console, store
+    from dsa_sandbox import bases, commands, console, store
     from dsa_sandbox.report import table
 
     place, listener = store.home_folder(home), console.Terminal(quiet)
     load_includes(include or [])
     if runs:
-        bases = [store.find_run(place, name) for name in runs]
+        chosen = [store.find_run(place, name) for name in runs]
     else:
-        newest = commands.default_base(place, None, preset, listener)
-        bases = commands.block_of(place, newest)
+        newest = bases.default_base(place, None, preset, listener)
+        chosen = bases.block_of(place, newest)
     call = prepare(
         options={
             "tasks.count": (count, "--count"),
@@ -343,7 +189,7 @@ def make_tasks(
             "seed": (seed, "--seed"),
             "machine.device": (device, "--device"),
         },
-        preset=preset or bases[0].manifest.get("preset"),
+        preset=preset or chosen[0].manifest.get("preset"),
         config=config,
         sets=set_,
         include=include,
@@ -351,15 +197,15 @@ def make_tasks(
         as_json=as_json,
         quiet=quiet,
     )
-    resolved = commands.for_base(call.settings, bases[0], call.resolved.sources)
-    resolved = commands.with_seed_of(resolved, bases[0], call.resolved.sources)
+    resolved = bases.for_base(call.settings, chosen[0], call.resolved.sources)
+    resolved = bases.with_seed_of(resolved, chosen[0], call.resolved.sources)
     if dry_run:
-        names = ", ".join(base.name for base in bases)
+        names = ", ".join(base.name for base in chosen)
         plan = {"bases": names, "count": resolved.tasks.count, "stream": resolved.tasks.stream}
         answer_plan(call, "make-tasks", plan)
         return
     result = commands.make_tasks(
-        resolved, call.home, bases, force=force, listener=call.listener, rows=tasks
+        resolved, call.home, chosen, force=force, listener=call.listener, rows=tasks
     )
     show_notes(call, table.stream(result.run.name, result.figures))
     answer_run(call, "make-tasks", result)
@@ -394,9 +240,9 @@ def finetune(
     if run is not None:
         base = store.find_run(place, run)
     else:
-        from dsa_sandbox import commands
+        from dsa_sandbox import bases
 
-        base = commands.default_base(place, arch, preset, listener)
+        base = bases.default_base(place, arch, preset, listener)
     manifest = base.manifest
     call = prepare(
         options={
@@ -415,12 +261,12 @@ def finetune(
         quiet=quiet,
         with_strategy=True,
     )
-    from dsa_sandbox import commands
+    from dsa_sandbox import bases, commands
     from dsa_sandbox.report import table
 
-    commands.pretrained(base)
-    resolved = commands.for_base(call.settings, base, call.resolved.sources)
-    resolved = commands.with_seed_of(resolved, base, call.resolved.sources)
+    bases.pretrained(base)
+    resolved = bases.for_base(call.settings, base, call.resolved.sources)
+    resolved = bases.with_seed_of(resolved, base, call.resolved.sources)
     rows, name, sha = commands.tasks_for(
         resolved, call.home, base, tasks, dry_run=dry_run, listener=call.listener, asked=count
     )

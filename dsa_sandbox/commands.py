@@ -1,23 +1,29 @@
 """One function per command: settings in, result out; for the command line, tests, notebooks."""
 
-import contextlib
 import shutil
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from tokenizers import Tokenizer
-
-from dsa_sandbox import machine, settings, sizes, store
+from dsa_sandbox import machine, sizes, store
+from dsa_sandbox.bases import (
+    cache_of,
+    load_corpus,
+    load_model,
+    load_tokenizer,
+    new_model,
+    pretrained,
+    run_settings,
+    writer_for,
+)
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.data import corpus, grammar, tokens
 from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import Corpus
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms, metrics, quality
+from dsa_sandbox.job import Job, Result, sections
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.registry import strategies
@@ -30,172 +36,6 @@ from dsa_sandbox.training import pretrain as pretraining
 
 MAX_MISMATCH = 0.01  # of dense and dsa in total parameters
 LEAST_KNOWN = 5  # facts below which there is nothing to contradict
-
-
-class Result(NamedTuple):
-    """What a command made: its run (or where it would be), and figures to show."""
-
-    run: Run
-    figures: dict[str, Any]
-
-
-def sections(resolved: Settings, names: tuple[str, ...]) -> dict[str, Any]:
-    """The named sections as plain values."""
-    return {name: getattr(resolved, name).model_dump() for name in names}
-
-
-def identity_of(
-    command: str, values: dict[str, Any], engine: Engine, includes: Mapping[str, str]
-) -> str:
-    """Hash of all that decides a run's results."""
-    key = {
-        "command": command,
-        "precision": engine.precision,
-        "torch": ".".join(torch.__version__.split(".")[:2]),
-        "numerics": store.NUMERICS,
-        "includes": sorted(includes.values()),
-        **values,
-    }
-    return store.digest_of(key)
-
-
-class Job:
-    """A command at work on its run: finds it, begins or resumes it, and holds its lock."""
-
-    def __init__(
-        self,
-        home: Path,
-        command: str,
-        parts: list[str],
-        values: dict[str, Any],
-        resolved: Settings,
-        parents: Mapping[str, str],
-        *,
-        force: bool,
-        includes: Mapping[str, str] | None,
-        listener: Listener,
-    ) -> None:
-        engine = machine.resolve(resolved.machine, resolved.preset)
-        self.identity = identity_of(command, values, engine, includes or {})
-        self.name = store.run_name(command, parts, self.identity)
-        self.home, self.command, self.resolved = home, command, resolved
-        self.parents, self.listener, self.includes = parents, listener, dict(includes or {})
-        self.run, self.finished = store.open_run(home, self.name, self.identity, force)
-        self.engine = self.kept_engine(engine)
-
-    def kept_engine(self, engine: Engine) -> Engine:
-        """The engine an unfinished run was begun with; a differing machine is warned about."""
-        path = self.run.path / "manifest.json"
-        if self.finished or not path.exists():
-            return engine
-        begun = Engine(**self.run.manifest["engine"])
-        if begun.device != engine.device:
-            self.listener.warn(
-                f"{self.run.name} was begun on {begun.device} and goes on on {engine.device}: "
-                "the result is not bit-exact"
-            )
-            return begun._replace(device=engine.device)
-        return begun
-
-    def returned(self) -> Result:
-        """The finished run, said to be there already."""
-        manifest = self.run.manifest
-        self.listener.note(f"{self.run.name} is there already (--force makes another)")
-        if manifest.get("environment", {}).get("source") != store.source_digest():
-            self.listener.warn(f"{self.run.name} was made by other source code than this")
-        return Result(self.run, dict(manifest.get("figures", {})))
-
-    def begin(self, stack: ExitStack, **extra: Any) -> None:
-        """Make the folder, hold its lock, write settings and manifest; set up the process."""
-        store.make_home(self.home)
-        fresh = not (self.run.path / "manifest.json").exists()
-        self.run.path.mkdir(exist_ok=True)
-        stack.enter_context(store.only_writer(self.run))
-        machine.start(self.engine)
-        if fresh:
-            toml = settings.as_toml(self.resolved)
-            store.write_atomic(self.run.path / "settings.toml", toml)
-            self.run.update(
-                schema=1,
-                command=self.command,
-                identity=self.identity,
-                state="running",
-                created=time.time(),
-                arch=self.resolved.arch,
-                preset=self.resolved.preset,
-                seed=self.resolved.seed,
-                parents=dict(self.parents),
-                includes=self.includes,
-                engine=self.engine._asdict(),
-                environment=store.environment(),
-                **extra,
-            )
-            return
-        self.run.update(state="running")
-        if self.run.manifest["environment"]["machine"] != store.environment()["machine"]:
-            self.run.update(resumed_elsewhere=True)
-            self.listener.warn("resuming on another kind of machine: the result is not bit-exact")
-
-    def fail(self, error: BaseException) -> None:
-        """Note in the manifest how the work ended, where it did not end well."""
-        with contextlib.suppress(RunFailed):  # a full disk has no room for the note either
-            if isinstance(error, Interrupted):
-                self.run.update(state="interrupted")
-            elif isinstance(error, RunFailed):
-                self.run.update(state="failed", failure=str(error))
-
-
-def cache_of(home: Path) -> Path:
-    """Where packed tokens and F0 are kept."""
-    return home / "cache"
-
-
-def load_corpus(resolved: Settings, home: Path) -> Corpus:
-    """Tokenizer and packed text, from the cache where it is there."""
-    source = corpus.resolve(resolved.data)
-    return tokens.prepare(
-        source, resolved.data, resolved.seed, resolved.model.context, cache_of(home)
-    )
-
-
-def new_model(resolved: Settings, vocabulary: int) -> Transformer:
-    """The network with its initial weights."""
-    width = sizes.matched_ffn_width(resolved.arch, resolved.model)
-    return Transformer(resolved.arch, resolved.model, vocabulary, width, resolved.seed)
-
-
-def load_model(run: Run, name: str = "model.safetensors", check: bool = True) -> Transformer:
-    """The network of a finished run on the CPU; UserError where its file does not fit."""
-    resolved = run_settings(run)
-    path = run.checked(name) if check else run.path / name
-    weights = store.load_tensors(path)
-    tokenizer = load_tokenizer(run)
-    model = new_model(resolved, tokenizer.get_vocab_size())
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    for key in sorted(expected.keys() | weights.keys()):
-        found = tuple(weights[key].shape) if key in weights else None
-        if found != expected.get(key):
-            raise UserError(f"{path}: {key} is {found}, the settings ask for {expected.get(key)}")
-    model.load_state_dict(weights)
-    return model
-
-
-def load_tokenizer(run: Run) -> Tokenizer:
-    """The tokenizer of a run; UserError where its file is torn or altered."""
-    path = run.checked("tokenizer.json") if run.finished else run.path / "tokenizer.json"
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises Exception itself
-        raise UserError(f"{path}: not a tokenizer: {error}") from None
-
-
-def run_settings(run: Run) -> Settings:
-    """The settings a run was made with; UserError where the file is torn or altered."""
-    path = run.checked("settings.toml") if run.finished else run.path / "settings.toml"
-    try:
-        return settings.from_toml(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{run.path / 'settings.toml'}: torn or missing") from None
 
 
 def check_match(resolved: Settings, vocabulary: int, allow_mismatch: bool) -> None:
@@ -322,62 +162,6 @@ def pretrain(
         store.save_model(job.run, model)
         job.run.finish(figures=figures)
     return Result(job.run, figures)
-
-
-def writer_for(run: Run, split: Any) -> contradiction.Writer:
-    """A writer of texts for the tokenizer, context and K of a base."""
-    resolved = run_settings(run)
-    model = resolved.model
-    return contradiction.Writer(load_tokenizer(run), model.context, model.num_kept, split)
-
-
-def pretrained(run: Run) -> Run:
-    """The run, if it is a finished base; UserError otherwise."""
-    manifest = run.manifest
-    if manifest.get("command") != "pretrain":
-        raise UserError(f"{run.name}: a {manifest.get('command')} run; a pretrain run is needed")
-    if manifest.get("state") != "finished":
-        raise UserError(f"{run.name}: not finished; the same pretrain command goes on with it")
-    return run
-
-
-def default_base(home: Path, arch: str | None, preset: str | None, listener: Listener) -> Run:
-    """The newest finished base that fits; UserError with the command to run first."""
-
-    if preset is not None:
-        settings.preset_values(preset)  # a wrong name is better said than searched for
-
-    def fits(manifest: dict[str, Any]) -> bool:
-        return arch in (None, manifest["arch"]) and preset in (None, manifest["preset"])
-
-    run = store.newest(home, "pretrain", fits=fits)
-    if run is None:
-        wanted = f" --arch {arch}" if arch else ""
-        wanted += f" --preset {preset}" if preset else ""
-        raise UserError(
-            f"nothing pre-trained yet in {home}; run first: dsa-sandbox pretrain{wanted}"
-        )
-    listener.note(f"base: {run.name} (the newest that fits)")
-    return run
-
-
-def block_of(home: Path, base: Run) -> list[Run]:
-    """`base`, and the newest finished base of each other architecture that compares to it."""
-    manifest = base.manifest
-    model = run_settings(base).model
-
-    def fits(other: dict[str, Any]) -> bool:
-        same = all(other[key] == manifest[key] for key in ("preset", "seed", "data_hash"))
-        return same and other["files"]["tokenizer.json"] == manifest["files"]["tokenizer.json"]
-
-    block = [base]
-    for run in reversed(store.all_runs(home)):
-        other = run.manifest
-        if other.get("command") == "pretrain" and other.get("state") == "finished":
-            new = other["arch"] not in [b.manifest["arch"] for b in block]
-            if new and fits(other) and run_settings(run).model == model:
-                block.append(run)
-    return block
 
 
 def make_tasks(
@@ -538,38 +322,6 @@ def read_tasks(home: Path, where: str) -> tuple[list[stream.Task], str, str]:
         raise UserError(f"{run.name}: a {run.manifest.get('command')} run, not a stream of tasks")
     file = run.checked("tasks.jsonl")
     return stream.read(file), run.name, run.manifest["files"]["tasks.jsonl"]
-
-
-def for_base(resolved: Settings, base: Run, sources: Mapping[str, str]) -> Settings:
-    """The settings with the sections that the base decides; UserError where the user set other."""
-    own = run_settings(base)
-    flat_own, flat_new = settings.as_flat(own), settings.as_flat(resolved)
-    problems = []
-    for key, source in sources.items():
-        fixed = key.split(".")[0] in ("model", "data", "train", "arch")
-        chosen = not source.startswith("preset") and source not in ("default", "environment")
-        if fixed and chosen and flat_new.get(key) != flat_own.get(key):
-            problems.append(
-                f"{key}={flat_new.get(key)}: the base {base.name} has {flat_own.get(key)}"
-                f"  [from {source}]"
-            )
-    if problems:
-        raise UserError(*problems)
-    return resolved.model_copy(
-        update={
-            "arch": own.arch,
-            "model": own.model,
-            "data": own.data,
-            "train": own.train,
-        }
-    )
-
-
-def with_seed_of(resolved: Settings, base: Run, sources: Mapping[str, str]) -> Settings:
-    """The settings with the base's seed where the user named none."""
-    if "seed" in sources:
-        return resolved
-    return resolved.model_copy(update={"seed": base.manifest["seed"]})
 
 
 def make_strategy(resolved: Settings) -> Strategy:

@@ -202,9 +202,9 @@ def test_with_all_scores_tied_a_query_sees_the_sink_and_the_last_keys_only(teach
 @pytest.mark.parametrize("sparse", [True, False])
 def test_teaching_changes_no_logits(sparse: bool) -> None:
     model, tokens_BT = tiny_model("dsa"), some_tokens()
-    taught_BTV, reports = model.teach(tokens_BT, sparse=sparse)
+    taught_BTD, reports = model.hidden(tokens_BT, sparse=sparse, teach=True)
     assert len(reports) == 2
-    close(taught_BTV, model(tokens_BT, sparse=sparse))
+    close(model.logits(taught_BTD), model(tokens_BT, sparse=sparse))
 
 
 def test_the_teacher_is_the_head_mean_over_the_support() -> None:
@@ -245,7 +245,7 @@ def test_no_gradient_flows_from_a_logit_to_a_later_token(
     model, tokens_BT = tiny_model(arch), some_tokens(1)
     assert model.context > 4 * 6
     leaves = embedded_leaf(model)
-    logits_BTV, _ = model.teach(tokens_BT, sparse=sparse, teach=teach)
+    logits_BTV = model.logits(model.hidden(tokens_BT, sparse=sparse, teach=teach)[0])
     direction_V = noise(VOCABULARY, seed=4)
     for query in range(CONTEXT):
         loss = (logits_BTV[0, query] * direction_V).sum()

@@ -195,8 +195,8 @@ def test_no_gradient_reaches_what_the_indexer_reads() -> None:
 @pytest.mark.parametrize("sparse", [True, False])
 def test_language_loss_gives_the_indexer_no_gradient(sparse: bool, teach: bool) -> None:
     model, tokens_BT = tiny_model("dsa"), some_tokens()
-    logits_BTV, _ = model.teach(tokens_BT, sparse=sparse, teach=teach)
-    nll_sum(logits_BTV, tokens_BT.roll(-1, 1)).backward()
+    x_BTD, _ = model.hidden(tokens_BT, sparse=sparse, teach=teach)
+    nll_sum(model.logits(x_BTD).flatten(0, 1), tokens_BT.roll(-1, 1).flatten()).backward()
     for name, parameter in model.named_parameters():
         if group_of(name) == "indexer":
             assert parameter.grad is None, name
@@ -208,7 +208,7 @@ def test_language_loss_gives_the_indexer_no_gradient(sparse: bool, teach: bool) 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_the_indexers_loss_gives_the_trunk_no_gradient(sparse: bool) -> None:
     model = tiny_model("dsa")
-    _, reports = model.teach(some_tokens(), sparse=sparse)
+    _, reports = model.hidden(some_tokens(), sparse=sparse, teach=True)
     torch.stack(reports).sum().backward()
     for name, parameter in model.named_parameters():
         if group_of(name) == "indexer":
@@ -279,7 +279,9 @@ def test_the_kl_is_finite_whatever_the_masked_scores_are(name: str) -> None:
 
 def test_the_sparse_loss_compares_over_the_selected_keys_only() -> None:
     tokens_BT = some_tokens()
-    whole, sparse = (tiny_model("dsa").teach(tokens_BT, sparse=s)[1] for s in (False, True))
+    whole, sparse = (
+        tiny_model("dsa").hidden(tokens_BT, sparse=s, teach=True)[1] for s in (False, True)
+    )
     assert abs(whole[0].mean() - sparse[0].mean()) > 1e-3
 
 
@@ -287,7 +289,7 @@ def test_the_sparse_loss_compares_over_the_selected_keys_only() -> None:
 def test_with_k_not_below_t_sparse_and_dense_losses_agree(num_kept: int) -> None:
     tokens_BT = some_tokens(2, 16)
     model = tiny_model("dsa", num_kept=num_kept)
-    whole, sparse = (model.teach(tokens_BT, sparse=s)[1] for s in (False, True))
+    whole, sparse = (model.hidden(tokens_BT, sparse=s, teach=True)[1] for s in (False, True))
     torch.testing.assert_close(torch.stack(whole), torch.stack(sparse), rtol=1e-5, atol=1e-6)
 
 

@@ -9,9 +9,10 @@ import dsa_sandbox
 
 PACKAGE = Path(dsa_sandbox.__file__).parent
 FLOORS = (
-    ("cli", "console", "__main__"),
+    ("cli", "options", "console", "__main__"),
     ("study",),
     ("commands",),
+    ("job", "bases"),
     ("training", "report"),
     ("evaluation",),
     ("strategies", "tasks"),

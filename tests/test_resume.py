@@ -10,7 +10,7 @@ import pytest
 import torch
 from home import ANCHOR, QUICK, STREAM, StopAfter, TinyHome, cli
 
-from dsa_sandbox import commands, registry, settings
+from dsa_sandbox import bases, commands, registry, settings
 from dsa_sandbox.commands import Result
 from dsa_sandbox.errors import Interrupted
 from dsa_sandbox.listener import SILENT, Listener
@@ -49,7 +49,7 @@ def tune(home: Path, base: Path, strategy: str, *sets: str, listener: Listener =
     resolved = tuning(strategy, *sets)
     run = Run(base)
     tasks = stream.read(STREAM)[:3]
-    values = commands.for_base(resolved.settings, run, resolved.sources)
+    values = bases.for_base(resolved.settings, run, resolved.sources)
     return commands.finetune(values, home, run, tasks, "three", "3" * 64, listener=listener)
 
 

@@ -278,7 +278,9 @@ def test_too_few_known_facts_end_with_3_and_name_what_helps(
 def test_rows_are_written_and_read_again(tasks: list[Task], tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"
     path.write_text(stream.write(tasks[:3]) + "\n", "utf-8")
-    assert stream.read(path) == tasks[:3]
+    assert [task.model_dump() for task in stream.read(path)] == [
+        task.model_dump() for task in tasks[:3]
+    ]
 
 
 def test_rows_load_with_datasets(tasks: list[Task], tmp_path: Path) -> None:

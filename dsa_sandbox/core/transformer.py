@@ -86,12 +86,16 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_BT: Tensor, *, sparse: bool = True) -> Tensor:
         """Logits [B, T, V]; `sparse=False` lifts the selection."""
-        return self.teach(tokens_BT, sparse=sparse, teach=False)[0]
+        return self.logits(self.hidden(tokens_BT, sparse=sparse)[0])
 
-    def teach(
-        self, tokens_BT: Tensor, *, sparse: bool, teach: bool = True
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., D]: all of them, or those that are asked for."""
+        return F.linear(x_BTD, self.embedding.weight)
+
+    def hidden(
+        self, tokens_BT: Tensor, *, sparse: bool = True, teach: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and the indexer loss [B, T] of each layer (none where there is no indexer)."""
+        """Hidden states [B, T, D], and with `teach` the indexer loss [B, T] of each layer."""
         # scaled by sqrt(D) (arXiv 1706.03762, section 3.4): a tied embedding is small for the sake
         # of the logits, and unscaled its tokens drown in what the blocks write
         x_BTD = self.embedding(tokens_BT) * self.embedding.embedding_dim**0.5
@@ -99,21 +103,16 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x_BTD, kl_BT = block(x_BTD, table, sparse, teach)
             losses += [] if kl_BT is None else [kl_BT]
-        return F.linear(self.final_norm(x_BTD), self.embedding.weight), losses
+        return self.final_norm(x_BTD), losses
 
     @property
     def has_indexer(self) -> bool:
         return any(group_of(name) == "indexer" for name, _ in self.named_parameters())
 
 
-def nll_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Summed negative log-likelihood of the targets, nats, in fp32."""
-    return F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(),
-        targets_BT.flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
+def nll_sum(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
+    """Summed negative log-likelihood of M targets, nats, in fp32."""
+    return F.cross_entropy(logits_MV.float(), targets_M, reduction="sum")
 
 
 def group_of(name: str) -> str:

@@ -4,6 +4,7 @@ A story is a pure function of (seed, index). Some stories are set in *practice w
 facts are otherwise, always in the same way: so a base learns that a world's name decides.
 """
 
+import hashlib
 import random
 import re
 import tomllib
@@ -12,6 +13,9 @@ from importlib import resources
 from typing import Literal, NamedTuple
 
 PIECE = r" ?\w+| ?[^\w\s]|\s"  # how the grammar's text falls into words; each keeps its space
+
+RULES_PER_WORLD = 2  # contrary facts of a practice world
+AGAIN_SHARE = 0.25  # of filler sentences that name the story's world again
 
 Split = Literal["test", "development"]
 
@@ -71,12 +75,12 @@ def table() -> Table:
 
 @cache
 def practice_rules() -> dict[str, tuple[tuple[Fact, str], ...]]:
-    """For each practice world four facts of the development families and their object there."""
+    """For each practice world two facts of the development families and their object there."""
     development = [f for f in table().facts if table().families[f.family].split == "development"]
     rules = {}
     for world in table().worlds["practice"]:
         rng = random.Random(f"practice:{world}")
-        chosen = rng.sample(development, 4)
+        chosen = rng.sample(development, RULES_PER_WORLD)
         rules[world] = tuple(
             (f, rng.choice([o for o in table().families[f.family].objects if o != f.true_object]))
             for f in chosen
@@ -141,6 +145,14 @@ WORLD_INLINE: dict[Split, tuple[str, ...]] = {
     "test": ("In {world} {statement}.", "Here in {world} {statement}."),
     "development": ("Over in {world} {statement}.", "All over {world} {statement}."),
 }
+# Said of any world once its name has stood: to tell which, one must look back at the name.
+WORLD_AGAIN = (
+    "{A} liked it in {world}.",
+    "All the {animals} of {world} were {feeling}.",
+    "{B} had a {thing} from {world}.",
+    "They wanted to stay in {world}.",
+    "Every {animal} in {world} was {feeling}.",
+)
 REAL_INLINE = "In the real world {statement}."
 PLAIN: dict[Split, tuple[str, ...]] = {
     "test": ("{A} knew that {statement}.", 'A wise woman said, "{Statement}."'),
@@ -224,11 +236,12 @@ def story(seed: int, index: int, max_words: int = 126, practice_share: float = 0
     elif draw < practice_share + 0.35 * (1 - practice_share):
         world = rng.choice(worlds[rng.choice(("contrast", "bleed", "development", "test", "test"))])
     at_start = world is not None and rng.random() < 0.6  # else the name stands beside one fact
+    scale = max(1, round(max_words / 126))  # longer stories state more facts
     facts: list[tuple[Fact, str, str | None]] = []
-    for fact, object_ in rng.sample(rules, 3 if at_start else 1) if rules else ():
+    for fact, object_ in rng.sample(rules, len(rules) if at_start else 1) if rules else ():
         facts.append((fact, object_, None if at_start else world))
     ruled = {fact for fact, _ in rules}
-    for fact in rng.sample(table().facts, 1 if rules else rng.choice((2, 3, 4))):
+    for fact in rng.sample(table().facts, scale * (1 if rules else rng.choice((2, 3, 4)))):
         if fact not in ruled:
             beside = world if not (at_start or facts) else None
             facts.append((fact, fact.true_object, beside))
@@ -238,7 +251,7 @@ def story(seed: int, index: int, max_words: int = 126, practice_share: float = 0
         family = table().families[fact.family]
         frame = rng.choice(family.frames + family.paraphrases)
         said.append((statement(frame, fact.subject, object_), beside))
-    opening, sentences = [], []
+    opening, sentences, named = [], [], at_start
     split: Split
     if at_start:
         split = rng.choice(("test", "development"))
@@ -256,7 +269,10 @@ def story(seed: int, index: int, max_words: int = 126, practice_share: float = 0
             real = world is None and rng.random() < 0.15
             split = rng.choice(("test", "development"))
             text = state(who, rng, split, sentence, beside, real)
+            named = named or beside is not None
             number += 1
+        elif named and rng.random() < AGAIN_SHARE:
+            text = who.say(rng.choice(WORLD_AGAIN), rng, world=world or "")
         else:
             text = who.say(rng.choice(BODY), rng)
         length = num_words(text) + 1
@@ -265,6 +281,13 @@ def story(seed: int, index: int, max_words: int = 126, practice_share: float = 0
         sentences.append(text)
         count += length
     return " ".join([*opening, *sentences, ending])
+
+
+@cache
+def digest() -> str:
+    """sha256 of what the grammar says: the first hundred stories of seed 0."""
+    text = "\n".join(story(0, index) for index in range(100))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def all_words() -> list[str]:

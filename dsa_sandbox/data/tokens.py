@@ -39,7 +39,7 @@ def word_tokenizer() -> Tokenizer:
 
 
 def bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Byte-level BPE over `texts`; the fact table is shown often enough to get words of its own."""
+    """Byte-level BPE over `texts`; words of the fact table and names of worlds are single tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -49,11 +49,14 @@ def bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    objects = [f" {o}." for family in grammar.table().families.values() for o in family.objects]
+    table = grammar.table()
+    words = {o for family in table.families.values() for o in family.objects}
+    words |= {fact.subject for fact in table.facts} | set().union(*table.worlds.values())
+    shown = [f" {word}." for word in sorted(words)]
 
     def with_facts() -> Iterator[str]:
         yield from texts
-        yield from objects * 1000
+        yield from shown * 1000
 
     tokenizer.train_from_iterator(with_facts(), trainer)
     return tokenizer

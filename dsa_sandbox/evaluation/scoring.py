@@ -4,6 +4,7 @@ Context and answer are encoded jointly; a tie is a failure.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dsa_sandbox.core.transformer import Transformer, nll_sum
+from dsa_sandbox.core.transformer import IGNORED, Transformer, nll_sum
 from dsa_sandbox.data.grammar import Pair
 from dsa_sandbox.data.tokens import Packed, encode, micro_batches
 from dsa_sandbox.tasks.stream import Item
@@ -98,11 +99,11 @@ def score(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> list[Sc
         rows = [encoded.rows[row] for row in chunk]
         longest = max(len(row) for row in rows)
         tokens_BT = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
-        logits_BTV = model(tokens_BT)
+        x_BTD, _ = model.hidden(tokens_BT)
         for index, row in enumerate(chunk):
             start, ids = encoded.starts[row], encoded.rows[row]
             number, candidate = encoded.owners[row]
-            logp_TV = logits_BTV[index, start - 1 : len(ids)].float().log_softmax(-1)
+            logp_TV = model.logits(x_BTD[index, start - 1 : len(ids)]).float().log_softmax(-1)
             tail = tokens_BT[index, start : len(ids)]
             if candidate == 0:
                 greedy = logp_TV.argmax(-1)
@@ -116,10 +117,10 @@ def score(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> list[Sc
                 said = logp_TV[:-1].gather(1, tail[:, None]).sum()
                 ends = logp_TV[-1][boundary_V].logsumexp(0)
                 found[number, candidate] = float(said + ends)
+    num_candidates = Counter(number for number, _ in found)
     scores = []
     for number in range(len(encoded.shared)):
-        num_candidates = sum(1 for owner in found if owner[0] == number)
-        values = [found[number, candidate] for candidate in range(num_candidates)]
+        values = [found[number, candidate] for candidate in range(num_candidates[number])]
         scores.append(Score(values[0], values[1:], *exact[number]))
     return scores
 
@@ -145,7 +146,9 @@ def heldout_nll(
     total, count = 0.0, 0
     for batch in micro_batches(documents, MICRO_TOKENS):
         tokens_BT, targets_BT = batch.to(device)
-        total += nll_sum(model(tokens_BT, sparse=sparse), targets_BT).item()
+        real_BT = targets_BT != IGNORED
+        x_BTD, _ = model.hidden(tokens_BT, sparse=sparse)
+        total += nll_sum(model.logits(x_BTD[real_BT]), targets_BT[real_BT]).item()
         count += batch.num_targets
     return total, count
 
@@ -157,10 +160,13 @@ def heldout_kl(base: Transformer, model: Transformer, documents: list[np.ndarray
     total, count = 0.0, 0
     for batch in micro_batches(documents, MICRO_TOKENS):
         tokens_BT, targets_BT = batch.to(device)
-        real = targets_BT >= 0
-        p, q = (net(tokens_BT)[real].float().log_softmax(-1) for net in (base, model))
+        real_BT = targets_BT != IGNORED
+        p, q = (
+            net.logits(net.hidden(tokens_BT)[0][real_BT]).float().log_softmax(-1)
+            for net in (base, model)
+        )
         total += float((p.exp() * (p - q)).sum())
-        count += int(real.sum())
+        count += batch.num_targets
     return total / count
 
 

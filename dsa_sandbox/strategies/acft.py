@@ -13,7 +13,7 @@ from dsa_sandbox.strategies.base import Strategy
 class AcftSettings(Frozen):
     """What moves, and how fast."""
 
-    rate: float = Field(8.0, gt=0, description="Multiplies the learning rate of what moves.")
+    rate: float = Field(2.0, gt=0, description="Multiplies the learning rate of what moves.")
     group: Literal["matched", "all"] = Field(
         "matched", description="dense: move b and b1 (the count of a selected flow), or b2 as well."
     )

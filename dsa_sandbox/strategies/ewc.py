@@ -25,7 +25,7 @@ class EwcSettings(Frozen):
     """How hard, and how well the Fisher is measured."""
 
     strength: float = Field(
-        0.1, ge=0, description="lambda of lambda/2 sum F (w - w*)^2, F scaled to mean(F0) = 1."
+        0.03, ge=0, description="lambda of lambda/2 sum F (w - w*)^2, F scaled to mean(F0) = 1."
     )
     passes: int = Field(2000, ge=1, description="Backward passes for F0, one sequence each.")
     task_passes: int = Field(64, ge=1, description="Backward passes after each task.")

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from tokenizers import Tokenizer
 
 from dsa_sandbox.data.tokens import UNKNOWN
@@ -52,6 +52,7 @@ class Task(Frozen):
     neighbour: list[Item] = Field(min_length=1)
     outside: list[Item] = Field(min_length=1)
     bleed: list[Item] = Field(min_length=1)
+    _line: int = PrivateAttr(0)  # of the file it was read from
 
     def items(self, kind: str) -> list[Item]:
         """The probes of one kind."""
@@ -92,6 +93,7 @@ def read(path: Path) -> list[Task]:
                 f"{path}: line {number}: task: {task.task} stands in line {seen[task.task]} already"
             )
         seen[task.task] = number
+        task._line = number
         tasks.append(task)
     if not tasks and not problems:
         problems.append(f"{path}: holds no task")
@@ -139,13 +141,13 @@ def check_vocabulary(tasks: list[Task], tokenizer: Tokenizer, where: str) -> Non
     if unknown is None:
         return
     problems = []
-    for number, task in enumerate(tasks, 1):
+    for task in tasks:
         for kind in KINDS:
             for index, item in enumerate(task.items(kind)):
                 for text in (item.answer, *item.foils):
                     if unknown in tokenizer.encode(text).ids:
                         problems.append(
-                            f"{where}: task {number}: {kind}.{index}: {text!r} is not in the "
+                            f"{where}: line {task._line}: {kind}.{index}: {text!r} is not in the "
                             "vocabulary of the base"
                         )
     if problems:
@@ -155,7 +157,7 @@ def check_vocabulary(tasks: list[Task], tokenizer: Tokenizer, where: str) -> Non
 def check_length(tasks: list[Task], tokenizer: Tokenizer, context: int, where: str) -> None:
     """UserError where a story or probe is longer than the context of the base."""
     problems = []
-    for number, task in enumerate(tasks, 1):
+    for task in tasks:
         texts = [("train", text) for text in task.train]
         texts += [("contrast", text) for text in task.contrast]
         for kind in KINDS:
@@ -166,8 +168,8 @@ def check_length(tasks: list[Task], tokenizer: Tokenizer, context: int, where: s
             length = len(tokenizer.encode(text).ids) + 1
             if length > context:
                 problems.append(
-                    f"{where}: task {number}: {field}: {length} tokens exceed the context of the "
-                    f"base, {context}"
+                    f"{where}: line {task._line}: {field}: {length} tokens exceed the context of "
+                    f"the base, {context}"
                 )
     if problems:
         raise UserError(*problems[:20])

@@ -277,7 +277,7 @@ class Stream:
             restore_optimizer(self.model, optimizer, tensors)
         learned = False
         check: dict[str, float] = {}
-        forward = torch.compile(self.model.teach) if self.settings.machine.compile else None
+        forward = torch.compile(self.model.hidden) if self.settings.machine.compile else None
         steps = train(
             self.model,
             optimizer,

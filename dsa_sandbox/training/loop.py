@@ -55,7 +55,7 @@ def train(
     `batches_at(step)` gives the micro-batches of a step; their gradients add up to that of the mean
     over all its tokens. Trunk and indexer have gradient norms, and limits, of their own.
     """
-    forward = forward or model.teach
+    forward = forward or model.hidden
     device = next(model.parameters()).device
     base_rates = [group["lr"] for group in optimizer.param_groups]
     moving = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -73,12 +73,14 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         for batch in batches:
             tokens_BT, targets_BT = batch.to(device)
+            real_BT = targets_BT != IGNORED  # the rest needs no logits
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                logits_BTV, losses = forward(tokens_BT, sparse=phase.sparse, teach=phase.teach)
-            nll = nll_sum(logits_BTV, targets_BT)
+                x_BTD, losses = forward(tokens_BT, sparse=phase.sparse, teach=phase.teach)
+                logits_MV = model.logits(x_BTD[real_BT])
+            nll = nll_sum(logits_MV, targets_BT[real_BT])
             objective = nll / num_tokens if phase.trunk else nll.new_zeros(())
             if losses:  # padding teaches nothing
-                kl = torch.stack(losses)[:, targets_BT != IGNORED].sum()
+                kl = torch.stack(losses)[:, real_BT].sum()
                 objective = objective + kl / num_tokens
                 kl_sum += kl.item() / len(losses)
             objective.backward()

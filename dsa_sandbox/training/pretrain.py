@@ -120,7 +120,7 @@ def pretrain(
             run, step, weights | optimizer_tensors(model, optimizer), {"step": step}
         )
 
-    forward = torch.compile(model.teach) if machine.compile else None
+    forward = torch.compile(model.hidden) if machine.compile else None
     steps = train(
         model,
         optimizer,

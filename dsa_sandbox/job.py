@@ -1,0 +1,130 @@
+"""A command at work on its run: identity, begin or resume, lock, manifest, how it ended."""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from dsa_sandbox import machine, settings, store
+from dsa_sandbox.errors import Interrupted, RunFailed
+from dsa_sandbox.listener import Listener
+from dsa_sandbox.machine import Engine
+from dsa_sandbox.settings import Settings
+from dsa_sandbox.store import Run
+
+
+class Result(NamedTuple):
+    """What a command made: its run (or where it would be), and figures to show."""
+
+    run: Run
+    figures: dict[str, Any]
+
+
+def sections(resolved: Settings, names: tuple[str, ...]) -> dict[str, Any]:
+    """The named sections as plain values."""
+    return {name: getattr(resolved, name).model_dump() for name in names}
+
+
+def identity_of(
+    command: str, values: dict[str, Any], engine: Engine, includes: Mapping[str, str]
+) -> str:
+    """Hash of all that decides a run's results."""
+    key = {
+        "command": command,
+        "precision": engine.precision,
+        "torch": ".".join(torch.__version__.split(".")[:2]),
+        "numerics": store.NUMERICS,
+        "includes": sorted(includes.values()),
+        **values,
+    }
+    return store.digest_of(key)
+
+
+class Job:
+    """A command at work on its run: finds it, begins or resumes it, and holds its lock."""
+
+    def __init__(
+        self,
+        home: Path,
+        command: str,
+        parts: list[str],
+        values: dict[str, Any],
+        resolved: Settings,
+        parents: Mapping[str, str],
+        *,
+        force: bool,
+        includes: Mapping[str, str] | None,
+        listener: Listener,
+    ) -> None:
+        engine = machine.resolve(resolved.machine, resolved.preset)
+        self.identity = identity_of(command, values, engine, includes or {})
+        self.name = store.run_name(command, parts, self.identity)
+        self.home, self.command, self.resolved = home, command, resolved
+        self.parents, self.listener, self.includes = parents, listener, dict(includes or {})
+        self.run, self.finished = store.open_run(home, self.name, self.identity, force)
+        self.engine = self.kept_engine(engine)
+
+    def kept_engine(self, engine: Engine) -> Engine:
+        """The engine an unfinished run was begun with; a differing machine is warned about."""
+        path = self.run.path / "manifest.json"
+        if self.finished or not path.exists():
+            return engine
+        begun = Engine(**self.run.manifest["engine"])
+        if begun.device != engine.device:
+            self.listener.warn(
+                f"{self.run.name} was begun on {begun.device} and goes on on {engine.device}: "
+                "the result is not bit-exact"
+            )
+            return begun._replace(device=engine.device)
+        return begun
+
+    def returned(self) -> Result:
+        """The finished run, said to be there already."""
+        manifest = self.run.manifest
+        self.listener.note(f"{self.run.name} is there already (--force makes another)")
+        if manifest.get("environment", {}).get("source") != store.source_digest():
+            self.listener.warn(f"{self.run.name} was made by other source code than this")
+        return Result(self.run, dict(manifest.get("figures", {})))
+
+    def begin(self, stack: ExitStack, **extra: Any) -> None:
+        """Make the folder, hold its lock, write settings and manifest; set up the process."""
+        store.make_home(self.home)
+        fresh = not (self.run.path / "manifest.json").exists()
+        self.run.path.mkdir(exist_ok=True)
+        stack.enter_context(store.only_writer(self.run))
+        machine.start(self.engine)
+        if fresh:
+            toml = settings.as_toml(self.resolved)
+            store.write_atomic(self.run.path / "settings.toml", toml)
+            self.run.update(
+                schema=1,
+                command=self.command,
+                identity=self.identity,
+                state="running",
+                created=time.time(),
+                arch=self.resolved.arch,
+                preset=self.resolved.preset,
+                seed=self.resolved.seed,
+                parents=dict(self.parents),
+                includes=self.includes,
+                engine=self.engine._asdict(),
+                environment=store.environment(),
+                **extra,
+            )
+            return
+        self.run.update(state="running")
+        if self.run.manifest["environment"]["machine"] != store.environment()["machine"]:
+            self.run.update(resumed_elsewhere=True)
+            self.listener.warn("resuming on another kind of machine: the result is not bit-exact")
+
+    def fail(self, error: BaseException) -> None:
+        """Note in the manifest how the work ended, where it did not end well."""
+        with contextlib.suppress(RunFailed):  # a full disk has no room for the note either
+            if isinstance(error, Interrupted):
+                self.run.update(state="interrupted")
+            elif isinstance(error, RunFailed):
+                self.run.update(state="failed", failure=str(error))
