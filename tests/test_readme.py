@@ -2,14 +2,16 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import typer
-from home import ROOT
+from home import QUICK, ROOT, TINY_EWC, TinyHome, cli, inside
 
 from dsa_sandbox import registry, settings
 from dsa_sandbox.cli import ClickException, app
+from dsa_sandbox.data import grammar
 
 README = ROOT / "README.md"
 BLOCK = re.compile(r"^```(?:console|sh|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -114,6 +116,38 @@ def test_every_command_of_the_documentation_can_be_typed() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
         assert not problems(path.read_text("utf-8"), makefile), path
+
+
+def made_small(arguments: list[str]) -> list[str]:
+    """The command with settings that make it a matter of seconds."""
+    tiny = ["--config", "tiny.toml"]
+    if arguments[0] == "run":  # the whole study is `make demo`, which CI runs
+        return [*arguments, "--dry-run"]
+    if arguments[0] == "pretrain":
+        quick = [*QUICK, "--set", "model.num_selected_heads=2", "--set", "model.force_local=2"]
+        return [*arguments, *(quick if "--config" in arguments else tiny)]
+    if arguments[0] == "finetune":
+        return [*arguments, *tiny, *(TINY_EWC if "ewc" in arguments else ())]
+    return arguments
+
+
+@pytest.mark.usefixtures("forget_includes")
+def test_every_command_of_the_readme_runs_in_its_order(tiny_home: TinyHome, tmp_path: Path) -> None:
+    folder = tmp_path / "typed"
+    shutil.copytree(tiny_home.folder, folder)
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    stories = "\n<|endoftext|>\n".join(grammar.story(9, index, 90) for index in range(400))
+    (folder / "stories.txt").write_text(stories, "utf-8")
+    num_run = 0
+    with inside(folder):
+        for line in typed(README.read_text("utf-8")):
+            for arguments in commands(line, "dsa-sandbox"):
+                answer = cli(*made_small(arguments))
+                assert answer.code == 0, f"{line}: {answer.err}"
+                if " > " in line:
+                    (folder / line.split(" > ")[1]).write_text(answer.out, "utf-8")
+                num_run += 1
+    assert num_run >= 9
 
 
 GOOD = """

@@ -39,7 +39,7 @@ def word_tokenizer() -> Tokenizer:
 
 
 def bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Byte-level BPE over `texts`; words of the fact table and names of worlds are single tokens."""
+    """Byte-level BPE over `texts`; words of the fact table and worlds are single tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
