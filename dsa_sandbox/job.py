@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dsa_sandbox import machine, settings, store
+from dsa_sandbox import locks, machine, settings, store
 from dsa_sandbox.errors import Interrupted, RunFailed
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine
@@ -95,7 +95,8 @@ class Job:
         store.make_home(self.home)
         fresh = not (self.run.path / "manifest.json").exists()
         self.run.path.mkdir(exist_ok=True)
-        stack.enter_context(store.only_writer(self.run))
+        stack.enter_context(locks.only_writer(self.run.path))
+        stack.callback(self.run.close)
         machine.start(self.engine)
         if fresh:
             toml = settings.as_toml(self.resolved)

@@ -10,17 +10,14 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, SoftFileLock, Timeout
-
 from dsa_sandbox.errors import RunFailed, UserError
+from dsa_sandbox.locks import being_written
 from dsa_sandbox.registry import nearest
 
 NUMERICS = 2  # bump when results change on purpose; tests/test_pretrain.py says when
@@ -308,82 +305,6 @@ def newest_checkpoint(run: Run) -> tuple[dict[str, Any], dict[str, Any]] | None:
     return load_tensors(path), state
 
 
-@contextlib.contextmanager
-def only_writer(run: Run) -> Iterator[None]:
-    """Hold the run's lock; UserError naming who holds it. A dead holder of this host loses it."""
-    owner = run.path / ".owner.json"
-    path = str(run.path / ".lock")
-    lock: Any = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{run.path}: another process writes here ({who_holds(owner)})") from None
-    except (NotImplementedError, OSError):  # a file system without locks: a file says it is held
-        lock = soft_lock(run, owner)
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
-    owner.write_text(json.dumps(me), "utf-8")
-    try:
-        yield
-    finally:
-        run.close()
-        with contextlib.suppress(OSError):
-            owner.unlink()
-        lock.release()
-
-
-def soft_lock(run: Run, owner: Path) -> Any:
-    """A lock by existence; one of a dead process of this host is taken over."""
-    lock = SoftFileLock(str(run.path / ".softlock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        try:
-            holder = json.loads(owner.read_text("utf-8"))
-        except (OSError, ValueError):
-            holder = {}
-        if holder.get("host") != socket.gethostname() or is_alive(int(holder.get("pid", 0))):
-            raise UserError(
-                f"{run.path}: another process writes here ({who_holds(owner)})"
-            ) from None
-        (run.path / ".softlock").unlink()
-        lock.acquire(timeout=0)
-    return lock
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this host runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def who_holds(owner: Path) -> str:
-    """`pid 123 on host, for 40 s`, as far as the owner's file tells."""
-    try:
-        holder = json.loads(owner.read_text("utf-8"))
-        held_s = time.time() - holder["started"]
-        return f"pid {holder['pid']} on {holder['host']}, for {held_s:.0f} s"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "unknown"
-
-
-def being_written(run: Run) -> bool:
-    """Whether some process holds the run's lock now."""
-    if not (run.path / ".lock").exists():
-        return False
-    lock = FileLock(str(run.path / ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError, NotImplementedError):
-        return True
-    lock.release()
-    return False
-
-
 def run_name(command: str, parts: list[str], identity: str) -> str:
     """`<command>-<arch>[-<strategy>]-<preset>-s<seed>-<8 hex>`."""
     return "-".join([command, *parts, identity[:8]])
@@ -501,7 +422,7 @@ def remove(runs: list[Run], home: Path, *, force: bool, dry_run: bool) -> list[s
     leaving = {run.name for run in runs}
     problems = []
     for run in runs:
-        if being_written(run):
+        if being_written(run.path):
             problems.append(f"{run.name}: is being written")
         for other in all_runs(home):
             stands = readable_manifest(run) and run.name in readable_manifest(other).get(

@@ -19,7 +19,7 @@ FLOORS = (
     ("data",),
     ("core",),
     ("machine", "store"),
-    ("settings", "registry", "sizes", "errors", "listener", "presets"),
+    ("settings", "registry", "sizes", "locks", "errors", "listener", "presets"),
 )
 READABLE_CORE = (
     *(PACKAGE / "core").glob("*.py"),

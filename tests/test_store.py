@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from home import QUICK, StopAfter, TinyHome, cli
 
-from dsa_sandbox import commands, settings, store
+from dsa_sandbox import commands, locks, settings, store
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.settings import Settings
@@ -335,7 +335,7 @@ def test_an_unfinished_run_of_other_source_code_is_refused(quick_home: Path) -> 
 def test_a_second_writer_is_refused_and_told_who_writes(quick_home: Path) -> None:
     run = unfinished(quick_home)
     before = sorted(quick_home.rglob("*"))
-    with store.only_writer(run):
+    with locks.only_writer(run.path):
         problem = cli(*resume(quick_home)).problem
         (row,) = [
             row
@@ -359,7 +359,7 @@ def test_ls_tells_a_running_run_from_a_stopped_one(quick_home: Path) -> None:
         return next(str(row["state"]) for row in rows if row["run"] == run.name)
 
     assert state() == "stopped"
-    with store.only_writer(run):
+    with locks.only_writer(run.path):
         assert state() == "running"
 
 
@@ -369,9 +369,9 @@ def test_a_soft_lock_of_a_dead_process_of_this_host_is_taken_over(tmp_path: Path
     for holder in ({"host": "elsewhere", "pid": 1}, {"host": socket.gethostname(), "pid": 1}):
         owner.write_text(json.dumps(holder | {"started": 0}), "utf-8")
         with pytest.raises(UserError, match="another process writes here"):
-            store.soft_lock(run, owner)
+            locks.soft_lock(run.path, owner)
     owner.write_text(json.dumps({"host": socket.gethostname(), "pid": 2**30, "started": 0}))
-    lock = store.soft_lock(run, owner)
+    lock = locks.soft_lock(run.path, owner)
     assert lock.is_locked
     lock.release()
 
@@ -410,7 +410,7 @@ def test_a_save_that_fails_keeps_the_last_checkpoint(quick_home: Path) -> None:
     (run,) = quick_home.glob("pretrain-*")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]
     assert not list(quick_home.rglob("*.part"))
-    assert not store.being_written(Run(run))
+    assert not locks.being_written(run)
     answer = cli(*resume(quick_home))
     assert "resuming at step 3" in answer.err
     assert answer.run == run

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import sizes, store
+from dsa_sandbox import locks, sizes, store
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import archs, nearest, strategies
 from dsa_sandbox.report.table import plain, rendered
@@ -38,7 +38,7 @@ def of_run(run: Run) -> dict[str, Any]:
         return {"run": run.name, "state": "torn", "progress": str(error)}
     state = manifest.get("state", "?")
     if state == "running":
-        state = "running" if store.being_written(run) else "stopped"
+        state = "running" if locks.being_written(run.path) else "stopped"
     return {"run": run.name, "state": state, "progress": progress(run, manifest)}
 
 
