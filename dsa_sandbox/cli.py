@@ -1,6 +1,8 @@
 """The command line: parse, call the command, print. Heavy imports wait until they are needed."""
 
+import difflib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -600,7 +602,20 @@ def usage_line(error: Any) -> str:
     message = " ".join(error.format_message().split())
     context = getattr(error, "ctx", None)
     where = f"  (see {context.command_path} --help)" if context else ""
-    return f"{message}{where}"
+    return f"{message}{setting_hint(message)}{where}"
+
+
+def setting_hint(message: str) -> str:
+    """How to set what somebody took for an option of its own: --steps is train.steps."""
+    from dsa_sandbox import settings
+
+    taken = re.match(r"No such option: --([\w-]+)", message)
+    fields = {key: key.partition(".")[2] for key in settings.known_keys()}
+    close = (
+        difflib.get_close_matches(taken[1].replace("-", "_"), fields.values(), 1) if taken else []
+    )
+    keys = [f"--set {key}=VALUE" for key, field in fields.items() if field in close]
+    return f"; did you mean {' or '.join(keys)}?" if keys else ""
 
 
 def quoted(argument: str) -> str:

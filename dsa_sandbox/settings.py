@@ -319,12 +319,10 @@ def machine_from_environment() -> dict[str, Any]:
     return values
 
 
-def known_keys(strategy: str) -> dict[str, type[Frozen] | None]:
-    """Every flat key that may be set while `strategy` is chosen."""
-    keys: dict[str, type[Frozen] | None] = dict.fromkeys(TOP_KEYS)
-    for section, cls in SECTIONS.items():
-        keys.update({f"{section}.{name}": cls for name in cls.model_fields})
-    return keys
+def known_keys() -> list[str]:
+    """Every flat key that may be set, but those of strategies."""
+    keys = [f"{section}.{name}" for section, cls in SECTIONS.items() for name in cls.model_fields]
+    return [*TOP_KEYS, *keys]
 
 
 def resolve(
@@ -396,7 +394,7 @@ def validated(
             problems.append(f"{key}: {error.args[0]}  [from {sources.get(key, 'default')}]")
     if problems:
         raise UserError(*problems)
-    keys = list(known_keys(strategy))
+    keys = known_keys()
     strategy_class: Any = None
     if with_strategy or any(key.startswith(f"{strategy}.") for key in merged):
         strategy_class = strategies[strategy].Settings

@@ -264,6 +264,8 @@ def test_an_unknown_option_names_the_nearest() -> None:
     problem = cli("finetune", "--stratgey", "ewc").problem
     assert "--strategy" in problem
     assert "pretrain" in cli("pretrian").problem
+    problem = cli("pretrain", "--learning-rates", "1e-3").problem
+    assert "--set train.learning_rate=VALUE or --set finetune.learning_rate=VALUE" in problem
 
 
 def test_no_command_at_all_shows_the_help() -> None:

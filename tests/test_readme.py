@@ -61,7 +61,7 @@ def check(arguments: list[str]) -> None:
         return
     values = command.make_context(arguments[0], list(arguments[1:]), resilient_parsing=False).params
     sets = list(values.get("set_") or [])
-    known = settings.known_keys("sgd")
+    known = settings.known_keys()
     included = bool(values.get("include"))
     for text in sets:
         key, _ = settings.parse_set(text)
