@@ -11,7 +11,7 @@ from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.data.tokens import Corpus
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.listener import Listener
+from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run
 from dsa_sandbox.tasks import contradiction
@@ -22,11 +22,11 @@ def cache_of(home: Path) -> Path:
     return home / "cache"
 
 
-def load_corpus(resolved: Settings, home: Path) -> Corpus:
+def load_corpus(resolved: Settings, home: Path, listener: Listener = SILENT) -> Corpus:
     """Tokenizer and packed text, from the cache where it is there."""
     source = corpus.resolve(resolved.data)
     return tokens.prepare(
-        source, resolved.data, resolved.seed, resolved.model.context, cache_of(home)
+        source, resolved.data, resolved.seed, resolved.model.context, cache_of(home), listener
     )
 
 

@@ -56,8 +56,12 @@ def build(
     allow_mismatch: bool = False,
     includes: Mapping[str, str] | None = None,
     listener: Listener = SILENT,
+    as_parent: bool = False,
 ) -> Result:
-    """Initial weights of one architecture as a run; figures hold both parameter tables."""
+    """Initial weights of one architecture as a run; figures hold both parameter tables.
+
+    `as_parent`: another command stands on it, so that it is no news if it is there already.
+    """
     source = corpus.resolve(resolved.data)
     data_hash = tokens.corpus_digest(source, resolved.data, resolved.seed, resolved.model.context)
     values = {
@@ -78,12 +82,12 @@ def build(
         listener=listener,
     )
     if job.finished:
-        return job.returned()
+        return Result(job.run, job.run.manifest["figures"]) if as_parent else job.returned()
     check_match(resolved, corpus.nominal_vocabulary(resolved.data), allow_mismatch)
     was_there = home.exists()
     store.make_home(home)
     try:
-        text = load_corpus(resolved, home)
+        text = load_corpus(resolved, home, listener)
     except UserError:  # no folder is left behind for what the user has to mend
         if not was_there:
             shutil.rmtree(home, ignore_errors=True)
@@ -122,7 +126,14 @@ def pretrain(
     listener: Listener = SILENT,
 ) -> Result:
     """Train one architecture from scratch; figures hold held-out NLL, known facts, pairs, gate."""
-    born = build(resolved, home, allow_mismatch=allow_mismatch, includes=includes)
+    born = build(
+        resolved,
+        home,
+        allow_mismatch=allow_mismatch,
+        includes=includes,
+        listener=listener,
+        as_parent=True,
+    )
     parents = {born.run.name: born.run.manifest["files"]["model.safetensors"]}
     values = {"parents": sorted(parents.values()), "arch": resolved.arch, "seed": resolved.seed}
     values |= sections(resolved, ("model", "train"))

@@ -21,6 +21,7 @@ from torch import Tensor
 from dsa_sandbox.core.transformer import IGNORED
 from dsa_sandbox.data import corpus, grammar
 from dsa_sandbox.errors import RunFailed, UserError
+from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.settings import Data
 
 END = "<|endoftext|>"  # begins and ends every document; id 0
@@ -94,13 +95,21 @@ def corpus_digest(source: corpus.Source, data: Data, seed: int, context: int) ->
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
-def prepare(source: corpus.Source, data: Data, seed: int, context: int, cache: Path) -> Corpus:
+def prepare(
+    source: corpus.Source,
+    data: Data,
+    seed: int,
+    context: int,
+    cache: Path,
+    listener: Listener = SILENT,
+) -> Corpus:
     """Tokenize and pack once, then map from disk; a second process waits for the first."""
     digest = corpus_digest(source, data, seed, context)
     folder = cache / f"tokens-{digest[:16]}"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(str(cache / f"tokens-{digest[:16]}.lock")):
         if not (folder / "done.json").exists():
+            listener.note(f"reading {source.location}: tokenizer and token files, made once")
             try:
                 build_packed(source, data, seed, context, cache, folder)
             except OSError as error:
