@@ -151,8 +151,7 @@ def pretrain(
     )
     if job.finished:
         return job.returned()
-    listener.note(f"from {born.run.name}, into {job.run.path} ({job.engine.precision}, "
-                  f"{job.engine.device}, {job.engine.threads} threads)")  # fmt: skip
+    listener.note(f"from {born.run.name}, into {job.run.path} ({job.engine.described})")
     text = load_corpus(resolved, home)
     model = load_model(born.run).to(job.engine.device)
     with ExitStack() as stack:
@@ -166,6 +165,7 @@ def pretrain(
             raise
         listener.progress("evaluate", 0, 1, "known facts, worlds, pairs")
         figures = quality.base_quality(model, text, writer_for(job.run, "test"), resolved.seed)
+        listener.progress("evaluate", 1, 1)
         figures["parameters"] = sum(p.numel() for p in model.parameters())
         figures["train_steps"] = resolved.train.steps
         figures["fact_stories"] = text.fact_stories

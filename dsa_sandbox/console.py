@@ -44,9 +44,11 @@ class Terminal(Listener):
             return
         if self.live:
             self._draw(label, done, total, detail)
+            if done == total:
+                self.close()
         elif time.monotonic() - self.told_s >= PLAIN_EVERY_S or done == total:
             self.told_s = time.monotonic()
-            self._line(f"{label} {done}/{total} {detail}")
+            self._line(f"{label} {done}/{total} {detail}".rstrip())
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

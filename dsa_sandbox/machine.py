@@ -18,6 +18,12 @@ class Engine(NamedTuple):
     precision: str  # fp32 or bf16
 
     @property
+    def described(self) -> str:
+        """As a user reads it: fp32 on cpu, 1 thread."""
+        plural = "" if self.threads == 1 else "s"
+        return f"{self.precision} on {self.device}, {self.threads} thread{plural}"
+
+    @property
     def autocast(self) -> Any:
         """dtype of automatic mixed precision, or None for fp32."""
         import torch
