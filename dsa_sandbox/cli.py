@@ -450,8 +450,10 @@ def run(
     }
     for kind in ("forgetting", "front"):
         console.emit(figures.draw(kind, outcome.arms, **style).text + "\n")
-    console.emit(table.stream(outcome.stream.name, outcome.stream.manifest["figures"]) + "\n")
-    console.emit(table.results(results, width=console.width_of(sys.stdout)))
+    width = console.width_of(sys.stdout)
+    stream = table.stream(outcome.stream.name, outcome.stream.manifest["figures"])
+    console.emit(table.folded(stream, max(width, 80)) + "\n")
+    console.emit(table.results(results, width=width))
 
 
 def is_strategy_key(text: str, strategies: str) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -168,7 +169,24 @@ def results(found: dict[str, dict[str, Any]], *, width: int, with_formulas: bool
     elif rows:
         parts.append(formula_lines(COLUMNS | PROBES))
     parts.append(conclusions(rows))
-    return "\n\n".join(part for part in parts if part)
+    return folded("\n\n".join(part for part in parts if part), max(width, 80))
+
+
+def folded(text: str, width: int) -> str:
+    """Lines that are too wide, folded between words and indented as deep as they were and more."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        lines += textwrap.wrap(
+            line,
+            width,
+            subsequent_indent=indent,
+            replace_whitespace=False,
+            drop_whitespace=True,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+    return "\n".join(lines)
 
 
 def arm_table(rows: dict[str, dict[str, Any]], width: int) -> str:
