@@ -399,6 +399,7 @@ def finetune(
             stack,
             strategy=resolved.strategy,
             optimizer=resolved.finetune.optimizer,
+            overwriting=resolved.finetune.contrast == 0,
             mask=mask,
             tasks={"name": tasks_name, "sha256": tasks_sha, "count": len(tasks)},
         )

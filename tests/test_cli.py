@@ -435,6 +435,11 @@ def test_the_hand_written_stream_goes_all_the_way(tiny_home: TinyHome, tmp_path:
         assert figures["tasks"] == 10
         assert figures["Y"] is not None
     assert (arms[0] / "records.jsonl").read_bytes() == (arms[1] / "records.jsonl").read_bytes()
+    plain = ["--tasks", STREAM, "--set", "finetune.contrast=0", *quick, *home]
+    arms[1] = cli("finetune", base, "--strategy", "sgd", *plain).run
+    shown = cli("eval", *arms, *home).out
+    assert "dsa sequential (adamw), overwriting" in shown  # no contrast stories: titled so
+    assert "2 arms are dsa sgd" in shown
 
 
 @pytest.mark.usefixtures("forget_includes")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsa_sandbox.evaluation import metrics
+from dsa_sandbox.evaluation import arms, metrics
 from dsa_sandbox.evaluation.metrics import Record
 
 NAN = float("nan")
@@ -214,3 +214,39 @@ def test_a_difference_beyond_a_limit_or_a_nan_ends_equal_learning(key: str, valu
         assert len(match.reasons) == 1
     if key != "learned":
         assert metrics.equal_learning(other, other).equal != math.isnan(value)
+
+
+def arm(arch: str, strategy: str, y: float, **more: object) -> dict[str, object]:
+    """Figures of an arm, as far as contrasts look at them."""
+    figures: dict[str, object] = {"kind": "arm", "arch": arch, "strategy": strategy}
+    return figures | ARM | {"Y": y, "Y2": 0.0, "stream": "one", "seed": 0} | more
+
+
+FOUR = {
+    "a": arm("dsa", "acft", 0.25),
+    "b": arm("dsa", "sgd", 0.5),
+    "c": arm("dense", "acft", 0.375),
+    "d": arm("dense", "sgd", 0.5),
+}
+
+
+def test_the_primary_contrast_is_the_difference_of_differences() -> None:
+    (found,) = [row for row in arms.contrasts(FOUR) if row["claim"] == "H2c"]
+    assert found["Y"] == (0.25 - 0.5) - (0.375 - 0.5)
+    assert found["verdict"] == "undecided"
+
+
+def test_two_arms_of_one_name_are_left_out_of_contrasts() -> None:
+    twice = FOUR | {"e": arm("dense", "sgd", 0.75)}
+    assert arms.comparable(FOUR).left_out == []
+    (reason,) = arms.comparable(twice).left_out
+    assert "2 arms are dense sgd" in reason
+    assert not [row for row in arms.contrasts(twice) if "dense sgd" in row["contrast"]]
+    assert [row for row in arms.contrasts(twice) if row["contrast"] == "dsa acft - dsa sgd"]
+
+
+@pytest.mark.parametrize("other", [{"stream": "two"}, {"seed": 1}])
+def test_arms_of_other_streams_or_seeds_are_not_compared(other: dict[str, object]) -> None:
+    mixed = FOUR | {"e": arm("dense", "ewc", 0.75, **other)}
+    assert not arms.contrasts(mixed)
+    assert len(arms.comparable(mixed).left_out) == 1

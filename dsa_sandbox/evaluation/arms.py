@@ -1,6 +1,7 @@
 """The figures of fine-tuning runs and the contrasts between them, from stored records; no torch."""
 
-from typing import Any
+from collections import Counter
+from typing import Any, NamedTuple
 
 from dsa_sandbox.evaluation import metrics
 from dsa_sandbox.store import Run
@@ -19,6 +20,9 @@ def figures_of(run: Run) -> dict[str, Any]:
         "arch": manifest["arch"],
         "strategy": manifest["strategy"],
         "optimizer": manifest["optimizer"],
+        "overwriting": manifest["overwriting"],
+        "seed": manifest["seed"],
+        "stream": manifest["tasks"]["sha256"],
         "trainable": manifest["mask"]["trainable"],
         "mask": manifest["mask"]["sha256"],
         "tasks": len(lines) - 1,
@@ -42,12 +46,34 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
     return {key: a[key] - b[key] for key in ("Y", "Y2")}
 
 
+class Comparable(NamedTuple):
+    """Arms that may be compared, by architecture and strategy, and why others may not."""
+
+    arms: dict[tuple[str, str], dict[str, Any]]
+    left_out: list[str]
+
+
+def comparable(results: dict[str, dict[str, Any]]) -> Comparable:
+    """Arms of one stream and seed, each the only one of its name."""
+    found = [figures for figures in results.values() if figures["kind"] == "arm"]
+    if len({(figures["stream"], figures["seed"]) for figures in found}) > 1:
+        return Comparable({}, ["arms of several streams or seeds: none is compared to another"])
+    times = Counter((figures["arch"], figures["strategy"]) for figures in found)
+    left_out = [
+        f"{count} arms are {' '.join(arm)}: no contrast uses them; name the runs to compare"
+        for arm, count in times.items()
+        if count > 1
+    ]
+    named = {(figures["arch"], figures["strategy"]): figures for figures in found}
+    return Comparable({arm: named[arm] for arm in named if times[arm] == 1}, left_out)
+
+
 def contrasts(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The pre-registered contrasts that the arms at hand allow, and whether learning is matched.
 
     One seed carries no test: every verdict is `undecided`.
     """
-    arms = {(r["arch"], r["strategy"]): r for r in results.values() if r["kind"] == "arm"}
+    arms = comparable(results).arms
     found = []
 
     def simple(name: str, a: tuple[str, str], b: tuple[str, str]) -> None:

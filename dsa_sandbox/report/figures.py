@@ -48,7 +48,11 @@ def check(kind: str, save: Path | None) -> None:
 
 def load(runs: list[Run]) -> list[Arm]:
     """The arms, each with a name of its own."""
-    short = [f"{run.manifest['arch']} {run.manifest['strategy']}" for run in runs]
+    short = [
+        f"{run.manifest['arch']} {run.manifest['strategy']}"
+        + (" overwriting" if run.manifest["overwriting"] else "")
+        for run in runs
+    ]
     seeds = [f" s{run.manifest['seed']}" for run in runs]
     if len({run.manifest["seed"] for run in runs}) > 1:
         short = [name + seed for name, seed in zip(short, seeds)]

@@ -121,15 +121,24 @@ def formulas() -> dict[str, str]:
 
 
 def label(figures: dict[str, Any]) -> str:
-    """How an arm is called: architecture and rule, with the optimiser where the rule hides it."""
+    """How an arm is called: architecture and rule, with the optimiser where the rule hides it.
+
+    `overwriting`: it saw no contrast stories (finetune.contrast=0).
+    """
+    name = f"{figures['arch']} {figures['strategy']}"
     if figures["strategy"] == "sgd":
-        return f"{figures['arch']} sequential ({figures['optimizer']})"
-    return f"{figures['arch']} {figures['strategy']}"
+        name = f"{figures['arch']} sequential ({figures['optimizer']})"
+    return f"{name}, overwriting" if figures["overwriting"] else name
 
 
 def contrasts(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The contrasts and what may be said of them, as plain values."""
-    return {"contrasts": arms.contrasts(results), "seeds": 1, "verdict": "one seed decides nothing"}
+    return {
+        "contrasts": arms.contrasts(results),
+        "left_out": arms.comparable(results).left_out,
+        "seeds": 1,
+        "verdict": "one seed decides nothing",
+    }
 
 
 COLUMNS: Columns = {  # of the first screen: forgetting
@@ -219,7 +228,9 @@ def formula_lines(columns: Mapping[str, tuple[str, Any]]) -> str:
 def conclusions(rows: dict[str, dict[str, Any]]) -> str:
     """Contrasts with their matching, equality of the bases, and the verdict."""
     lines = []
-    nll = {figures["arch"]: figures["base_nll"] for figures in rows.values()}
+    compared = arms.comparable(rows)
+    lines += compared.left_out
+    nll = {figures["arch"]: figures["base_nll"] for figures in compared.arms.values()}
     if "dense" in nll and "dsa" in nll:
         gap = abs(nll["dense"] - nll["dsa"])
         word = "equal" if gap <= EQUAL_BASES else "NOT EQUAL"
