@@ -1,5 +1,5 @@
 # make demo: the whole study at smoke scale.  make test: everything CI checks.  make fix: format.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
