@@ -400,8 +400,9 @@ def test_eval_prints_formulas_beside_names(tiny_home: TinyHome) -> None:
     formulas = cli("eval", "--json", "--home", tiny_home.home).value["formulas"]
     answer = cli("eval", "--formulas", "--home", tiny_home.home)
     assert {"Y", "Y2", "bwt", "specificity"} < set(formulas)
-    for text in formulas.values():
-        assert text in answer.out
+    unfolded = " ".join(answer.out.split())
+    assert all(text in unfolded for text in formulas.values())
+    assert max(map(len, answer.out.splitlines())) <= 80
 
 
 def test_eval_takes_prefixes_and_refuses_what_has_no_figures(tiny_home: TinyHome) -> None:
