@@ -181,7 +181,7 @@ class Finetune(Frozen):
     """Learning the tasks one after another; the same for every strategy."""
 
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="For all strategies alike.")
-    learning_rate: float = Field(8e-4, gt=0, description="Rate after warm-up.")
+    learning_rate: float = Field(1.2e-3, gt=0, description="Rate after warm-up.")
     warmup_steps: int = Field(5, ge=0, description="Linear warm-up in each task.")
     clip: float = Field(1.0, gt=0, description="Gradient norm limit, penalty included.")
     batch: int = Field(16, ge=2, description="Stories of one step.")
