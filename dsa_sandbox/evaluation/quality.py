@@ -33,7 +33,7 @@ class Gate(NamedTuple):
 
     @property
     def open(self) -> bool:
-        """Whether the base has learned that a world's name decides (SCIENCE: >= 0.8 and <= 0.2)."""
+        """Whether the base has learned that a world's name decides (>= 0.8 and <= 0.2)."""
         return self.right >= 0.8 and self.bleed <= 0.2
 
 
