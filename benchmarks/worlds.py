@@ -1,6 +1,6 @@
 """Are worlds worlds? P(new object) after each single task, learned from the base.
 
-    python benchmarks/worlds.py --seeds 0 1 2 [--count 8] [--home runs/equal]
+    python benchmarks/worlds.py --seeds 0 1 2 [--count 8] [--home runs/equal] [--set finetune.max_steps=200]
 
 For each base (pre-trained if it is not there) and each of `sgd` and `acft`, every task of a stream
 is learned alone, from the base, by the stop rule; printed are the means of P(new) on clozes in the
@@ -19,11 +19,11 @@ from dsa_sandbox import bases, commands, settings, store
 from dsa_sandbox.evaluation import metrics
 
 
-def one(seed: int, arch: str, strategy: str, count: int, home: Path) -> str:
+def one(seed: int, arch: str, strategy: str, count: int, home: Path, sets: list[str]) -> str:
     """A row of the table."""
     resolved = settings.resolve(
         options={"arch": (arch, ""), "strategy": (strategy, ""), "seed": (seed, "")},
-        sets=[f"tasks.count={count}"],
+        sets=[f"tasks.count={count}", *sets],
         with_strategy=True,
     ).settings
     base = commands.pretrain(resolved, home).run
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--home", type=Path, default=Path("runs/equal"))
+    parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
     for seed, arch in product(options.seeds, ("dense", "dsa")):
         resolved = settings.resolve(options={"arch": (arch, ""), "seed": (seed, "")}).settings
@@ -63,7 +64,9 @@ def main() -> None:
     print("seed  arch   rule     in world  others   none     learned  steps  dNLL", flush=True)
     cells = list(product(options.seeds, ("dense", "dsa"), ("sgd", "acft")))
     with ProcessPoolExecutor(2) as pool:
-        futures = [pool.submit(one, *cell, options.count, options.home) for cell in cells]
+        futures = [
+            pool.submit(one, *cell, options.count, options.home, options.set) for cell in cells
+        ]
         for future in futures:
             print(future.result(), flush=True)
 

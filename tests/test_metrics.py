@@ -236,6 +236,13 @@ def test_the_primary_contrast_is_the_difference_of_differences() -> None:
     assert found["verdict"] == "undecided"
 
 
+def test_the_primary_contrast_says_which_arm_is_not_at_equal_learning() -> None:
+    uneven = FOUR | {"c": arm("dense", "acft", 0.375, bleed=0.5), "d": arm("dense", "sgd", 0.5)}
+    (found,) = [row for row in arms.contrasts(uneven) if row["claim"] == "H2c"]
+    assert not found["equal_learning"]
+    assert found["differs"] == ["bleed differs by 0.25 (limit 0.1) against dense acft"]
+
+
 def test_two_arms_of_one_name_are_left_out_of_contrasts() -> None:
     twice = FOUR | {"e": arm("dense", "sgd", 0.75)}
     assert arms.comparable(FOUR).left_out == []

@@ -93,13 +93,15 @@ def contrasts(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         if all(arm in arms for arm in four):
             inner, outer = (difference(arms[four[i]], arms[four[i + 1]]) for i in (0, 2))
             value = {key: inner[key] - outer[key] for key in inner}
-            pairs = [(four[0], arm) for arm in four[1:]]
-            parts = [
-                metrics.equal_learning(arms[a], arms[b], (" ".join(a), " ".join(b)))
-                for a, b in pairs
-            ]
-            reasons = list(dict.fromkeys(reason for part in parts for reason in part.reasons))
-            match = metrics.Matching(not reasons, reasons)
+            first, reasons = " ".join(four[0]), []
+            for arm in four[1:]:
+                other = " ".join(arm)
+                match = metrics.equal_learning(arms[four[0]], arms[arm], (first, other))
+                reasons += [
+                    reason if " learned " in reason else f"{reason} against {other}"
+                    for reason in match.reasons
+                ]
+            match = metrics.Matching(not reasons, list(dict.fromkeys(reasons)))
             title = f"[dsa acft - dsa sgd] - [{control} acft - {control} sgd]"
             found.append(entry("H2c", title, value, match))
     return found
