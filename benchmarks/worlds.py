@@ -1,6 +1,6 @@
 """Are worlds worlds? P(new object) after each single task, learned from the base.
 
-    python benchmarks/worlds.py --seeds 0 1 2 [--count 8] [--home runs/equal] [--set finetune.max_steps=200]
+    python benchmarks/worlds.py --seeds 0 1 2 [--count 8] [--home runs/equal] [--set KEY=VALUE]
 
 For each base (pre-trained if it is not there) and each of `sgd` and `acft`, every task of a stream
 is learned alone, from the base, by the stop rule; printed are the means of P(new) on clozes in the
