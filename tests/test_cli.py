@@ -439,7 +439,8 @@ def test_the_hand_written_stream_goes_all_the_way(tiny_home: TinyHome, tmp_path:
     plain = ["--tasks", STREAM, "--set", "finetune.contrast=0", *quick, *home]
     arms[1] = cli("finetune", base, "--strategy", "sgd", *plain).run
     shown = cli("eval", *arms, *home).out
-    assert "dsa sequential (adamw), overwriting" in shown  # no contrast stories: titled so
+    assert "dsa adamw, overwriting " in shown  # no contrast stories: titled so
+    assert "…" not in shown
     assert "2 arms are dsa sgd" in shown
 
 

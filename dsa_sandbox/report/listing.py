@@ -94,4 +94,4 @@ def table(entries: list[dict[str, Any]]) -> str:
         columns.add_column(key, no_wrap=True)
     for entry in entries:
         columns.add_row(*(str(value) for value in entry.values()))
-    return rendered(columns, 200)
+    return rendered(columns)

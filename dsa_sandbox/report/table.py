@@ -13,11 +13,12 @@ from dsa_sandbox.evaluation import arms, metrics
 
 Columns = dict[str, tuple[str, Callable[[float], str]]]
 EQUAL_BASES = 0.02  # nats of held-out NLL
+WIDEST = 300  # columns, more than any table has
 
 
-def rendered(table: Table, width: int) -> str:
-    """The table as plain text of at most `width` columns."""
-    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
+def rendered(table: Table) -> str:
+    """The table as plain text, as wide as its cells."""
+    console = Console(file=io.StringIO(), width=WIDEST, force_terminal=False, color_system=None)
     console.print(table, markup=False)
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
@@ -59,7 +60,7 @@ def parameters(figures: dict[str, Any]) -> str:
     if figures.get("fact_stories"):
         share = figures["fact_stories"] / figures["train_documents"]
         text += f"; {figures['fact_stories']:,} stories with facts mixed in ({share:.0%})"
-    return f"{rendered(table, 100)}\n{text}"
+    return f"{rendered(table)}\n{text}"
 
 
 def gate_text(gate: dict[str, Any]) -> str:
@@ -125,10 +126,13 @@ def label(figures: dict[str, Any]) -> str:
 
     `overwriting`: it saw no contrast stories (finetune.contrast=0).
     """
-    name = f"{figures['arch']} {figures['strategy']}"
-    if figures["strategy"] == "sgd":
-        name = f"{figures['arch']} sequential ({figures['optimizer']})"
-    return f"{name}, overwriting" if figures["overwriting"] else name
+    arch, strategy = figures["arch"], figures["strategy"]
+    if figures["overwriting"]:
+        rule = figures["optimizer"] if strategy == "sgd" else strategy
+        return f"{arch} {rule}, overwriting"
+    return (
+        f"{arch} sequential ({figures['optimizer']})" if strategy == "sgd" else f"{arch} {strategy}"
+    )
 
 
 def contrasts(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -166,8 +170,6 @@ def results(found: dict[str, dict[str, Any]], *, width: int, with_formulas: bool
     """The first screen: an arm a row, then bases, contrasts, and what one seed can say."""
     parts = []
     rows = {name: figures for name, figures in found.items() if figures["kind"] == "arm"}
-    if rows:
-        parts.append(arm_table(rows, width))
     for name, figures in found.items():
         if figures["kind"] == "base":
             parts.append(base(name, figures))
@@ -178,7 +180,8 @@ def results(found: dict[str, dict[str, Any]], *, width: int, with_formulas: bool
     elif rows:
         parts.append(formula_lines(COLUMNS | PROBES))
     parts.append(conclusions(rows))
-    return folded("\n\n".join(part for part in parts if part), max(width, 80))
+    text = folded("\n\n".join(part for part in parts if part), max(width, 80))
+    return f"{arm_table(rows)}\n\n{text}" if rows else text
 
 
 def folded(text: str, width: int) -> str:
@@ -198,8 +201,8 @@ def folded(text: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def arm_table(rows: dict[str, dict[str, Any]], width: int) -> str:
-    """An arm a row: forgetting first, then probes."""
+def arm_table(rows: dict[str, dict[str, Any]]) -> str:
+    """An arm a row: forgetting first, then probes. As wide as its figures, none is ever cut."""
     first = plain()
     first.add_column("arm", no_wrap=True)
     headers = ["moves", *(title for title, _ in COLUMNS.values()), "cap", "time"]
@@ -214,7 +217,7 @@ def arm_table(rows: dict[str, dict[str, Any]], width: int) -> str:
         moves, elapsed = f"{figures['trainable'] / 1e6:.2f}M", f"{figures['elapsed_s']:.0f}s"
         first.add_row(label(figures), moves, *cells, str(figures["capped"]), elapsed)
         second.add_row(label(figures), *(show(figures[key]) for key, (_, show) in PROBES.items()))
-    return f"{rendered(first, max(width, 80))}\n\n{rendered(second, max(width, 80))}"
+    return f"{rendered(first)}\n\n{rendered(second)}"
 
 
 def formula_lines(columns: Mapping[str, tuple[str, Any]]) -> str:
