@@ -156,10 +156,14 @@ class SelectedFlow(nn.Module):
         scaled to sum to one.
         """
         q_BNTH, k_B1SH, v_B1SH = self.project(x_BTD, table)
-        logits_BNTS = (q_BNTH @ k_B1SH.transpose(-1, -2)).float() * self.head_width**-0.5
-        weights_BNTS = logits_BNTS.masked_fill(~support_BTS.unsqueeze(1), -torch.inf).softmax(-1)
-        y_BNTH = weights_BNTS.to(v_B1SH.dtype) @ v_B1SH
-        return self.o(merged(y_BNTH)), weights_BNTS.detach().mean(1)
+        shape_NT = q_BNTH.shape[1:3]
+        # one key head: the queries of all heads meet it in one product
+        q_BMH = q_BNTH.flatten(1, 2) * self.head_width**-0.5
+        logits_BMS = (q_BMH @ k_B1SH.squeeze(1).transpose(-1, -2)).float()
+        mask_B1TS = torch.where(support_BTS, 0.0, -torch.inf).unsqueeze(1)
+        weights_BNTS = logits_BMS.unflatten(1, shape_NT).add_(mask_B1TS).softmax(-1)
+        y_BMH = weights_BNTS.to(v_B1SH.dtype).flatten(1, 2) @ v_B1SH.squeeze(1)
+        return self.o(merged(y_BMH.unflatten(1, shape_NT))), weights_BNTS.detach().mean(1)
 
 
 class DsaAttention(nn.Module):

@@ -30,8 +30,12 @@ def rotate(x: Tensor, table: Table | None) -> Tensor:
     if table is None:
         return x
     cos, sin = (part[: x.shape[-2]].to(x.dtype) for part in table)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    first, second = x.contiguous().chunk(2, dim=-1)
+    turned = [
+        torch.addcmul(first * cos, second, sin, value=-1),
+        torch.addcmul(first * sin, second, cos),
+    ]
+    return torch.cat(turned, dim=-1)
 
 
 class Indexer(nn.Module):
@@ -86,15 +90,16 @@ def select(scores_BTS: Tensor, num_kept: int, num_sink: int = 0, num_local: int 
     always kept and count within K. K is cut to S where a sequence is shorter than it.
     """
     length = scores_BTS.shape[-1]
-    ranks_BTS = rank_order(scores_BTS.detach().float())
     position_S = torch.arange(length, device=scores_BTS.device)
     age_TS = position_S[:, None] - position_S
     forced_TS = (position_S < num_sink) | (age_TS < num_local)
-    ranks_BTS = ranks_BTS.masked_fill(forced_TS, torch.iinfo(torch.int32).max)
-    key_BTS = (ranks_BTS << 32) | position_S
-    key_BTS = key_BTS.masked_fill(age_TS < 0, torch.iinfo(torch.int64).min)
+    ranks_BTS = rank_order(scores_BTS.detach().float())
+    ranks_BTS = ranks_BTS.masked_fill_(forced_TS, torch.iinfo(torch.int32).max)
+    key_BTS = (ranks_BTS << 32).bitwise_or_(position_S)
+    future = torch.iinfo(torch.int64).min
+    key_BTS = key_BTS.masked_fill_(age_TS < 0, future)
     best_BTK = key_BTS.topk(min(num_kept, length), dim=-1, sorted=False).values
-    ids_BTK = (best_BTK & 0xFFFFFFFF).masked_fill(best_BTK == torch.iinfo(torch.int64).min, length)
+    ids_BTK = (best_BTK & 0xFFFFFFFF).masked_fill(best_BTK == future, length)
     ids_BTK = ids_BTK.sort(dim=-1).values
     return ids_BTK.masked_fill(ids_BTK == length, -1).int()
 
@@ -102,7 +107,7 @@ def select(scores_BTS: Tensor, num_kept: int, num_sink: int = 0, num_local: int 
 def rank_order(scores: Tensor) -> Tensor:
     """Whole numbers (int64, in the range of int32) in the order of fp32 scores; -0 equals 0."""
     bits = (scores + 0.0).view(torch.int32)
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # of a negative, all bits but the sign turn
 
 
 def kept_mask(ids_BTK: Tensor, length: int) -> Tensor:
@@ -120,7 +125,8 @@ def indexer_kl(scores_BTS: Tensor, teacher_BTS: Tensor, support_BTS: Tensor) -> 
     DeepSeek-V3.2-Exp report, eq. 3 (support: all past keys) and eq. 4 (support: selected keys).
     The gradient with respect to a score is softmax - teacher.
     """
-    teacher_BTS = teacher_BTS.detach().float()
-    log_q_BTS = scores_BTS.masked_fill(~support_BTS, -torch.inf).log_softmax(-1)
-    cross_BTS = teacher_BTS * log_q_BTS.masked_fill(~support_BTS, 0.0)
-    return torch.xlogy(teacher_BTS, teacher_BTS).sum(-1) - cross_BTS.sum(-1)
+    teacher_BTS = teacher_BTS.detach()
+    # masked to a finite floor: no weight times it is nothing, and its exponential is nothing
+    scores_BTS = scores_BTS.masked_fill(~support_BTS, torch.finfo(scores_BTS.dtype).min)
+    cross_BTS = teacher_BTS * scores_BTS.log_softmax(-1)
+    return -cross_BTS.sum(-1) - torch.special.entr(teacher_BTS).sum(-1)
