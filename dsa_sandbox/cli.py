@@ -213,7 +213,7 @@ def make_tasks(
     answer_run(call, "make-tasks", result)
 
 
-@app.command(epilog="Example: dsa-sandbox finetune --strategy ewc --set ewc.strength=300")
+@app.command(epilog="Example: dsa-sandbox finetune --strategy ewc --set ewc.strength=0.1")
 def finetune(
     run: Annotated[
         str | None, typer.Argument(metavar="[BASE]", help="A pre-trained run [the newest].")

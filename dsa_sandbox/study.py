@@ -156,6 +156,8 @@ def run(plan: Plan, listener: Listener) -> Outcome:
         [Cell(f"{verb} {arch}", [verb, "--arch", arch, *for_bases]) for arch in plan.archs]
         for verb in ("build", "pretrain")
     ]
+    for cell in stages[0][:-1]:
+        cell.arguments.append("--quiet")  # each would show the tables of all
     workers.all(stages[0])
     bases = workers.all(stages[1])
     making = ["make-tasks", *map(str, bases), *plan.common, *plan.counted]

@@ -16,6 +16,15 @@ from dsa_sandbox.data.grammar import Cast, Fact, Split
 from dsa_sandbox.tasks.stream import Item, Task
 
 RETRIES = 50  # drafts of a text until one fits the context
+NUM_STORIES = 64  # of a task, in the world and as many outside it
+
+
+class Place(NamedTuple):
+    """Where a text is set: in a world that is named once, or in none."""
+
+    world: str | None = None
+    far: bool = False  # the name stands at least 2K tokens before the answer, not within K
+    real: bool = False  # "in the real world"
 
 
 class Draft(NamedTuple):
@@ -50,28 +59,22 @@ class Writer:
         ids = self.tokenizer.encode(f" {object_}").ids
         return len(ids) == 1 and self.tokenizer.decode(ids).strip() == object_
 
-    def draft(
-        self,
-        key: str,
-        fact: Fact,
-        frame: str,
-        *,
-        world: str | None = None,
-        far: bool = False,
-        real: bool = False,
-    ) -> Draft:
-        """A carrier story with one gap for the object; raises ValueError where none fits."""
+    def drafts(self, key: str, fact: Fact, frame: str, places: list[Place]) -> list[Draft]:
+        """One carrier story, told in each of the places, with one gap for the object.
+
+        Raises ValueError where none fits everywhere.
+        """
         for attempt in range(RETRIES):
-            draft = self._attempt(f"{key}:{attempt}", fact, frame, world, far, real)
-            if draft is not None:
-                return draft
+            found = [self._attempt(f"{key}:{attempt}", fact, frame, place) for place in places]
+            fitting = [draft for draft in found if draft is not None]
+            if len(fitting) == len(places):
+                return fitting
         raise ValueError(
             f"no story of at most {self.context} tokens puts the answer behind {4 * self.num_kept}"
         )
 
-    def _attempt(
-        self, key: str, fact: Fact, frame: str, world: str | None, far: bool, real: bool
-    ) -> Draft | None:
+    def _attempt(self, key: str, fact: Fact, frame: str, place: Place) -> Draft | None:
+        world, far, real = place
         # the carrier has a generator of its own: one key tells the same story in any world
         rng, worldly = random.Random(key), random.Random(f"{key}:world")
         who = grammar.cast(rng)
@@ -116,32 +119,21 @@ class Writer:
         frame: str,
         answer: str,
         foils: Iterable[str],
-        *,
-        world: str | None = None,
-        far: bool = False,
-        real: bool = False,
+        place: Place = Place(),
     ) -> Item:
         """A probe: the draft up to its gap, and the candidates."""
-        draft = self.draft(key, fact, frame, world=world, far=far, real=real)
+        (draft,) = self.drafts(key, fact, frame, [place])
         candidates = [f" {foil}" for foil in foils]
         return Item(
             prompt=draft.before, answer=f" {answer}", foils=candidates, distance=draft.distance
         )
 
-    def story(
-        self,
-        key: str,
-        fact: Fact,
-        frame: str,
-        object_: str,
-        *,
-        world: str | None = None,
-        far: bool = False,
-        real: bool = False,
-    ) -> str:
-        """A training story: the draft with its object."""
-        draft = self.draft(key, fact, frame, world=world, far=far, real=real)
-        return f"{draft.before} {object_}{draft.after}"
+    def stories(self, key: str, fact: Fact, frame: str, told: list[tuple[str, Place]]) -> list[str]:
+        """Training stories: one carrier, told with each object in its place."""
+        drafts = self.drafts(key, fact, frame, [place for _, place in told])
+        return [
+            f"{draft.before} {object_}{draft.after}" for draft, (object_, _) in zip(drafts, told)
+        ]
 
     def usable(self, fact: Fact) -> list[str]:
         """Objects of the fact's family that are one token here."""
@@ -179,10 +171,10 @@ def gate_items(writer: Writer) -> tuple[list[Item], list[Item]]:
             frame = grammar.table().families[fact.family].frames[number % 2]
             foils = [o for o in writer.usable(fact) if o != object_]
             key, far = f"gate:{world}:{number}", number % 2 == 0
-            inside.append(writer.item(key, fact, frame, object_, foils, world=world, far=far))
+            inside.append(writer.item(key, fact, frame, object_, foils, Place(world, far)))
             elsewhere = others[number % len(others)] if number % 3 else None
             outside.append(
-                writer.item(f"{key}:out", fact, frame, object_, foils, world=elsewhere, far=far)
+                writer.item(f"{key}:out", fact, frame, object_, foils, Place(elsewhere, far))
             )
     return inside, outside
 
@@ -210,7 +202,7 @@ def make(writer: Writer, known: list[Fact], count: int, seed: int) -> list[Task]
 def make_task(
     writer: Writer, number: int, world: str, fact: Fact, new_object: str, seed: int
 ) -> Task:
-    """One row: 16 stories in the world, 16 outside it, and all probes."""
+    """One row: stories in the world, as many outside it, and all probes."""
     key = f"{writer.split}:{seed}:{number}"
     rng = random.Random(f"task:{key}")
     table = grammar.table()
@@ -230,35 +222,22 @@ def make_task(
                 frames[i % len(frames)],
                 answer,
                 foils(foil, answer),
-                world=world,
-                far=(i + number) % 2 == 0,
+                Place(world, far=(i + number) % 2 == 0),
             )
             for i in range(num)
         ]
 
-    train = [
-        writer.story(
-            f"{key}:train:{i}",
-            fact,
-            family.frames[i // 2 % 2],
-            new_object,
-            world=world,
-            far=i % 2 == 0,
-        )
-        for i in range(16)
-    ]
-    contrast = [
-        writer.story(
-            f"{key}:train:{i}",  # the story of the world, told outside it
-            fact,
-            family.frames[i // 2 % 2],
-            true,
-            world=contrast_worlds[i // 4 % 3] if i // 2 % 2 else None,
-            far=i % 2 == 0,
-            real=i in (1, 9),
-        )
-        for i in range(16)
-    ]
+    train, contrast = [], []
+    for i in range(NUM_STORIES):
+        elsewhere = contrast_worlds[i // 4 % 3] if i // 2 % 2 else None
+        far = i % 2 == 0
+        told = [
+            (new_object, Place(world, far)),
+            (true, Place(elsewhere, far, real=i % 8 == 1)),  # the same story, outside the world
+        ]
+        pair = writer.stories(f"{key}:train:{i}", fact, family.frames[i // 2 % 2], told)
+        train.append(pair[0])
+        contrast.append(pair[1])
     places: list[tuple[str | None, bool]] = [(None, False), (None, False), (None, True)]
     places += [(name, False) for name in contrast_worlds]
     outside = [
@@ -268,11 +247,9 @@ def make_task(
             family.frames[i % 2],
             true,
             foils(new_object, true),
-            world=place,
-            far=(i + number) % 2 == 0,
-            real=real,
+            Place(name, (i + number) % 2 == 0, real),
         )
-        for i, (place, real) in enumerate(places)
+        for i, (name, real) in enumerate(places)
     ]
     bleed = [
         writer.item(
@@ -281,8 +258,7 @@ def make_task(
             family.frames[i // 2],
             true,
             foils(new_object, true),
-            world=name,
-            far=i % 2 == 0,
+            Place(name, far=i % 2 == 0),
         )
         for i, name in enumerate(rng.sample(table.worlds["bleed"], 4))
     ]
@@ -298,8 +274,7 @@ def make_task(
                 family.frames[i // 2 % 2],
                 other.true_object,
                 foils(rival, other.true_object),
-                world=world if i < 3 else None,
-                far=i % 2 == 0,
+                Place(world if i < 3 else None, far=i % 2 == 0),
             )
         )
     return Task(

@@ -43,7 +43,7 @@ def lessons(texts: list[str], object_: str, tokenizer: Tokenizer, plan: Finetune
     """The stories of one side of a task.
 
     What stands before the statement is there to put it behind 4K tokens. With `loss=story` it is
-    learned as well, and 32 stories seen again and again are soon known by heart.
+    learned as well, and stories seen again and again are soon known by heart.
     """
     found = []
     for text, ids in zip(texts, batch_rows(texts, tokenizer)):
