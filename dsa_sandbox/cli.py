@@ -461,6 +461,29 @@ def is_strategy_key(text: str, strategies: str) -> bool:
     return text.partition(".")[0] in [name.strip() for name in strategies.split(",")]
 
 
+@app.command(epilog="Example: dsa-sandbox export pretrain-dense --to my-model")
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run with a network.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write.", metavar="FOLDER")],
+    home: Home = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also into a folder that is not empty.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a network as a folder that transformers loads: dense as Llama, dsa-v32 as DeepSeek."""
+    call = prepare(home=home, as_json=as_json, quiet=quiet)
+    from dsa_sandbox import commands, console, store
+
+    made = commands.export(store.find_run(call.home, run), to, force=force)
+    if as_json:
+        console.emit_json({"command": "export", **made})
+    else:
+        call.listener.note(f"{made['architecture']}, {made['parameters']:,} parameters")
+        console.emit(made["folder"])
+
+
 @app.command("ls", epilog="Example: dsa-sandbox ls runs")
 def list_(
     kind: Annotated[

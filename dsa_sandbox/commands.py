@@ -23,6 +23,7 @@ from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import Corpus
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms, metrics, quality
+from dsa_sandbox.interop import huggingface
 from dsa_sandbox.job import Job, Result, sections
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.machine import Engine
@@ -517,3 +518,30 @@ def evaluate(
     text = load_corpus(resolved, home)
     figures = quality.base_quality(model, text, writer_for(run, "test"), resolved.seed)
     return {"kind": "base", "arch": manifest["arch"], **figures}
+
+
+def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
+    """Write a finished network as a folder that stock transformers loads."""
+    if not run.finished:
+        raise UserError(f"{run.name}: not finished")
+    if "model.safetensors" not in run.manifest["files"]:
+        raise UserError(f"{run.name}: a {run.manifest['command']} run; it has no network")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not force):
+        raise UserError(f"{folder}: is there already  [from --to]; --force writes into it")
+    resolved = run_settings(run)
+    huggingface.layout_of(resolved)
+    model = load_model(run)
+    total = sum(p.numel() for p in model.parameters())
+    source = Path(resolved.data.source)
+    text = source.name if source.exists() else str(source)  # no path of this machine
+    text = "the built-in grammar" if text == "grammar" else text
+    trained = {
+        "build": "not trained",
+        "pretrain": f"pre-trained on {text}",
+        "finetune": f"pre-trained on {text} and fine-tuned with {run.manifest.get('strategy')} on "
+        "contradictory worlds",
+    }[run.manifest["command"]]
+    huggingface.write(folder, model, resolved, load_tokenizer(run))
+    store.write_atomic(folder / "README.md", huggingface.card(run.name, resolved, total, trained))
+    architecture = huggingface.layout_of(resolved).architecture
+    return {"folder": str(folder), "architecture": architecture, "parameters": total}

@@ -64,7 +64,10 @@ class Registry(Generic[T]):
 
 
 CORE = "dsa_sandbox.core.transformer"
-archs: Registry[Any] = Registry("architecture", {"dense": CORE, "dsa": CORE, "dsa-full": CORE})
+archs: Registry[Any] = Registry(
+    "architecture",
+    {"dense": CORE, "dsa": CORE, "dsa-full": CORE, "dsa-v32": "dsa_sandbox.variants.v32"},
+)
 strategies: Registry[Any] = Registry(
     "strategy", {name: f"dsa_sandbox.strategies.{name}" for name in ("sgd", "ewc", "acft")}
 )

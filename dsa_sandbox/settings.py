@@ -35,8 +35,9 @@ class Model(Frozen):
     context: int = Field(128, ge=8, description="Longest sequence, tokens.")
     num_kept: int = Field(16, ge=1, description="K: keys the selected flow keeps for each query.")
     force_sink: int = Field(1, ge=0, description="First tokens that are always kept, within K.")
-    force_local: int = Field(2, ge=1, description="Last tokens always kept, within K [K / 8].")
+    force_local: int = Field(2, ge=0, description="Last tokens always kept, within K [K / 8].")
     latent_rank: int = Field(64, ge=1, description="Rank of the compressed latent [width / 2].")
+    query_rank: int = Field(64, ge=1, description="dsa-v32: rank of the query latent [width / 2].")
     indexer_heads: int = Field(4, ge=1, description="Heads of the lightning indexer.")
     indexer_head_width: int = Field(32, ge=4, description="Width of an indexer head.")
 
@@ -48,6 +49,7 @@ class Model(Frozen):
             whole = {key: value for key, value in data.items() if isinstance(value, int)}
             data.setdefault("num_selected_heads", max(1, whole.get("num_heads", 8) // 2))
             data.setdefault("latent_rank", max(1, whole.get("width", 128) // 2))
+            data.setdefault("query_rank", max(1, whole.get("width", 128) // 2))
             data.setdefault("force_local", max(1, whole.get("num_kept", 16) // 8))
         return data
 
@@ -235,6 +237,16 @@ class Settings(Frozen):
     machine: Machine = Machine()
     chosen: Any = None
 
+    @model_validator(mode="after")
+    def _fits(self) -> "Settings":
+        rotary = self.model.width // self.model.num_heads // 2
+        if self.arch == "dsa-v32" and self.model.indexer_head_width < rotary:
+            raise ValueError(
+                f"model.indexer_head_width={self.model.indexer_head_width} is less than the "
+                f"{rotary} dimensions that dsa-v32 rotates (half a head's width)"
+            )
+        return self
+
 
 SECTIONS: dict[str, type[Frozen]] = {
     "model": Model,
@@ -244,6 +256,9 @@ SECTIONS: dict[str, type[Frozen]] = {
     "finetune": Finetune,
     "eval": Eval,
     "machine": Machine,
+}
+ARCH_DEFAULTS: dict[str, dict[str, Any]] = {
+    "dsa-v32": {"model.force_sink": 0, "model.force_local": 0}  # DeepSeek forces no token
 }
 FAMILIES: tuple[str, ...] = ("contradiction",)
 TOP_KEYS = ("preset", "arch", "strategy", "seed")
@@ -357,8 +372,12 @@ def resolve(
         or file_values.get("strategy")
         or Settings.model_fields["strategy"].default
     )
+    arch = str(
+        option_values.get("arch", (None,))[0] or set_values.get("arch") or file_values.get("arch")
+    )
     layers: list[tuple[str, dict[str, Any]]] = [
         (f"preset {preset_name}", for_strategy(flat(preset_values(preset_name)), strategy)),
+        (f"arch {arch}", ARCH_DEFAULTS.get(arch, {})),
         (str(config), file_values),
         ("environment", machine_from_environment()),
         ("--set", set_values),

@@ -1,4 +1,4 @@
-"""Parameter arithmetic: counts by group, and the matching of dense to dsa. No torch."""
+"""Parameter arithmetic: counts by group, and the matching of networks to dsa. No torch."""
 
 from dsa_sandbox.settings import Model
 
@@ -14,6 +14,15 @@ def group_sizes(arch: str, model: Model, vocabulary: int, ffn_width: int) -> dic
             "b": 2 * width * selected,
             "b1": 2 * width * head,
             "b2": 2 * width * (selected - head),
+        }
+    elif arch == "dsa-v32":
+        rotary, ranks = model.num_heads * half, (model.query_rank, rank)
+        attention = {
+            "compressed": width * (sum(ranks) + half) + sum(ranks),
+            "selected": model.query_rank * (width + rotary) + 2 * rank * width + width * width,
+            "indexer": (model.query_rank * model.indexer_heads + width) * model.indexer_head_width
+            + 2 * model.indexer_head_width
+            + width * model.indexer_heads,
         }
     else:
         attention = {
@@ -36,9 +45,9 @@ def group_sizes(arch: str, model: Model, vocabulary: int, ffn_width: int) -> dic
 
 def matched_ffn_width(arch: str, model: Model) -> int:
     """Feed-forward width, a multiple of 8, that makes the total of `arch` equal to `dsa`'s."""
-    if arch != "dense":
+    if arch not in ("dense", "dsa-v32"):
         return model.ffn_width
-    without_ffn = (sum(group_sizes(a, model, 0, 0).values()) for a in ("dsa", "dense"))
+    without_ffn = (sum(group_sizes(a, model, 0, 0).values()) for a in ("dsa", arch))
     surplus = next(without_ffn) - next(without_ffn)
     matrices = 3 if model.activation == "swiglu" else 2
     width = model.ffn_width + surplus / (matrices * model.width * model.num_layers)

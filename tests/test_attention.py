@@ -18,7 +18,7 @@ from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.settings import preset_names, resolve
 
 WIDTH, NUM_HEADS, HEAD, LENGTH = 32, 4, 8, 20
-ARCHS = ("dense", "dsa", "dsa-full")
+ARCHS = ("dense", "dsa", "dsa-full", "dsa-v32")
 
 
 def close(actual: Tensor, expected: Tensor, limit: float = 1e-5) -> None:
@@ -199,9 +199,10 @@ def test_with_all_scores_tied_a_query_sees_the_sink_and_the_last_keys_only(teach
     close(attention(x_BTD, table, teach=teach)[0][0], expected_TD)
 
 
+@pytest.mark.parametrize("arch", ["dsa", "dsa-v32"])
 @pytest.mark.parametrize("sparse", [True, False])
-def test_teaching_changes_no_logits(sparse: bool) -> None:
-    model, tokens_BT = tiny_model("dsa"), some_tokens()
+def test_teaching_changes_no_logits(sparse: bool, arch: str) -> None:
+    model, tokens_BT = tiny_model(arch), some_tokens()
     taught_BTD, reports = model.hidden(tokens_BT, sparse=sparse, teach=True)
     assert len(reports) == 2
     close(model.logits(taught_BTD), model(tokens_BT, sparse=sparse))
@@ -350,8 +351,9 @@ def test_dense_and_dsa_have_equal_parameters_within_one_percent(
     preset: str, activation: str
 ) -> None:
     model = resolve(preset=preset, sets=[f"model.activation={activation}"]).settings.model
-    dense, dsa_total, full = (sizes.table(a, model, 1000)["total"] for a in ARCHS)
+    dense, dsa_total, full, v32 = (sizes.table(a, model, 1000)["total"] for a in ARCHS)
     assert abs(dense - dsa_total) <= 0.01 * dsa_total
+    assert abs(v32 - dsa_total) <= 0.01 * dsa_total
     assert sizes.mismatch(model, 1000) == abs(dense - dsa_total) / dsa_total
     assert full == dsa_total
 
@@ -363,7 +365,7 @@ def test_what_acft_moves_has_the_same_count_in_every_layer_of_both(
     settings = tiny_settings(**overrides)
     head = settings.width // settings.num_heads
     expected = settings.width**2 + 2 * settings.width * head
-    for arch in ARCHS:
+    for arch in ("dense", "dsa", "dsa-full"):
         for block in tiny_model(arch, **overrides).blocks:
             groups = block.attention.focus["matched"]
             assert groups == (("b", "b1") if arch == "dense" else ("selected",))

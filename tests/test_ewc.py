@@ -309,6 +309,7 @@ FOCUS = {
     ("dsa", "matched"): {"selected"},
     ("dsa", "all"): {"selected"},
     ("dsa-full", "matched"): {"selected"},
+    ("dsa-v32", "matched"): {"selected"},
 }
 
 
@@ -321,6 +322,9 @@ def test_acft_moves_its_groups_and_leaves_the_rest_bit_equal(arch: str, group: s
     assert set(moves) == {name for name in before if group_of(name) in FOCUS[arch, group]}
     width, head, num_layers = 32, 8, 2
     matched = num_layers * (width**2 + 2 * width * head)
+    if arch == "dsa-v32":  # what stands on the latents: 4 query parts of 3/2 a head, k, v, o
+        rank = width // 2
+        matched = num_layers * (rank * width * 3 // 2 + 2 * rank * width + width**2)
     extra = num_layers * 2 * width * head if (arch, group) == ("dense", "all") else 0
     assert sum(before[name].numel() for name in moves) == matched + extra
     per_layer = {("dense", "matched"): 4, ("dense", "all"): 6}.get((arch, group), 4)

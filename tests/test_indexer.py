@@ -15,6 +15,7 @@ from dsa_sandbox.core.transformer import group_of, nll_sum
 from dsa_sandbox.evaluation.health import figures, indexer_health
 
 LENGTH, NUM_KEPT = 16, 5
+INDEXED = ("dsa", "dsa-v32")
 
 
 def slow_select(scores_S: list[float], num_kept: int, num_sink: int, num_local: int) -> list[int]:
@@ -191,10 +192,11 @@ def test_no_gradient_reaches_what_the_indexer_reads() -> None:
     assert torch.autograd.grad(scores_BTS.sum(), x_BTD, allow_unused=True)[0] is None
 
 
+@pytest.mark.parametrize("arch", INDEXED)
 @pytest.mark.parametrize("teach", [True, False])
 @pytest.mark.parametrize("sparse", [True, False])
-def test_language_loss_gives_the_indexer_no_gradient(sparse: bool, teach: bool) -> None:
-    model, tokens_BT = tiny_model("dsa"), some_tokens()
+def test_language_loss_gives_the_indexer_no_gradient(sparse: bool, teach: bool, arch: str) -> None:
+    model, tokens_BT = tiny_model(arch), some_tokens()
     x_BTD, _ = model.hidden(tokens_BT, sparse=sparse, teach=teach)
     nll_sum(model.logits(x_BTD).flatten(0, 1), tokens_BT.roll(-1, 1).flatten()).backward()
     for name, parameter in model.named_parameters():
@@ -205,9 +207,10 @@ def test_language_loss_gives_the_indexer_no_gradient(sparse: bool, teach: bool) 
             assert torch.count_nonzero(parameter.grad) > 0, name
 
 
+@pytest.mark.parametrize("arch", INDEXED)
 @pytest.mark.parametrize("sparse", [True, False])
-def test_the_indexers_loss_gives_the_trunk_no_gradient(sparse: bool) -> None:
-    model = tiny_model("dsa")
+def test_the_indexers_loss_gives_the_trunk_no_gradient(sparse: bool, arch: str) -> None:
+    model = tiny_model(arch)
     _, reports = model.hidden(some_tokens(), sparse=sparse, teach=True)
     torch.stack(reports).sum().backward()
     for name, parameter in model.named_parameters():
@@ -277,18 +280,20 @@ def test_the_kl_is_finite_whatever_the_masked_scores_are(name: str) -> None:
         assert scores_BTS.grad.isfinite().all()
 
 
-def test_the_sparse_loss_compares_over_the_selected_keys_only() -> None:
+@pytest.mark.parametrize("arch", INDEXED)
+def test_the_sparse_loss_compares_over_the_selected_keys_only(arch: str) -> None:
     tokens_BT = some_tokens()
     whole, sparse = (
-        tiny_model("dsa").hidden(tokens_BT, sparse=s, teach=True)[1] for s in (False, True)
+        tiny_model(arch).hidden(tokens_BT, sparse=s, teach=True)[1] for s in (False, True)
     )
     assert abs(whole[0].mean() - sparse[0].mean()) > 1e-3
 
 
+@pytest.mark.parametrize("arch", INDEXED)
 @pytest.mark.parametrize("num_kept", [16, CONTEXT])
-def test_with_k_not_below_t_sparse_and_dense_losses_agree(num_kept: int) -> None:
+def test_with_k_not_below_t_sparse_and_dense_losses_agree(num_kept: int, arch: str) -> None:
     tokens_BT = some_tokens(2, 16)
-    model = tiny_model("dsa", num_kept=num_kept)
+    model = tiny_model(arch, num_kept=num_kept)
     whole, sparse = (model.hidden(tokens_BT, sparse=s, teach=True)[1] for s in (False, True))
     torch.testing.assert_close(torch.stack(whole), torch.stack(sparse), rtol=1e-5, atol=1e-6)
 

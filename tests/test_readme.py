@@ -124,6 +124,8 @@ def made_small(arguments: list[str]) -> list[str]:
     if arguments[0] == "run":  # the whole study is `make demo`, which CI runs
         return [*arguments, "--dry-run"]
     if arguments[0] == "pretrain":
+        if "dsa-v32" in arguments:
+            return [*arguments, *tiny, "--set", "train.steps=6"]
         quick = [*QUICK, "--set", "model.num_selected_heads=2", "--set", "model.force_local=2"]
         return [*arguments, *(quick if "--config" in arguments else tiny)]
     if arguments[0] == "finetune":

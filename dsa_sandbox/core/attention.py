@@ -166,45 +166,66 @@ class SelectedFlow(nn.Module):
         return self.o(merged(y_BMH.unflatten(1, shape_NT))), weights_BNTS.detach().mean(1)
 
 
+def half(table: Table | None) -> Table | None:
+    """The table of half the width: every second frequency."""
+    return None if table is None else Table(table.cos_TH[:, ::2], table.sin_TH[:, ::2])
+
+
 class DsaAttention(nn.Module):
-    """Compressed flow + selected flow, each with matrices of its own: y = W_oc [..] + W_os [..]."""
+    """Compressed flow + selected flow, each with matrices of its own: y = W_oc [..] + W_os [..].
+
+    A variant overrides `make`, `scores`, `attend` and `attend_with_teacher`.
+    """
 
     focus: ClassVar[dict[str, tuple[str, ...]]] = {"matched": ("selected",), "all": ("selected",)}
 
     def __init__(self, model: "Model") -> None:
         super().__init__()
-        self.num_kept, self.num_sink, self.num_local = (
-            model.num_kept,
-            model.force_sink,
-            model.force_local,
-        )
-        width, selected = model.width, model.num_selected_heads
-        head_width, compressed = width // model.num_heads, model.num_heads - selected
+        self.num_kept, self.num_sink = model.num_kept, model.force_sink
+        self.num_local, self.head_width = model.force_local, model.width // model.num_heads
+        self.make(model)
+
+    def make(self, model: "Model") -> None:
+        """The matrices."""
+        width, selected, head_width = model.width, model.num_selected_heads, self.head_width
+        compressed = model.num_heads - selected
         self.compressed = CompressedFlow(width, compressed, head_width, model.latent_rank)
         self.selected = SelectedFlow(width, selected, head_width)
         self.indexer = Indexer(width, model.indexer_heads, model.indexer_head_width, model.context)
+
+    def scores(self, x_BTD: Tensor) -> Tensor:
+        """The indexer's scores [B, T, S]."""
+        return self.indexer(x_BTD)
+
+    def attend(self, x_BTD: Tensor, table: Table | None, kept: Tensor | None) -> Tensor:
+        """Output [B, T, D]; `kept` [B, T, S] says who may look where, `None`: at all the past."""
+        return self.compressed(x_BTD, half(table)) + self.selected(x_BTD, table, kept)
+
+    def attend_with_teacher(
+        self, x_BTD: Tensor, table: Table | None, support_BTS: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Output as `attend`, and the indexer's teacher [B, T, S]."""
+        y_BTD, teacher_BTS = self.selected.forward_with_teacher(x_BTD, table, support_BTS)
+        return self.compressed(x_BTD, half(table)) + y_BTD, teacher_BTS
 
     def forward(
         self, x_BTD: Tensor, table: Table | None, *, sparse: bool = True, teach: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Output [B, T, D], and with `teach` the indexer's loss [B, T], nats.
 
-        `sparse=False` lets the selected flow see all the past (the dense phase of training).
+        `sparse=False` lifts the selection (the dense phase of training).
         """
-        # every second frequency of the table is the table of half the width
-        half_table = None if table is None else Table(table.cos_TH[:, ::2], table.sin_TH[:, ::2])
-        compressed_BTD = self.compressed(x_BTD, half_table)
-        length = x_BTD.shape[1]
-        kept_BTS = None
+        length, kept_BTS = x_BTD.shape[1], None
+        sparse = sparse and self.num_kept < length
         with torch.set_grad_enabled(teach and torch.is_grad_enabled()):
-            if teach or (sparse and self.num_kept < length):
-                scores_BTS = self.indexer(x_BTD)
-            if sparse and self.num_kept < length:
+            if teach or sparse:
+                scores_BTS = self.scores(x_BTD)
+            if sparse:
                 ids_BTK = select(scores_BTS, self.num_kept, self.num_sink, self.num_local)
                 kept_BTS = kept_mask(ids_BTK, length)
         if not teach:
-            return compressed_BTD + self.selected(x_BTD, table, kept_BTS), None
+            return self.attend(x_BTD, table, kept_BTS), None
         past_BTS = causal_mask(length, x_BTD.device).expand_as(scores_BTS)
         support_BTS = past_BTS if kept_BTS is None else kept_BTS
-        y_BTD, teacher_BTS = self.selected.forward_with_teacher(x_BTD, table, support_BTS)
-        return compressed_BTD + y_BTD, indexer_kl(scores_BTS, teacher_BTS, support_BTS)
+        y_BTD, teacher_BTS = self.attend_with_teacher(x_BTD, table, support_BTS)
+        return y_BTD, indexer_kl(scores_BTS, teacher_BTS, support_BTS)

@@ -31,11 +31,8 @@ def rotate(x: Tensor, table: Table | None) -> Tensor:
         return x
     cos, sin = (part[: x.shape[-2]].to(x.dtype) for part in table)
     first, second = x.contiguous().chunk(2, dim=-1)
-    turned = [
-        torch.addcmul(first * cos, second, sin, value=-1),
-        torch.addcmul(first * sin, second, cos),
-    ]
-    return torch.cat(turned, dim=-1)
+    turned = torch.addcmul(first * cos, second, sin, value=-1)
+    return torch.cat([turned, torch.addcmul(first * sin, second, cos)], dim=-1)
 
 
 class Indexer(nn.Module):
@@ -59,22 +56,27 @@ class Indexer(nn.Module):
         self.register_buffer("cos_TH", table.cos_TH, persistent=False)
         self.register_buffer("sin_TH", table.sin_TH, persistent=False)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Scores [B, T, S] in fp32, future keys included; no gradient reaches `x_BTD`."""
+    def forward(self, x_BTD: Tensor, query_BTR: Tensor | None = None) -> Tensor:
+        """Scores [B, T, S] in fp32, future keys included; no gradient reaches what it reads.
+
+        `query_BTR` is what queries are made from, where that is not the stream.
+        """
         x_BTD = x_BTD.detach()  # the indexer learns from its own loss; language loss never comes
+        query_BTR = x_BTD if query_BTR is None else query_BTR.detach()
         table = Table(self.cos_TH, self.sin_TH)
-        q_BITH = self.q(x_BTD).unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)
+        q_BITH = self.q(query_BTR).unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)
         k_BSH = self.k_norm(self.k(x_BTD).float())
-        q_BITH, k_BSH = (rotate_first_half(x.float(), table) for x in (q_BITH, k_BSH))
+        q_BITH, k_BSH = (rotate_first(x.float(), table) for x in (q_BITH, k_BSH))
         w_BTI = self.w(x_BTD).float() * (self.num_heads * self.head_width) ** -0.5
         with torch.autocast(x_BTD.device.type, enabled=False):
             relu_BITS = F.relu(q_BITH @ k_BSH.transpose(-1, -2).unsqueeze(1))
             return (w_BTI.transpose(1, 2).unsqueeze(-1) * relu_BITS).sum(1)
 
 
-def rotate_first_half(x: Tensor, table: Table) -> Tensor:
-    """Partial RoPE: the first half of the last axis is rotated, the rest passes."""
-    turned, kept = x.chunk(2, dim=-1)
+def rotate_first(x: Tensor, table: Table) -> Tensor:
+    """Partial RoPE: as much of the last axis as the table is wide is rotated, the rest passes."""
+    num_rotary = 2 * table.cos_TH.shape[-1]
+    turned, kept = x.split([num_rotary, x.shape[-1] - num_rotary], dim=-1)
     return torch.cat([rotate(turned, table), kept], dim=-1)
 
 

@@ -45,13 +45,13 @@ def of_layer(
 ) -> dict[str, float]:
     """The figures of one layer, from what its attention was given."""
     length = x_BTD.shape[1]
-    scores_BTS = attention.indexer(x_BTD)
+    scores_BTS = attention.scores(x_BTD)
     sizes = (attention.num_kept, attention.num_sink, attention.num_local)
     kept_BTS = kept_mask(select(scores_BTS, *sizes), length)
     past_BTS = causal_mask(length, x_BTD.device).expand_as(kept_BTS)
     support_BTS = kept_BTS if sparse else past_BTS
-    teacher_BTS = attention.selected.forward_with_teacher(x_BTD, table, support_BTS)[1]
-    dense_BTS = attention.selected.forward_with_teacher(x_BTD, table, past_BTS)[1]
+    teacher_BTS = attention.attend_with_teacher(x_BTD, table, support_BTS)[1]
+    dense_BTS = attention.attend_with_teacher(x_BTD, table, past_BTS)[1]
     position_S = torch.arange(length, device=x_BTD.device)
     age_TS = position_S[:, None] - position_S
     forced_TS = (position_S < attention.num_sink) | (age_TS < attention.num_local)

@@ -1,0 +1,236 @@
+"""Folders that stock `transformers` loads: `dense` as Llama, `dsa-v32` as DeepSeek-V3.2.
+
+Written without `transformers`: a config, weights, and the tokenizer's files. N heads, H head width.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+
+from dsa_sandbox import store
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.settings import Settings
+
+END_ID = 0  # opens and ends every document
+
+
+class Layout(NamedTuple):
+    """How an architecture is laid out there."""
+
+    architecture: str
+    config: Callable[[Settings], dict[str, Any]]
+    attention: Callable[[dict[str, Tensor], int], dict[str, Tensor]]  # of one layer
+
+
+def llama_config(resolved: Settings) -> dict[str, Any]:
+    """What LlamaConfig asks for beside sizes."""
+    model = resolved.model
+    return {
+        "model_type": "llama",
+        "head_dim": model.width // model.num_heads,
+        "num_key_value_heads": model.num_heads,
+    }
+
+
+def llama_attention(own: dict[str, Tensor], num_heads: int) -> dict[str, Tensor]:
+    """Both head groups side by side, the trained one last."""
+    return {
+        "q_proj.weight": torch.cat([own["a.q.weight"], own["b.q.weight"]]),
+        "k_proj.weight": torch.cat([own["a.k.weight"], own["b1.k.weight"], own["b2.k.weight"]]),
+        "v_proj.weight": torch.cat([own["a.v.weight"], own["b1.v.weight"], own["b2.v.weight"]]),
+        "o_proj.weight": torch.cat([own["a.o.weight"], own["b.o.weight"]], dim=1),
+    }
+
+
+def deepseek_config(resolved: Settings) -> dict[str, Any]:
+    """What DeepseekV32Config asks for beside sizes; UserError for what it cannot say."""
+    model = resolved.model
+    if model.force_sink or model.force_local:
+        raise UserError(
+            f"export: force_sink={model.force_sink} and force_local={model.force_local}: "
+            "DeepseekV32ForCausalLM forces no token into the selection"
+        )
+    head_width = model.width // model.num_heads
+    return {
+        "model_type": "deepseek_v32",
+        "num_key_value_heads": model.num_heads,
+        "q_lora_rank": model.query_rank,
+        "kv_lora_rank": model.latent_rank,
+        "qk_nope_head_dim": head_width,
+        "qk_rope_head_dim": head_width // 2,
+        "v_head_dim": head_width,
+        "index_topk": model.num_kept,
+        "index_n_heads": model.indexer_heads,
+        "index_head_dim": model.indexer_head_width,
+        "mlp_layer_types": ["dense"] * model.num_layers,
+        "first_k_dense_replace": model.num_layers,
+        "n_group": 1,
+        "topk_group": 1,
+    }
+
+
+def deepseek_attention(own: dict[str, Tensor], num_heads: int) -> dict[str, Tensor]:
+    """Latents, their up-projections (key and value of a head side by side) and the indexer."""
+    up = [own[f"selected.{name}.weight"].unflatten(0, (num_heads, -1)) for name in "kv"]
+    latent = [own["compressed.kv.weight"], own["compressed.k_rope.weight"]]
+    return {
+        "q_a_proj.weight": own["compressed.q.weight"],
+        "q_a_layernorm.weight": own["compressed.q_norm.weight"],
+        "q_b_proj.weight": own["selected.q.weight"],
+        "kv_a_proj_with_mqa.weight": torch.cat(latent),
+        "kv_a_layernorm.weight": own["compressed.kv_norm.weight"],
+        "kv_b_proj.weight": torch.cat(up, dim=1).flatten(0, 1),
+        "o_proj.weight": own["selected.o.weight"],
+        "indexer.wq_b.weight": own["indexer.q.weight"],
+        "indexer.wk.weight": own["indexer.k.weight"],
+        "indexer.k_norm.weight": own["indexer.k_norm.weight"],
+        "indexer.k_norm.bias": own["indexer.k_norm.bias"],
+        "indexer.weights_proj.weight": own["indexer.w.weight"],
+    }
+
+
+LAYOUTS = {
+    "dense": Layout("LlamaForCausalLM", llama_config, llama_attention),
+    "dsa-v32": Layout("DeepseekV32ForCausalLM", deepseek_config, deepseek_attention),
+}
+
+
+def layout_of(resolved: Settings) -> Layout:
+    """The layout of a network; UserError where transformers has none."""
+    if resolved.arch not in LAYOUTS:
+        raise UserError(
+            f"export: transformers has no {resolved.arch}; it has {' and '.join(LAYOUTS)}"
+        )
+    if resolved.model.activation != "swiglu":
+        raise UserError(
+            f"export: model.activation={resolved.model.activation}: Llama and DeepSeek have swiglu"
+        )
+    return LAYOUTS[resolved.arch]
+
+
+def config(resolved: Settings, vocabulary: int, ffn_width: int) -> dict[str, Any]:
+    """config.json."""
+    layout, model = layout_of(resolved), resolved.model
+    return {
+        "architectures": [layout.architecture],
+        **layout.config(resolved),
+        "vocab_size": vocabulary,
+        "hidden_size": model.width,
+        "intermediate_size": ffn_width,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "max_position_embeddings": model.context,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "bos_token_id": END_ID,
+        "eos_token_id": END_ID,
+        "dtype": "float32",
+    }
+
+
+def tensors(model: Transformer, resolved: Settings) -> dict[str, Tensor]:
+    """The weights by the names that transformers gives them.
+
+    Our embedding is multiplied by sqrt(width) on the way in and is the output matrix as it stands;
+    there, each has a matrix of its own.
+    """
+    layout = layout_of(resolved)
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    embedding = state["embedding.weight"]
+    found = {
+        "model.embed_tokens.weight": embedding * embedding.shape[1] ** 0.5,
+        "model.norm.weight": state["final_norm.weight"],
+        "lm_head.weight": embedding,
+    }
+    for number in range(resolved.model.num_layers):
+        own = dict(under(state, f"blocks.{number}."))
+        there = f"model.layers.{number}."
+        found[f"{there}input_layernorm.weight"] = own["attention_norm.weight"]
+        found[f"{there}post_attention_layernorm.weight"] = own["feedforward_norm.weight"]
+        for name in ("gate", "up", "down"):
+            found[f"{there}mlp.{name}_proj.weight"] = own[f"feedforward.{name}.weight"]
+        attention = layout.attention(dict(under(own, "attention.")), resolved.model.num_heads)
+        found |= {f"{there}self_attn.{name}": tensor for name, tensor in attention.items()}
+    return {name: tensor.contiguous() for name, tensor in found.items()}
+
+
+def under(state: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Entries that begin with `prefix`, without it."""
+    for name, tensor in state.items():
+        if name.startswith(prefix):
+            yield name.removeprefix(prefix), tensor
+
+
+def write(folder: Path, model: Transformer, resolved: Settings, tokenizer: Tokenizer) -> None:
+    """Config, weights and tokenizer; files that are there already are replaced."""
+    vocabulary = model.embedding.num_embeddings
+    ffn_width = model.get_parameter("blocks.0.feedforward.up.weight").shape[0]
+    end = tokenizer.id_to_token(END_ID)
+    special = {"bos_token": end, "eos_token": end, "pad_token": end}
+    texts = {
+        "config.json": config(resolved, vocabulary, ffn_width),
+        "generation_config.json": {name.replace("token", "token_id"): END_ID for name in special},
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **special,
+            "model_max_length": resolved.model.context,
+            "clean_up_tokenization_spaces": False,
+        },
+    }
+    opening = Tokenizer.from_str(tokenizer.to_str())
+    opening.post_processor = TemplateProcessing(  # a text is the start of a document
+        single=f"{end} $A", special_tokens=[(end, END_ID)]
+    )
+    weights = store.tensors_bytes(tensors(model, resolved))
+    folder.mkdir(parents=True, exist_ok=True)
+    store.write_atomic(folder / "model.safetensors", weights)
+    store.write_atomic(folder / "tokenizer.json", opening.to_str(pretty=True))
+    for name, value in texts.items():
+        store.write_atomic(folder / name, json.dumps(value, indent=2) + "\n")
+
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+license: apache-2.0
+---
+# {name}
+
+A toy language model of {parameters:,} parameters, made by dsa-sandbox: `{arch}`, {trained}.
+It writes children's stories and is good for nothing else.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained(".")
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=60)[0]))
+```
+
+The class is `{architecture}`, with no remote code. Its logits are those of dsa-sandbox{ties}.
+"""
+
+
+def card(name: str, resolved: Settings, num_parameters: int, trained: str) -> str:
+    """README.md: what the model is, and how to load it."""
+    exact = ", but where\nscores of the indexer tie: there the two choose other tokens"
+    return CARD.format(
+        name=name,
+        arch=resolved.arch,
+        parameters=num_parameters,
+        trained=trained,
+        architecture=layout_of(resolved).architecture,
+        ties=exact if resolved.arch == "dsa-v32" else "",
+    )

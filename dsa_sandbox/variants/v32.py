@@ -1,0 +1,106 @@
+"""`dsa-v32`: the topology of DeepSeek-V3.2 at toy size.
+
+Multi-head latent attention on all heads (DeepSeek-V2, arXiv 2405.04434, section 2.1), a lightning
+indexer that reads the query latent, and its top-k for every head (DeepSeek-V3.2-Exp report, section
+2, and its inference code). Weights map one to one to `DeepseekV32ForCausalLM` of transformers.
+
+B batch, T query tokens, S key tokens, D width, N heads, H head width, R query rank, C latent rank.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsa_sandbox.core.attention import DsaAttention, half, heads, linear, merged, stacked
+from dsa_sandbox.core.indexer import Indexer, Table, rope_table, rotate
+from dsa_sandbox.registry import archs
+
+if TYPE_CHECKING:
+    from dsa_sandbox.settings import Model
+
+
+def rotate_pairs(x: Tensor, table: Table | None) -> Tensor:
+    """RoPE on interleaved pairs (x0, x1), (x2, x3), ..; all firsts come out before all seconds.
+
+    Queries and keys are reordered alike, so their products are those of the interleaved layout.
+    """
+    return rotate(torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1), table)
+
+
+@archs.register("dsa-v32")
+class V32Attention(DsaAttention):
+    """The compressed stream makes two latents of a token, the focused one heads of the latents.
+
+    `compressed` (frozen by ACFT): the down-projections to the query latent [R] and the key-value
+    latent [C], their norms, and the rotary key that all heads share. `selected` (trained by ACFT):
+    the up-projections to queries [H + H/2 a head], keys and values [H each], and the output.
+    """
+
+    compressed: nn.ModuleDict  # type: ignore[assignment]
+    selected: nn.ModuleDict  # type: ignore[assignment]
+
+    def make(self, model: "Model") -> None:
+        width, query_rank, rank = model.width, model.query_rank, model.latent_rank
+        inner, num_rotary = model.num_heads * self.head_width, self.head_width // 2
+        self.compressed = nn.ModuleDict(
+            {
+                "q": linear(width, query_rank),
+                "q_norm": nn.RMSNorm(query_rank, eps=1e-6),
+                "kv": linear(width, rank),
+                "kv_norm": nn.RMSNorm(rank, eps=1e-6),
+                "k_rope": linear(width, num_rotary),
+            }
+        )
+        self.selected = nn.ModuleDict(
+            {
+                "q": linear(query_rank, inner + model.num_heads * num_rotary),
+                "k": linear(rank, inner),
+                "v": linear(rank, inner),
+                "o": linear(inner, width),
+            }
+        )
+        num_indexer = model.indexer_heads * model.indexer_head_width
+        self.indexer = Indexer(width, model.indexer_heads, model.indexer_head_width, model.context)
+        self.indexer.q = linear(query_rank, num_indexer)  # it reads the query latent, and rotates
+        self.indexer.cos_TH, self.indexer.sin_TH = rope_table(model.context, num_rotary)
+
+    def scores(self, x_BTD: Tensor) -> Tensor:
+        with torch.no_grad():  # the indexer's loss ends at what it reads
+            latent_BTR = self.compressed["q_norm"](self.compressed["q"](x_BTD).float())
+        return self.indexer(x_BTD, latent_BTR)
+
+    def project(self, x_BTD: Tensor, table: Table | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys [B, N, T, H + H/2], content first, and values [B, N, S, H]."""
+        flow, table = self.compressed, half(table)
+        q_BTR, kv_BTC, k_rope_BTH = stacked(x_BTD, flow["q"], flow["kv"], flow["k_rope"])
+        q_BTF = self.selected["q"](flow["q_norm"](q_BTR.float()))
+        k_BTF, v_BTF = stacked(
+            flow["kv_norm"](kv_BTC.float()), self.selected["k"], self.selected["v"]
+        )
+        k_BNSH, v_BNSH = heads(k_BTF, self.head_width), heads(v_BTF, self.head_width)
+        content, position = heads(q_BTF, self.head_width * 3 // 2).split(
+            [self.head_width, self.head_width // 2], dim=-1
+        )
+        k_rope_BNSH = rotate_pairs(k_rope_BTH, table).unsqueeze(1)
+        k_rope_BNSH = k_rope_BNSH.expand(-1, k_BNSH.shape[1], -1, -1)
+        q_BNTF = torch.cat([content, rotate_pairs(position, table)], dim=-1)
+        return q_BNTF, torch.cat([k_BNSH, k_rope_BNSH], dim=-1), v_BNSH
+
+    def attend(self, x_BTD: Tensor, table: Table | None, kept: Tensor | None) -> Tensor:
+        mask = None if kept is None else kept.unsqueeze(1)
+        y_BNTH = F.scaled_dot_product_attention(
+            *self.project(x_BTD, table), attn_mask=mask, is_causal=mask is None
+        )
+        return self.selected["o"](merged(y_BNTH))
+
+    def attend_with_teacher(
+        self, x_BTD: Tensor, table: Table | None, support_BTS: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        q_BNTF, k_BNSF, v_BNSH = self.project(x_BTD, table)
+        logits_BNTS = (q_BNTF * q_BNTF.shape[-1] ** -0.5 @ k_BNSF.transpose(-1, -2)).float()
+        mask_B1TS = torch.where(support_BTS, 0.0, -torch.inf).unsqueeze(1)
+        weights_BNTS = (logits_BNTS + mask_B1TS).softmax(-1)
+        y_BNTH = weights_BNTS.to(v_BNSH.dtype) @ v_BNSH
+        return self.selected["o"](merged(y_BNTH)), weights_BNTS.detach().mean(1)
