@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tokenizers import Tokenizer
 
@@ -12,9 +12,11 @@ from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.data.tokens import Corpus
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.listener import SILENT, Listener
-from dsa_sandbox.settings import Settings
+from dsa_sandbox.registry import nearest
+from dsa_sandbox.settings import Policy, Settings
 from dsa_sandbox.store import Run
 from dsa_sandbox.tasks import contradiction
+from dsa_sandbox.variants import policies
 
 
 def cache_of(home: Path) -> Path:
@@ -67,7 +69,28 @@ def load_model(run: Run, name: str = "model.safetensors", check: bool = True) ->
         if found != expected.get(key):
             raise UserError(f"{path}: {key} is {found}, the settings ask for {expected.get(key)}")
     model.load_state_dict(weights)
+    policies.use(model, resolved.train.selection)
     return model
+
+
+def policy_of(resolved: Settings, key: str, chosen: str) -> str:
+    """The selection policy that `key` asks for.
+
+    UserError for a name that is none, and for an indexer that never learned.
+    """
+    names = get_args(Policy)
+    if chosen not in (*names, "trained"):
+        raise UserError(
+            f"{key}={chosen}: no such policy{nearest(chosen, [*names])}  "
+            f"(there are: {', '.join(names)})"
+        )
+    trained = resolved.train.selection
+    if chosen == "learned" != trained:
+        raise UserError(
+            f"{key}=learned: the base was trained with train.selection={trained}; its indexer has "
+            "learned nothing"
+        )
+    return trained if chosen == "trained" else chosen
 
 
 def writer_for(run: Run, split: Any) -> contradiction.Writer:

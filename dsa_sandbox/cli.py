@@ -303,6 +303,14 @@ def evaluate(
         typer.Argument(metavar="[RUN]...", help="Arms or bases [all arms of the newest stream]."),
     ] = None,
     tasks: TasksFrom = None,
+    selection: Annotated[
+        str | None,
+        typer.Option(
+            "--selection",
+            help="Of bases: who chooses the keys (learned, random, window, oracle, all).",
+            metavar="NAME",
+        ),
+    ] = None,
     formulas: Annotated[
         bool, typer.Option("--formulas", help="Show how each figure is computed.")
     ] = False,
@@ -318,7 +326,9 @@ def evaluate(
 
     chosen = store.chosen_runs(call.home, runs or [], finished=True)
     results = {
-        run.name: commands.evaluate(run, call.home, tasks=tasks, listener=call.listener)
+        run.name: commands.evaluate(
+            run, call.home, tasks=tasks, selection=selection, listener=call.listener
+        )
         for run in chosen
     }
     if as_json:
@@ -459,6 +469,63 @@ def run(
 def is_strategy_key(text: str, strategies: str) -> bool:
     """Whether a --set belongs to one of the strategies of the grid: its cells get it."""
     return text.partition(".")[0] in [name.strip() for name in strategies.split(",")]
+
+
+@app.command(epilog='Example: dsa-sandbox generate --prompt "Tom had a red ball." --count 3')
+def generate(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run with a network [the newest base].")
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="How the stories begin.", metavar="TEXT")
+    ] = "Once upon a time",
+    count: Annotated[int, typer.Option("--count", min=1, help="Stories.", metavar="N")] = 1,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Longest continuation.", metavar="N")
+    ] = 200,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, help="0: always the likeliest.", metavar="X")
+    ] = 0.7,
+    top_p: Annotated[
+        float,
+        typer.Option("--top-p", min=0, max=1, help="Leave out the unlikeliest.", metavar="X"),
+    ] = 0.95,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.", metavar="N")] = 0,
+    device: Device = None,
+    home: Home = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let a network tell stories; the text appears as it is told."""
+    call = prepare(home=home, as_json=as_json, quiet=quiet)
+    from dsa_sandbox import bases, commands, console, store
+
+    if run is not None:
+        teller = store.find_run(call.home, run)
+    else:
+        teller = bases.default_base(call.home, None, None, call.listener)
+
+    def say(text: str) -> None:
+        if count == 1 and not as_json:
+            console.emit(text, end="")
+
+    drawing: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    stories = commands.generate(
+        teller, prompt=prompt, count=count, device=device, say=say, **drawing
+    )
+    if as_json:
+        console.emit_json(
+            {"command": "generate", "run": teller.name, **drawing, "stories": stories}
+        )
+    elif count == 1:
+        console.emit("")
+    else:
+        console.emit("\n\n".join(stories))
 
 
 @app.command(epilog="Example: dsa-sandbox export pretrain-dense --to my-model")

@@ -1,7 +1,7 @@
 """One function per command: settings in, result out; for the command line, tests, notebooks."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from dsa_sandbox.bases import (
     load_model,
     load_tokenizer,
     new_model,
+    policy_of,
     pretrained,
     run_settings,
     writer_for,
@@ -34,6 +35,7 @@ from dsa_sandbox.strategies.base import Strategy
 from dsa_sandbox.tasks import contradiction, stream
 from dsa_sandbox.training import finetune as finetuning
 from dsa_sandbox.training import pretrain as pretraining
+from dsa_sandbox.variants import decoding, policies
 
 MAX_MISMATCH = 0.01  # of dense and dsa in total parameters
 LEAST_KNOWN = 5  # facts below which there is nothing to contradict
@@ -155,6 +157,7 @@ def pretrain(
     listener.note(f"from {born.run.name}, into {job.run.path} ({job.engine.described})")
     text = load_corpus(resolved, home)
     model = load_model(born.run).to(job.engine.device)
+    policies.use(model, resolved.train.selection)
     with ExitStack() as stack:
         job.begin(stack, data_hash=born.run.manifest["data_hash"])
         shutil.copyfile(born.run.checked("tokenizer.json"), job.run.path / "tokenizer.json")
@@ -381,7 +384,15 @@ def finetune(
     )
     if job.finished:
         return job.returned()
+    learning, measuring = (
+        policy_of(resolved, f"{section}.selection", chosen)
+        for section, chosen in (
+            ("finetune", resolved.finetune.selection),
+            ("eval", resolved.eval.selection),
+        )
+    )
     model, frozen = (load_model(base).to(job.engine.device) for _ in range(2))
+    policies.use(frozen, learning)  # F0 is of the network as it will learn
     try:
         moves = strategy.moves(model)
     except ValueError as error:
@@ -414,9 +425,12 @@ def finetune(
         at_work = finetuning.Stream(
             job.run, model, frozen, strategy, tasks, tokenizer, rows, resolved, job.engine, listener
         )
+        at_work.learning, at_work.measuring = learning, measuring
         try:
             if store.newest_checkpoint(job.run) is None:
                 prepare(strategy, at_work.base, text, base_sha, resolved, home, listener)
+            policies.use(frozen, measuring)
+            policies.use(model, learning)
             with listener.deferred():
                 at_work.learn()
         except (Interrupted, RunFailed) as error:
@@ -464,6 +478,7 @@ def prepare(
         listener.progress(f"finetune {resolved.strategy}", 0, 1, "measuring pre-training (F0)")
         key |= {"model": base_sha, "data": text.digest, "seed": resolved.seed}
         key |= {"numerics": store.NUMERICS, "code": store.source_digest()}
+        key |= {"selection": resolved.finetune.selection}
         path = cache_of(home) / f"prepared-{store.digest_of(key)[:16]}.safetensors"
         if path.exists():
             strategy.memory = {k: v.to(device) for k, v in store.load_tensors(path).items()}
@@ -483,17 +498,25 @@ def prepare(
 
 
 def evaluate(
-    run: Run, home: Path, *, tasks: str | None = None, listener: Listener = SILENT
+    run: Run,
+    home: Path,
+    *,
+    tasks: str | None = None,
+    selection: str | None = None,
+    listener: Listener = SILENT,
 ) -> dict[str, Any]:
     """Figures of a run: of an arm from its records; of a base measured now.
 
-    With `tasks`, a base is asked the probes of a stream that it has not learned.
+    With `tasks`, a base is asked the probes of a stream that it has not learned; with `selection`,
+    that policy chooses the keys.
     """
     manifest = run.manifest
     command = manifest.get("command")
     if command == "finetune":
         if tasks is not None:
             raise UserError(f"{run.name}: its records are of its own stream; --tasks is for bases")
+        if selection is not None:
+            raise UserError(f"{run.name}: it was measured as it learned; --selection is for bases")
         if manifest["state"] != "finished":
             raise UserError(f"{run.name}: not finished; `plot` draws what there is")
         run.checked("records.jsonl")
@@ -506,6 +529,8 @@ def evaluate(
     engine = machine.resolve(resolved.machine, resolved.preset)
     machine.start(engine)
     model = load_model(run).to(engine.device)
+    if selection is not None:
+        policies.use(model, policy_of(resolved, "--selection", selection))
     if tasks is not None:
         rows, name, _ = read_tasks(home, tasks)
         tokenizer = load_tokenizer(run)
@@ -522,10 +547,7 @@ def evaluate(
 
 def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
     """Write a finished network as a folder that stock transformers loads."""
-    if not run.finished:
-        raise UserError(f"{run.name}: not finished")
-    if "model.safetensors" not in run.manifest["files"]:
-        raise UserError(f"{run.name}: a {run.manifest['command']} run; it has no network")
+    network_of(run)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not force):
         raise UserError(f"{folder}: is there already  [from --to]; --force writes into it")
     resolved = run_settings(run)
@@ -545,3 +567,59 @@ def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
     store.write_atomic(folder / "README.md", huggingface.card(run.name, resolved, total, trained))
     architecture = huggingface.layout_of(resolved).architecture
     return {"folder": str(folder), "architecture": architecture, "parameters": total}
+
+
+def generate(
+    run: Run,
+    *,
+    prompt: str = "Once upon a time",
+    count: int = 1,
+    max_tokens: int = 200,
+    temperature: float = 0.7,
+    top_p: float = 0.95,
+    seed: int = 0,
+    device: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[str]:
+    """`count` stories that go on from `prompt`; `say` is given the first as it comes, prompt in.
+
+    UserError where the run has no network or the prompt fills its context.
+    """
+    network_of(run)
+    resolved = run_settings(run)
+    chosen = resolved.machine.model_copy(update={"device": device or resolved.machine.device})
+    engine = machine.resolve(chosen, resolved.preset)
+    machine.start(engine)
+    model, tokenizer = load_model(run).to(engine.device), load_tokenizer(run)
+    ids = tokens.encode(tokenizer, prompt)
+    if len(ids) > model.context:
+        raise UserError(f"--prompt: {len(ids)} tokens exceed the context, {model.context}")
+    if tokenizer.token_to_id(tokens.UNKNOWN) in ids:
+        known = "; the words of the built-in grammar are all it knows"
+        raise UserError(f"--prompt: {run.name} does not know every word of it{known}")
+    stories: list[list[int]] = [list(ids) for _ in range(count)]
+    shown = tokenizer.decode(ids)
+    say(shown)
+    for drawn in decoding.stream(
+        model,
+        [ids] * count,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    ):
+        for story, new in zip(stories, drawn):
+            story += [] if new is None else [new]
+        text = tokenizer.decode(stories[0]).removesuffix("\ufffd")  # half a character waits
+        say(text[len(shown) :])
+        shown = text
+    return [tokenizer.decode(story) for story in stories]
+
+
+def network_of(run: Run) -> Run:
+    """The run, if it is finished and has a network; UserError otherwise."""
+    if not run.finished:
+        raise UserError(f"{run.name}: not finished")
+    if "model.safetensors" not in run.manifest["files"]:
+        raise UserError(f"{run.name}: a {run.manifest['command']} run; it has no network")
+    return run

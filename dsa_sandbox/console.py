@@ -108,10 +108,10 @@ def catch_signals(terminal: Terminal) -> None:
             signal.signal(getattr(signal, name), handle)
 
 
-def emit(text: str) -> None:
+def emit(text: str, end: str = "\n") -> None:
     """A result on stdout; ClosedPipe where nobody reads on."""
     try:
-        print(text, flush=True)
+        print(text, end=end, flush=True)
     except BrokenPipeError as error:
         raise ClosedPipe from error
 

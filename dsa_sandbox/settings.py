@@ -23,6 +23,9 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+Policy = Literal["learned", "random", "window", "oracle", "all"]
+
+
 class Model(Frozen):
     """The networks. Feed-forward width is that of `dsa`; `dense` is matched to it."""
 
@@ -144,6 +147,9 @@ class Train(Frozen):
         0.04, ge=0, lt=1, description="dsa: indexer-only warm-up after it, share of steps."
     )
     log_every: int = Field(10, ge=1, description="Steps between rows of metrics.jsonl.")
+    selection: Policy = Field(
+        "learned", description="Who chooses the keys: the indexer or a control."
+    )
 
     @model_validator(mode="after")
     def _phases_fit(self) -> "Train":
@@ -199,6 +205,9 @@ class Finetune(Frozen):
     max_steps: int = Field(200, ge=1, description="Cap of a task's steps.")
     check_every: int = Field(5, ge=1, description="Steps between checks of the stop rule.")
     margin: float = Field(1.0, description="Mean margin over the best rival to stop at, nats.")
+    selection: Policy | Literal["trained"] = Field(
+        "trained", description="Who chooses the keys while tasks are learned [as in pre-training]."
+    )
 
 
 class Eval(Frozen):
@@ -206,6 +215,9 @@ class Eval(Frozen):
 
     num_heldout: int = Field(64, ge=1, description="Held-out stories for base NLL (Y).")
     full_every: int = Field(5, ge=1, description="Tasks between full rows of probes.")
+    selection: Policy | Literal["trained"] = Field(
+        "trained", description="Who chooses the keys when measured [as in pre-training]."
+    )
 
 
 class Machine(Frozen):

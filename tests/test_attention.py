@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dsa_sandbox import sizes
 from dsa_sandbox.core.attention import CompressedFlow, DenseAttention, DsaAttention, SelectedFlow
-from dsa_sandbox.core.indexer import Table, causal_mask, kept_mask, rope_table, rotate, select
+from dsa_sandbox.core.indexer import causal_mask, kept_mask, select
+from dsa_sandbox.core.rope import Table, rope_table, rotate
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.settings import preset_names, resolve
 

@@ -19,7 +19,7 @@ from dsa_sandbox.cli import app
 
 COMMANDS = (
     *("build", "pretrain", "make-tasks", "finetune", "eval", "plot"),
-    *("run", "export", "ls", "settings", "rm"),
+    *("run", "generate", "export", "ls", "settings", "rm"),
 )
 BIN = Path(sys.executable).parent / "dsa-sandbox"
 

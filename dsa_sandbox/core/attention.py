@@ -4,24 +4,15 @@ B batch, T query tokens, S key tokens, D width, N heads, H head width, R latent 
 No matrix feeds two flows, or a flow and the indexer: what is frozen is a set of whole Parameters.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsa_sandbox.core.indexer import (
-    Indexer,
-    Table,
-    causal_mask,
-    indexer_kl,
-    kept_mask,
-    rotate,
-    select,
-)
-
-if TYPE_CHECKING:
-    from dsa_sandbox.settings import Model
+from dsa_sandbox.core.indexer import Indexer, causal_mask, indexer_kl, kept_mask, select
+from dsa_sandbox.core.rope import Table, half, rotate
+from dsa_sandbox.settings import Model
 
 
 def linear(num_in: int, num_out: int) -> nn.Linear:
@@ -45,7 +36,34 @@ def stacked(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     return F.linear(x, torch.cat(weights)).split([weight.shape[0] for weight in weights], dim=-1)
 
 
-class DenseAttention(nn.Module):
+def attend(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, kept: Tensor | None) -> Tensor:
+    """[B, T, N * H]; `kept` [B, T, S] says who may look where, `None`: at all the past (T = S)."""
+    mask = None if kept is None else kept.unsqueeze(1)
+    states = (q_BNTH, k_BNSH, v_BNSH)
+    return merged(F.scaled_dot_product_attention(*states, attn_mask=mask, is_causal=mask is None))
+
+
+class Flow(nn.Module):
+    """Attention in two halves, so that tokens may be remembered between them.
+
+    `project` makes queries and all that is kept of a token; `mix` makes the output of queries and
+    of what was kept.
+    """
+
+    def forward(self, x_BTD: Tensor, table: Table | None, kept: Tensor | None = None) -> Tensor:
+        """Output [B, T, D]; `kept` as `attend` has it."""
+        return self.mix(*self.project(x_BTD, table), kept=kept)
+
+    def project(self, x_BTD: Tensor, table: Table | None) -> tuple[Tensor, ...]:
+        """Queries, and what is kept of each token; the last axis but one counts tokens."""
+        raise NotImplementedError
+
+    def mix(self, q_BNTH: Tensor, *states: Tensor, kept: Tensor | None) -> Tensor:
+        """Output [B, T, D]."""
+        raise NotImplementedError
+
+
+class DenseAttention(Flow):
     """Multi-head attention whose heads stand in two groups, so that one can be trained alone.
 
     Group `b` has the parameter count of a selected flow once its keys and values are cut to one
@@ -54,7 +72,7 @@ class DenseAttention(nn.Module):
 
     focus: ClassVar[dict[str, tuple[str, ...]]] = {"matched": ("b", "b1"), "all": ("b", "b1", "b2")}
 
-    def __init__(self, model: "Model") -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         width, self.head_width = model.width, model.width // model.num_heads
         b_width = model.num_selected_heads * self.head_width
@@ -65,10 +83,13 @@ class DenseAttention(nn.Module):
         self.b1 = nn.ModuleDict({name: linear(width, self.head_width) for name in "kv"})
         self.b2 = nn.ModuleDict({name: linear(width, b2_width) for name in "kv"})
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, x_BTD: Tensor, table: Table | None, *, sparse: bool = True, teach: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Output [B, T, D]; `sparse` and `teach` change nothing here, there is no indexer."""
+        return self.mix(*self.project(x_BTD, table), kept=None), None
+
+    def project(self, x_BTD: Tensor, table: Table | None) -> tuple[Tensor, Tensor, Tensor]:
         q_layers = (self.a["q"], self.b["q"])
         k_layers = (self.a["k"], self.b1["k"], self.b2["k"])
         v_layers = (self.a["v"], self.b1["v"], self.b2["v"])
@@ -76,14 +97,15 @@ class DenseAttention(nn.Module):
         q, k, v = (
             heads(torch.cat(p, -1), self.head_width) for p in (parts[:2], parts[2:5], parts[5:])
         )
-        y_BNTH = F.scaled_dot_product_attention(
-            rotate(q, table), rotate(k, table), v, is_causal=True
-        )
+        return rotate(q, table), rotate(k, table), v
+
+    def mix(self, q_BNTH: Tensor, *states: Tensor, kept: Tensor | None) -> Tensor:
         o_weight = torch.cat([group["o"].get_parameter("weight") for group in (self.a, self.b)], 1)
-        return F.linear(merged(y_BNTH), o_weight), None
+        k_BNSH, v_BNSH = states
+        return F.linear(attend(q_BNTH, k_BNSH, v_BNSH, kept), o_weight)
 
 
-class CompressedFlow(nn.Module):
+class CompressedFlow(Flow):
     """Heads whose keys and values come from a low-rank latent, seeing every past token.
 
     Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): c = RMSNorm(W x) of
@@ -102,22 +124,22 @@ class CompressedFlow(nn.Module):
         self.v_up = linear(rank, num_heads * head_width)
         self.o = linear(num_heads * head_width, width)
 
-    def forward(self, x_BTD: Tensor, table: Table | None) -> Tensor:
-        """Output [B, T, D]; `table` has width H / 2."""
+    def project(self, x_BTD: Tensor, table: Table | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, N, T, H], the latent [B, S, R], the rotary key; `table` has width H / 2."""
         q_BTF, latent_BTR, k_rope_BTH = stacked(x_BTD, self.q, self.down, self.k_rope)
-        k_BTF, v_BTF = stacked(self.norm(latent_BTR.float()), self.k_up, self.v_up)
-        q_BNTH, v_BNSH = heads(q_BTF, self.head_width), heads(v_BTF, self.head_width)
-        k_BNSH = heads(k_BTF, self.half_width)
-        q_content, q_position = q_BNTH.chunk(2, dim=-1)
-        k_position = rotate(k_rope_BTH, table).unsqueeze(1).expand(-1, k_BNSH.shape[1], -1, -1)
-        q_BNTH = torch.cat([q_content, rotate(q_position, table)], dim=-1)
-        k_BNSH = torch.cat([k_BNSH, k_position], dim=-1)
-        return self.o(
-            merged(F.scaled_dot_product_attention(q_BNTH, k_BNSH, v_BNSH, is_causal=True))
-        )
+        content, position = heads(q_BTF, self.head_width).chunk(2, dim=-1)
+        q_BNTH = torch.cat([content, rotate(position, table)], dim=-1)
+        return q_BNTH, self.norm(latent_BTR.float()), rotate(k_rope_BTH, table)
+
+    def mix(self, q_BNTH: Tensor, *states: Tensor, kept: Tensor | None) -> Tensor:
+        latent_BSR, k_rope_BSH = states
+        k_BSF, v_BSF = stacked(latent_BSR, self.k_up, self.v_up)
+        k_BNSH, v_BNSH = heads(k_BSF, self.half_width), heads(v_BSF, self.head_width)
+        position = k_rope_BSH.unsqueeze(1).expand(-1, k_BNSH.shape[1], -1, -1)
+        return self.o(attend(q_BNTH, torch.cat([k_BNSH, position], dim=-1), v_BNSH, kept))
 
 
-class SelectedFlow(nn.Module):
+class SelectedFlow(Flow):
     """Heads that look at the selected tokens only, through one shared key and value head.
 
     The multi-query form in which DeepSeek-V3.2 runs its sparse attention.
@@ -137,15 +159,9 @@ class SelectedFlow(nn.Module):
         q_BNTH = rotate(heads(q_BTF, self.head_width), table)
         return q_BNTH, rotate(k_BSH, table).unsqueeze(1), v_BSH.unsqueeze(1)
 
-    def forward(self, x_BTD: Tensor, table: Table | None, kept: Tensor | None) -> Tensor:
-        """Output [B, T, D]; `kept` [B, T, S] says who may look where, `None`: at all the past."""
-        q_BNTH, k_B1SH, v_B1SH = self.project(x_BTD, table)
-        mask = None if kept is None else kept.unsqueeze(1)
-        k_BNSH, v_BNSH = (x.expand(-1, q_BNTH.shape[1], -1, -1) for x in (k_B1SH, v_B1SH))
-        y_BNTH = F.scaled_dot_product_attention(
-            q_BNTH, k_BNSH, v_BNSH, attn_mask=mask, is_causal=mask is None
-        )
-        return self.o(merged(y_BNTH))
+    def mix(self, q_BNTH: Tensor, *states: Tensor, kept: Tensor | None) -> Tensor:
+        k_BNSH, v_BNSH = (x.expand(-1, q_BNTH.shape[1], -1, -1) for x in states)
+        return self.o(attend(q_BNTH, k_BNSH, v_BNSH, kept))
 
     def forward_with_teacher(
         self, x_BTD: Tensor, table: Table | None, support_BTS: Tensor
@@ -166,11 +182,6 @@ class SelectedFlow(nn.Module):
         return self.o(merged(y_BMH.unflatten(1, shape_NT))), weights_BNTS.detach().mean(1)
 
 
-def half(table: Table | None) -> Table | None:
-    """The table of half the width: every second frequency."""
-    return None if table is None else Table(table.cos_TH[:, ::2], table.sin_TH[:, ::2])
-
-
 class DsaAttention(nn.Module):
     """Compressed flow + selected flow, each with matrices of its own: y = W_oc [..] + W_os [..].
 
@@ -179,13 +190,13 @@ class DsaAttention(nn.Module):
 
     focus: ClassVar[dict[str, tuple[str, ...]]] = {"matched": ("selected",), "all": ("selected",)}
 
-    def __init__(self, model: "Model") -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.num_kept, self.num_sink = model.num_kept, model.force_sink
         self.num_local, self.head_width = model.force_local, model.width // model.num_heads
         self.make(model)
 
-    def make(self, model: "Model") -> None:
+    def make(self, model: Model) -> None:
         """The matrices."""
         width, selected, head_width = model.width, model.num_selected_heads, self.head_width
         compressed = model.num_heads - selected

@@ -4,35 +4,11 @@ B batch, T query tokens, S key tokens, D width, I indexer heads, H indexer head 
 Follows DeepSeek-V3.2-Exp (report section 2 and its inference code), without the quantisation.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Table(NamedTuple):
-    """Cosines and sines of rotary position embedding, both [T, width / 2]."""
-
-    cos_TH: Tensor
-    sin_TH: Tensor
-
-
-def rope_table(length: int, width: int, base: float = 10_000.0) -> Table:
-    """Rotation of each half-split pair at each position (RoFormer, arXiv 2104.09864, eq. 15)."""
-    frequency_H = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    angle_TH = torch.arange(length, dtype=torch.float64)[:, None] * frequency_H
-    return Table(angle_TH.cos().float(), angle_TH.sin().float())
-
-
-def rotate(x: Tensor, table: Table | None) -> Tensor:
-    """`x` [..., T, width] turned by its position; `None` leaves it as it is."""
-    if table is None:
-        return x
-    cos, sin = (part[: x.shape[-2]].to(x.dtype) for part in table)
-    first, second = x.contiguous().chunk(2, dim=-1)
-    turned = torch.addcmul(first * cos, second, sin, value=-1)
-    return torch.cat([turned, torch.addcmul(first * sin, second, cos)], dim=-1)
+from dsa_sandbox.core.rope import Table, rope_table, rotate_first
 
 
 class Indexer(nn.Module):
@@ -61,23 +37,25 @@ class Indexer(nn.Module):
 
         `query_BTR` is what queries are made from, where that is not the stream.
         """
+        return self.score(*self.project(x_BTD, query_BTR))
+
+    def project(
+        self, x_BTD: Tensor, query_BTR: Tensor | None = None, start: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, I, T, H], weights [B, T, I], keys [B, S, H] of tokens from `start` on."""
         x_BTD = x_BTD.detach()  # the indexer learns from its own loss; language loss never comes
         query_BTR = x_BTD if query_BTR is None else query_BTR.detach()
-        table = Table(self.cos_TH, self.sin_TH)
+        table = Table(self.cos_TH[start:], self.sin_TH[start:])
         q_BITH = self.q(query_BTR).unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)
         k_BSH = self.k_norm(self.k(x_BTD).float())
-        q_BITH, k_BSH = (rotate_first(x.float(), table) for x in (q_BITH, k_BSH))
         w_BTI = self.w(x_BTD).float() * (self.num_heads * self.head_width) ** -0.5
-        with torch.autocast(x_BTD.device.type, enabled=False):
+        return rotate_first(q_BITH.float(), table), w_BTI, rotate_first(k_BSH.float(), table)
+
+    def score(self, q_BITH: Tensor, w_BTI: Tensor, k_BSH: Tensor) -> Tensor:
+        """Scores [B, T, S]."""
+        with torch.autocast(q_BITH.device.type, enabled=False):
             relu_BITS = F.relu(q_BITH @ k_BSH.transpose(-1, -2).unsqueeze(1))
             return (w_BTI.transpose(1, 2).unsqueeze(-1) * relu_BITS).sum(1)
-
-
-def rotate_first(x: Tensor, table: Table) -> Tensor:
-    """Partial RoPE: as much of the last axis as the table is wide is rotated, the rest passes."""
-    num_rotary = 2 * table.cos_TH.shape[-1]
-    turned, kept = x.split([num_rotary, x.shape[-1] - num_rotary], dim=-1)
-    return torch.cat([rotate(turned, table), kept], dim=-1)
 
 
 def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
@@ -91,9 +69,9 @@ def select(scores_BTS: Tensor, num_kept: int, num_sink: int = 0, num_local: int 
     Ties go to the later position. The first `num_sink` and the last `num_local` past tokens are
     always kept and count within K. K is cut to S where a sequence is shorter than it.
     """
-    length = scores_BTS.shape[-1]
+    num_queries, length = scores_BTS.shape[-2:]  # the queries are the last of the tokens
     position_S = torch.arange(length, device=scores_BTS.device)
-    age_TS = position_S[:, None] - position_S
+    age_TS = position_S[length - num_queries :, None] - position_S
     forced_TS = (position_S < num_sink) | (age_TS < num_local)
     ranks_BTS = rank_order(scores_BTS.detach().float())
     ranks_BTS = ranks_BTS.masked_fill_(forced_TS, torch.iinfo(torch.int32).max)
@@ -114,11 +92,11 @@ def rank_order(scores: Tensor) -> Tensor:
 
 def kept_mask(ids_BTK: Tensor, length: int) -> Tensor:
     """[B, T, S] True at the selected ids, and never at a later token than the query."""
+    num_queries, device = ids_BTK.shape[1], ids_BTK.device
     slots_BTK = ids_BTK.long() % (length + 1)  # -1 falls into a spare last column
-    spare_BTS = torch.zeros(*ids_BTK.shape[:2], length + 1, dtype=torch.bool, device=ids_BTK.device)
-    return spare_BTS.scatter_(-1, slots_BTK, True)[..., :length] & causal_mask(
-        length, ids_BTK.device
-    )
+    spare_BTS = torch.zeros(*ids_BTK.shape[:2], length + 1, dtype=torch.bool, device=device)
+    past_TS = causal_mask(length, device)[length - num_queries :]
+    return spare_BTS.scatter_(-1, slots_BTK, True)[..., :length] & past_TS
 
 
 def indexer_kl(scores_BTS: Tensor, teacher_BTS: Tensor, support_BTS: Tensor) -> Tensor:

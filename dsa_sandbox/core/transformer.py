@@ -4,18 +4,15 @@ B batch, T tokens, D width, V vocabulary, L layers.
 """
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsa_sandbox.core.attention import DenseAttention, DsaAttention, linear
-from dsa_sandbox.core.indexer import Table, rope_table
+from dsa_sandbox.core.rope import Table, rope_table
 from dsa_sandbox.registry import archs
-
-if TYPE_CHECKING:
-    from dsa_sandbox.settings import Model
+from dsa_sandbox.settings import Model
 
 IGNORED = -100  # target of padding, as torch's cross_entropy has it
 
@@ -25,7 +22,7 @@ archs.register("dsa")(DsaAttention)
 
 
 @archs.register("dsa-full")
-def dsa_full(model: "Model") -> DsaAttention:
+def dsa_full(model: Model) -> DsaAttention:
     """The same weights as `dsa` with K = T: no sparsity."""
     return DsaAttention(model.model_copy(update={"num_kept": model.context}))
 
@@ -48,7 +45,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each behind an RMSNorm and added to the stream."""
 
-    def __init__(self, attention: nn.Module, model: "Model", hidden: int) -> None:
+    def __init__(self, attention: nn.Module, model: Model, hidden: int) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(model.width, eps=1e-6)
         self.attention = attention
@@ -71,7 +68,7 @@ class Transformer(nn.Module):
     cos_TH: Tensor
     sin_TH: Tensor
 
-    def __init__(self, arch: str, model: "Model", vocabulary: int, hidden: int, seed: int) -> None:
+    def __init__(self, arch: str, model: Model, vocabulary: int, hidden: int, seed: int) -> None:
         super().__init__()
         self.context = model.context
         self.embedding = nn.Embedding(vocabulary, model.width)
@@ -88,6 +85,12 @@ class Transformer(nn.Module):
         """Logits [B, T, V]; `sparse=False` lifts the selection."""
         return self.logits(self.hidden(tokens_BT, sparse=sparse)[0])
 
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """What the blocks are given, [B, T, D]."""
+        # scaled by sqrt(D) (arXiv 1706.03762, section 3.4): a tied embedding is small for the sake
+        # of the logits, and unscaled its tokens drown in what the blocks write
+        return self.embedding(tokens_BT) * self.embedding.embedding_dim**0.5
+
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]: all of them, or those that are asked for."""
         return F.linear(x_BTD, self.embedding.weight)
@@ -96,9 +99,7 @@ class Transformer(nn.Module):
         self, tokens_BT: Tensor, *, sparse: bool = True, teach: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
         """Hidden states [B, T, D], and with `teach` the indexer loss [B, T] of each layer."""
-        # scaled by sqrt(D) (arXiv 1706.03762, section 3.4): a tied embedding is small for the sake
-        # of the logits, and unscaled its tokens drown in what the blocks write
-        x_BTD = self.embedding(tokens_BT) * self.embedding.embedding_dim**0.5
+        x_BTD = self.embed(tokens_BT)
         table, losses = Table(self.cos_TH, self.sin_TH), []
         for block in self.blocks:
             x_BTD, kl_BT = block(x_BTD, table, sparse, teach)

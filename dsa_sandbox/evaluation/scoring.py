@@ -18,6 +18,7 @@ from dsa_sandbox.core.transformer import IGNORED, Transformer, nll_sum
 from dsa_sandbox.data.grammar import Pair
 from dsa_sandbox.data.tokens import Packed, encode, micro_batches
 from dsa_sandbox.tasks.stream import Item
+from dsa_sandbox.variants.decoding import stream
 
 MICRO_TOKENS = 8192
 
@@ -201,19 +202,15 @@ def by_kind(pairs: list[Pair], right: list[bool] | list[float]) -> dict[str, flo
     }
 
 
-@torch.no_grad()
 def sample_story(
     model: Transformer, tokenizer: Tokenizer, prompt: str, seed: int, temperature: float = 0.7
 ) -> str:
     """A sample story: tokens drawn at `temperature` until the end token or the context is full."""
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
     ids = encode(tokenizer, prompt)
-    while len(ids) < model.context:
-        logits_V = model(torch.tensor([ids], device=device))[0, -1].float().cpu() / temperature
-        ids.append(int(torch.multinomial(logits_V.softmax(-1), 1, generator=generator)))
-        if ids[-1] == 0:
-            break
+    drawn = stream(
+        model, [ids], max_tokens=model.context, temperature=temperature, top_p=1.0, seed=seed
+    )
+    ids += [new for (new,) in drawn if new is not None]
     return tokenizer.decode([i for i in ids if i])
 
 

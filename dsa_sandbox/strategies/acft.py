@@ -1,6 +1,6 @@
 """ACFT: freeze the compressed flow, train the selected one. On `dense`, the homologous heads."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -24,7 +24,6 @@ class Acft(Strategy):
     """Move query, key, value and output matrices of the selected flow; all else stays bit-equal."""
 
     Settings = AcftSettings
-    display: ClassVar[str] = "acft"
 
     def moves(self, model: Transformer) -> dict[str, float]:
         groups = getattr(model.blocks[0].attention, "focus", {}).get(self.settings.group, ())

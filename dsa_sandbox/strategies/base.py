@@ -24,7 +24,6 @@ class Strategy:
     """Train everything but the indexer, one task after another; subclasses change that."""
 
     Settings: ClassVar[type[Frozen]] = NoSettings
-    display: ClassVar[str] = ""  # name in tables, where it differs
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

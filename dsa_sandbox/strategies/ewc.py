@@ -7,7 +7,7 @@ before the first task.
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,6 @@ class Ewc(Strategy):
     """Online EWC: memory holds `fisher.<name>`, `anchor.<name>`, and the scale 1 / mean(F0)."""
 
     Settings = EwcSettings
-    display: ClassVar[str] = "ewc"
 
     def prepare(self, model: Transformer, pretraining: Iterable[Batch], seed: int) -> None:
         self.remember(model, islice(pretraining, self.settings.passes), seed)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from dsa_sandbox.tasks import stream
 from dsa_sandbox.tasks.stream import KINDS, Task
 from dsa_sandbox.training.loop import Phase, train
 from dsa_sandbox.training.pretrain import optimizer_tensors, restore_optimizer
+from dsa_sandbox.variants import policies
 
 
 class Lesson(NamedTuple):
@@ -217,6 +219,8 @@ class Stream:
         self.moves = strategy.moves(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self.moves)
+        self.learning: str = settings.train.selection  # who chooses the keys
+        self.measuring: str = settings.train.selection
         self.probes = Probes(tasks, tokenizer)
         self.task, self.step, self.total = 0, 0, 0  # tasks done, steps in this one, steps in all
         self.saved_s = self.started_s = time.monotonic()
@@ -261,7 +265,8 @@ class Stream:
         """All tasks, from wherever the run stands."""
         tensors = self.restore()
         if tensors is None:
-            self.log_row(0, {})
+            with self.measured():
+                self.log_row(0, {})
         while self.task < len(self.tasks):
             self.one_task(tensors)
             tensors = None
@@ -302,7 +307,7 @@ class Stream:
             if step.penalty:
                 row["penalty"] = step.penalty
             if self.checks(step.number):
-                learned, check = is_learned(self.model, self.probes, number, plan)
+                learned, check = self.ask(number)
                 row |= check
             self.run.append("metrics.jsonl", row)
             self.progress(number, step.number, step.loss)
@@ -314,11 +319,21 @@ class Stream:
         self.strategy.finish_task(self.model, stories.one_by_one(self.device), seed)
         self.assert_frozen()
         if plan.stop == "fixed":
-            learned, check = is_learned(self.model, self.probes, number, plan)
+            learned, check = self.ask(number)
         steps_taken = self.step
         self.task, self.step = number + 1, 0
-        self.log_row(self.task, {"steps": steps_taken, "learned": learned, **check})
+        with self.measured():
+            self.log_row(self.task, {"steps": steps_taken, "learned": learned, **check})
         self.maybe_save(None)
+
+    def measured(self) -> AbstractContextManager[None]:
+        """Within it, the keys are chosen as for measuring."""
+        return policies.using(self.model, self.measuring, then=self.learning)
+
+    def ask(self, number: int) -> tuple[bool, dict[str, float]]:
+        """The stop rule."""
+        with self.measured():
+            return is_learned(self.model, self.probes, number, self.plan)
 
     def checks(self, step: int) -> bool:
         """Whether the stop rule is asked after this step."""

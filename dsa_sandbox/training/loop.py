@@ -93,15 +93,9 @@ def train(
             torch.nn.utils.clip_grad_norm_(indexer, clip)
         optimizer.step()
         after_step()
-        yield Step(
-            number + 1,
-            loss_sum / num_tokens,
-            0.0 if extra is None else extra.item(),
-            norm.item(),
-            num_tokens,
-            phase.name,
-            kl_sum / num_tokens,
-        )
+        loss, kl_mean = loss_sum / num_tokens, kl_sum / num_tokens
+        added = 0.0 if extra is None else extra.item()
+        yield Step(number + 1, loss, added, norm.item(), num_tokens, phase.name, kl_mean)
     for parameter in trunk:
         parameter.requires_grad_(True)
     for group, rate in zip(optimizer.param_groups, base_rates):

@@ -22,7 +22,10 @@ NUM_CHECKS = 10  # validations during a run, at equal shares of its steps
 
 
 def phase_of(plan: Train, has_indexer: bool, always_dense: bool) -> Callable[[int], Phase]:
-    """What each step does. `always_dense`: K = T, the selection is never sparse."""
+    """What each step does. `always_dense`: K = T, the selection is never sparse.
+
+    Where a control chooses the keys, there is no indexer to teach: its warm-up is sparse already.
+    """
 
     def at(step: int) -> Phase:
         rate = warmup_then_decay(step, plan.steps, plan.warmup_fraction, plan.decay_fraction)
@@ -30,6 +33,8 @@ def phase_of(plan: Train, has_indexer: bool, always_dense: bool) -> Callable[[in
             return Phase(rate, name="dense")
         if step < plan.dense_fraction * plan.steps:
             return Phase(rate, sparse=False, name="dense")
+        if plan.selection != "learned":
+            return Phase(rate, name=plan.selection)
         if step < (plan.dense_fraction + plan.indexer_fraction) * plan.steps:
             return Phase(rate, sparse=False, teach=True, trunk=False, name="indexer")
         return Phase(rate, sparse=not always_dense, teach=True, name="sparse")

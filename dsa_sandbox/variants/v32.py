@@ -7,18 +7,14 @@ indexer that reads the query latent, and its top-k for every head (DeepSeek-V3.2
 B batch, T query tokens, S key tokens, D width, N heads, H head width, R query rank, C latent rank.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsa_sandbox.core.attention import DsaAttention, half, heads, linear, merged, stacked
-from dsa_sandbox.core.indexer import Indexer, Table, rope_table, rotate
+from dsa_sandbox.core.attention import DsaAttention, attend, heads, linear, merged, stacked
+from dsa_sandbox.core.indexer import Indexer
+from dsa_sandbox.core.rope import Table, half, rope_table, rotate
 from dsa_sandbox.registry import archs
-
-if TYPE_CHECKING:
-    from dsa_sandbox.settings import Model
+from dsa_sandbox.settings import Model
 
 
 def rotate_pairs(x: Tensor, table: Table | None) -> Tensor:
@@ -41,7 +37,7 @@ class V32Attention(DsaAttention):
     compressed: nn.ModuleDict  # type: ignore[assignment]
     selected: nn.ModuleDict  # type: ignore[assignment]
 
-    def make(self, model: "Model") -> None:
+    def make(self, model: Model) -> None:
         width, query_rank, rank = model.width, model.query_rank, model.latent_rank
         inner, num_rotary = model.num_heads * self.head_width, self.head_width // 2
         self.compressed = nn.ModuleDict(
@@ -67,38 +63,43 @@ class V32Attention(DsaAttention):
         self.indexer.cos_TH, self.indexer.sin_TH = rope_table(model.context, num_rotary)
 
     def scores(self, x_BTD: Tensor) -> Tensor:
-        with torch.no_grad():  # the indexer's loss ends at what it reads
-            latent_BTR = self.compressed["q_norm"](self.compressed["q"](x_BTD).float())
-        return self.indexer(x_BTD, latent_BTR)
+        return self.indexer(x_BTD, self.query(x_BTD))
+
+    @torch.no_grad()  # the indexer's loss ends at what it reads
+    def query(self, x_BTD: Tensor) -> Tensor:
+        """The query latent [B, T, R], as the indexer reads it."""
+        return self.compressed["q_norm"](self.compressed["q"](x_BTD).float())
 
     def project(self, x_BTD: Tensor, table: Table | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys [B, N, T, H + H/2], content first, and values [B, N, S, H]."""
+        """Queries [B, N, T, H + H/2], content first; the latent [B, S, C] and the rotary key."""
         flow, table = self.compressed, half(table)
         q_BTR, kv_BTC, k_rope_BTH = stacked(x_BTD, flow["q"], flow["kv"], flow["k_rope"])
         q_BTF = self.selected["q"](flow["q_norm"](q_BTR.float()))
-        k_BTF, v_BTF = stacked(
-            flow["kv_norm"](kv_BTC.float()), self.selected["k"], self.selected["v"]
-        )
-        k_BNSH, v_BNSH = heads(k_BTF, self.head_width), heads(v_BTF, self.head_width)
         content, position = heads(q_BTF, self.head_width * 3 // 2).split(
             [self.head_width, self.head_width // 2], dim=-1
         )
-        k_rope_BNSH = rotate_pairs(k_rope_BTH, table).unsqueeze(1)
-        k_rope_BNSH = k_rope_BNSH.expand(-1, k_BNSH.shape[1], -1, -1)
         q_BNTF = torch.cat([content, rotate_pairs(position, table)], dim=-1)
-        return q_BNTF, torch.cat([k_BNSH, k_rope_BNSH], dim=-1), v_BNSH
+        return q_BNTF, flow["kv_norm"](kv_BTC.float()), rotate_pairs(k_rope_BTH, table)
+
+    def expand(self, kv_BSC: Tensor, k_rope_BSH: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [B, N, S, H + H/2] and values [B, N, S, H] of the latent."""
+        k_BSF, v_BSF = stacked(kv_BSC, self.selected["k"], self.selected["v"])
+        k_BNSH, v_BNSH = heads(k_BSF, self.head_width), heads(v_BSF, self.head_width)
+        position = k_rope_BSH.unsqueeze(1).expand(-1, k_BNSH.shape[1], -1, -1)
+        return torch.cat([k_BNSH, position], dim=-1), v_BNSH
+
+    def mix(self, q_BNTF: Tensor, *states: Tensor, kept: Tensor | None) -> Tensor:
+        """Output [B, T, D]."""
+        return self.selected["o"](attend(q_BNTF, *self.expand(*states), kept))
 
     def attend(self, x_BTD: Tensor, table: Table | None, kept: Tensor | None) -> Tensor:
-        mask = None if kept is None else kept.unsqueeze(1)
-        y_BNTH = F.scaled_dot_product_attention(
-            *self.project(x_BTD, table), attn_mask=mask, is_causal=mask is None
-        )
-        return self.selected["o"](merged(y_BNTH))
+        return self.mix(*self.project(x_BTD, table), kept=kept)
 
     def attend_with_teacher(
         self, x_BTD: Tensor, table: Table | None, support_BTS: Tensor
     ) -> tuple[Tensor, Tensor]:
-        q_BNTF, k_BNSF, v_BNSH = self.project(x_BTD, table)
+        q_BNTF, *states = self.project(x_BTD, table)
+        k_BNSF, v_BNSH = self.expand(*states)
         logits_BNTS = (q_BNTF * q_BNTF.shape[-1] ** -0.5 @ k_BNSF.transpose(-1, -2)).float()
         mask_B1TS = torch.where(support_BTS, 0.0, -torch.inf).unsqueeze(1)
         weights_BNTS = (logits_BNTS + mask_B1TS).softmax(-1)

@@ -1,0 +1,65 @@
+"""Five networks of `dsa`, each trained from scratch with another policy choosing its keys.
+
+    python benchmarks/policies.py [--seeds 0] [--arch dsa] [--home runs/policies] [--set KEY=VALUE]
+
+Held-out NLL as each was trained, and of the one with the indexer under every other policy.
+"""
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import get_args
+
+from dsa_sandbox import commands, settings
+
+
+def trained(seed: int, policy: str, arch: str, sets: list[str], home: Path) -> str:
+    """A row of the first table."""
+    resolved = settings.resolve(
+        options={"arch": (arch, ""), "seed": (seed, "")}, sets=[f"train.selection={policy}", *sets]
+    ).settings
+    figures = commands.pretrain(resolved, home).figures
+    pairs, gate = figures["pairs"], figures["gate"]
+    return (
+        f"{seed:<6}{policy:<10}{figures['valid']['nll']:<9.4f}{figures['known_facts']:<7}"
+        f"{gate['right']:<7.2f}{gate['bleed']:<7.2f}"
+        + "  ".join(f"{kind} {share:.2f}" for kind, share in pairs.items())
+    )
+
+
+def asked(seed: int, policy: str, arch: str, sets: list[str], home: Path) -> str:
+    """A row of the second: the network with the indexer, measured with `policy`."""
+    resolved = settings.resolve(
+        options={"arch": (arch, ""), "seed": (seed, "")}, sets=["train.selection=learned", *sets]
+    ).settings
+    base = commands.pretrain(resolved, home).run
+    nll = commands.evaluate(base, home, selection=policy)["valid"]["nll"]
+    return f"{seed:<6}{policy:<10}{nll:<9.4f}"
+
+
+def main() -> None:
+    """Print both tables, a row per seed and policy."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arch", default="dsa")
+    parser.add_argument("--home", type=Path, default=Path("runs/policies"))
+    parser.add_argument("--set", action="append", default=[])
+    options = parser.parse_args()
+    cells = [
+        (seed, policy, options.arch, options.set, options.home)
+        for seed, policy in product(options.seeds, get_args(settings.Policy))
+    ]
+    headings = {
+        trained: "seed  trained   NLL      known  right  bleed  pairs",
+        asked: "seed  measured  NLL (trained with the indexer)",
+    }
+    with ProcessPoolExecutor(2) as pool:
+        for row, heading in headings.items():
+            print(heading, flush=True)
+            for text in pool.map(row, *zip(*cells)):
+                print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
