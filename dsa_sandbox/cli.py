@@ -156,7 +156,9 @@ def pretrain(
 def make_tasks(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[BASE]...", help="Pre-trained runs [the newest of each arch]."),
+        typer.Argument(
+            metavar="[BASE]...", help="Pre-trained runs (default: the newest of each arch)."
+        ),
     ] = None,
     count: Count = None,
     family: Family = None,
@@ -216,7 +218,8 @@ def make_tasks(
 @app.command(epilog="Example: dsa-sandbox finetune --strategy ewc --set ewc.strength=0.1")
 def finetune(
     run: Annotated[
-        str | None, typer.Argument(metavar="[BASE]", help="A pre-trained run [the newest].")
+        str | None,
+        typer.Argument(metavar="[BASE]", help="A pre-trained run (default: the newest)."),
     ] = None,
     strategy: Strategy = None,
     arch: Arch = None,
@@ -300,7 +303,9 @@ def finetune(
 def evaluate(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Arms or bases [all arms of the newest stream]."),
+        typer.Argument(
+            metavar="[RUN]...", help="Arms or bases (default: all arms of the newest stream)."
+        ),
     ] = None,
     tasks: TasksFrom = None,
     selection: Annotated[
@@ -349,7 +354,7 @@ def evaluate(
 def plot(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Arms [all of the newest stream]."),
+        typer.Argument(metavar="[RUN]...", help="Arms (default: all of the newest stream)."),
     ] = None,
     kind: Annotated[
         str, typer.Option("--kind", help="forgetting, retention or front.", metavar="NAME")
@@ -392,7 +397,9 @@ def run(
     device: Device = None,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", min=1, help="Cells side by side [cores / threads].", metavar="N"),
+        typer.Option(
+            "--jobs", min=1, help="Cells side by side (default: cores / threads).", metavar="N"
+        ),
     ] = None,
     strategies: Annotated[
         str, typer.Option("--strategies", help="Strategies of the grid.", metavar="A,B,..")
@@ -474,7 +481,8 @@ def is_strategy_key(text: str, strategies: str) -> bool:
 @app.command(epilog='Example: dsa-sandbox generate --prompt "Tom had a red ball." --count 3')
 def generate(
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run with a network [the newest base].")
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run with a network (default: the newest base)."),
     ] = None,
     prompt: Annotated[
         str, typer.Option("--prompt", help="How the stories begin.", metavar="TEXT")

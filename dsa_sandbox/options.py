@@ -8,13 +8,16 @@ import typer
 from dsa_sandbox.errors import UserError
 
 SETTINGS, OUTPUT = "Settings", "Output"
-Arch = Annotated[str | None, typer.Option("--arch", help="dense, dsa or dsa-full.", metavar="NAME")]
+Arch = Annotated[
+    str | None, typer.Option("--arch", help="dense, dsa, dsa-full or dsa-v32.", metavar="NAME")
+]
 Strategy = Annotated[
     str | None,
     typer.Option("--strategy", help="sgd, ewc or acft, or one of yours.", metavar="NAME"),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of weights, data order, tasks [0].", metavar="N")
+    int | None,
+    typer.Option("--seed", help="Seed of weights, data order, tasks (default: 0).", metavar="N"),
 ]
 Data = Annotated[
     str | None,
@@ -23,7 +26,7 @@ Data = Annotated[
     ),
 ]
 Count = Annotated[
-    int | None, typer.Option("--count", help="Tasks in the stream [50].", metavar="N")
+    int | None, typer.Option("--count", help="Tasks in the stream (default: 50).", metavar="N")
 ]
 Family = Annotated[str | None, typer.Option("--family", help="Kind of task.", metavar="NAME")]
 TasksFrom = Annotated[
@@ -64,7 +67,7 @@ Device = Annotated[
 ]
 Home = Annotated[
     Path | None,
-    typer.Option("--home", help="Where runs are kept [./runs].", rich_help_panel=OUTPUT),
+    typer.Option("--home", help="Where runs are kept (default: ./runs).", rich_help_panel=OUTPUT),
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Make another run beside one.", rich_help_panel=OUTPUT)

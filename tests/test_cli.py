@@ -48,6 +48,15 @@ def test_help_of_a_command_ends_with_an_example_of_it(name: str) -> None:
     assert answer.err == ""
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_every_word_that_was_written_for_it(name: str) -> None:
+    shown = cli(name, "--help").out.split()  # brackets would be taken for markup, and vanish
+    for parameter in typer.main.get_command(app).commands[name].params:  # type: ignore[attr-defined]
+        help_text = getattr(parameter, "help", None) or ""
+        missing = [word for word in help_text.split() if word not in shown]
+        assert not missing, f"{parameter.name}: {help_text}"
+
+
 def test_help_and_completion_import_nothing_heavy() -> None:
     script = f"""
 import os, sys
