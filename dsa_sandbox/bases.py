@@ -156,7 +156,7 @@ def for_base(resolved: Settings, base: Run, sources: Mapping[str, str]) -> Setti
     problems = []
     for key, source in sources.items():
         fixed = key.split(".")[0] in ("model", "data", "train", "arch")
-        chosen = not source.startswith("preset") and source not in ("default", "environment")
+        chosen = not source.startswith(("preset ", "arch ", "default", "environment"))
         if fixed and chosen and flat_new.get(key) != flat_own.get(key):
             problems.append(
                 f"{key}={flat_new.get(key)}: the base {base.name} has {flat_own.get(key)}"
