@@ -9,7 +9,7 @@ import dsa_sandbox
 
 PACKAGE = Path(dsa_sandbox.__file__).parent
 FLOORS = (
-    ("cli", "options", "console", "__main__"),
+    ("cli", "making", "looking", "options", "console", "__main__"),
     ("study",),
     ("commands",),
     ("job", "bases"),

@@ -4,6 +4,7 @@ B batch, T query tokens, S key tokens, D width, N heads, H head width, R latent 
 No matrix feeds two flows, or a flow and the indexer: what is frozen is a set of whole Parameters.
 """
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -43,7 +44,7 @@ def attend(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, kept: Tensor | None) 
     return merged(F.scaled_dot_product_attention(*states, attn_mask=mask, is_causal=mask is None))
 
 
-class Flow(nn.Module):
+class Flow(nn.Module, ABC):
     """Attention in two halves, so that tokens may be remembered between them.
 
     `project` makes queries and all that is kept of a token; `mix` makes the output of queries and
@@ -54,13 +55,13 @@ class Flow(nn.Module):
         """Output [B, T, D]; `kept` as `attend` has it."""
         return self.mix(*self.project(x_BTD, table), kept=kept)
 
+    @abstractmethod
     def project(self, x_BTD: Tensor, table: Table | None) -> tuple[Tensor, ...]:
         """Queries, and what is kept of each token; the last axis but one counts tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mix(self, q_BNTH: Tensor, *states: Tensor, kept: Tensor | None) -> Tensor:
         """Output [B, T, D]."""
-        raise NotImplementedError
 
 
 class DenseAttention(Flow):

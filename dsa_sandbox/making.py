@@ -1,0 +1,371 @@
+"""The commands that make runs. Heavy imports wait until needed."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from dsa_sandbox.options import (
+    AllowMismatch,
+    Arch,
+    Config,
+    Count,
+    Data,
+    Device,
+    DryRun,
+    Family,
+    Force,
+    Home,
+    Include,
+    Json,
+    Preset,
+    Quiet,
+    Seed,
+    Set,
+    Strategy,
+    TasksFrom,
+    answer_plan,
+    answer_run,
+    load_includes,
+    network_plan,
+    prepare,
+    show_notes,
+)
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: dsa-sandbox build --arch dense")
+def build(
+    arch: Arch = None,
+    data: Data = None,
+    seed: Seed = None,
+    allow_mismatch: AllowMismatch = False,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    include: Include = None,
+    home: Home = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a network's initial weights as a run; show both parameter tables."""
+    call = prepare(
+        options={
+            "arch": (arch, "--arch"),
+            "data.source": (data, "--data"),
+            "seed": (seed, "--seed"),
+        },
+        preset=preset,
+        config=config,
+        sets=set_,
+        include=include,
+        home=home,
+        as_json=as_json,
+        quiet=quiet,
+    )
+    if dry_run:
+        answer_plan(call, "build", network_plan(call))
+        return
+    from dsa_sandbox import commands
+    from dsa_sandbox.report import table
+
+    result = commands.build(
+        call.settings,
+        call.home,
+        force=force,
+        allow_mismatch=allow_mismatch,
+        includes=call.includes,
+        listener=call.listener,
+    )
+    show_notes(call, table.parameters(result.figures))
+    answer_run(call, "build", result)
+
+
+@app.command(epilog="Example: dsa-sandbox pretrain --arch dsa --set train.steps=500")
+def pretrain(
+    arch: Arch = None,
+    data: Data = None,
+    seed: Seed = None,
+    device: Device = None,
+    allow_mismatch: AllowMismatch = False,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    include: Include = None,
+    home: Home = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a language model from scratch; the same command again resumes or returns it."""
+    call = prepare(
+        options={
+            "arch": (arch, "--arch"),
+            "data.source": (data, "--data"),
+            "seed": (seed, "--seed"),
+            "machine.device": (device, "--device"),
+        },
+        preset=preset,
+        config=config,
+        sets=set_,
+        include=include,
+        home=home,
+        as_json=as_json,
+        quiet=quiet,
+    )
+    if dry_run:
+        answer_plan(call, "pretrain", network_plan(call))
+        return
+    from dsa_sandbox import commands
+    from dsa_sandbox.report import table
+
+    result = commands.pretrain(
+        call.settings,
+        call.home,
+        force=force,
+        allow_mismatch=allow_mismatch,
+        includes=call.includes,
+        listener=call.listener,
+    )
+    show_notes(call, table.base(result.run.name, result.figures))
+    answer_run(call, "pretrain", result)
+
+
+@app.command("make-tasks", epilog="Example: dsa-sandbox make-tasks --count 8")
+def make_tasks(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[BASE]...", help="Pre-trained runs (default: the newest of each arch)."
+        ),
+    ] = None,
+    count: Count = None,
+    family: Family = None,
+    tasks: TasksFrom = None,
+    seed: Seed = None,
+    device: Device = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    include: Include = None,
+    home: Home = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make the stream of tasks from facts that the bases know; or check rows of yours (--tasks)."""
+    from dsa_sandbox import bases, commands, console, store
+    from dsa_sandbox.report import table
+
+    place, listener = store.home_folder(home), console.Terminal(quiet)
+    load_includes(include or [])
+    if runs:
+        chosen = [store.find_run(place, name) for name in runs]
+    else:
+        newest = bases.default_base(place, None, preset, listener)
+        chosen = bases.block_of(place, newest)
+    call = prepare(
+        options={
+            "tasks.count": (count, "--count"),
+            "tasks.family": (family, "--family"),
+            "seed": (seed, "--seed"),
+            "machine.device": (device, "--device"),
+        },
+        preset=preset or chosen[0].manifest.get("preset"),
+        config=config,
+        sets=set_,
+        include=include,
+        home=home,
+        as_json=as_json,
+        quiet=quiet,
+    )
+    resolved = bases.for_base(call.settings, chosen[0], call.resolved.sources)
+    resolved = bases.with_seed_of(resolved, chosen[0], call.resolved.sources)
+    if dry_run:
+        names = ", ".join(base.name for base in chosen)
+        plan = {"bases": names, "count": resolved.tasks.count, "stream": resolved.tasks.stream}
+        answer_plan(call, "make-tasks", plan)
+        return
+    result = commands.make_tasks(
+        resolved, call.home, chosen, force=force, listener=call.listener, rows=tasks
+    )
+    show_notes(call, table.stream(result.run.name, result.figures))
+    answer_run(call, "make-tasks", result)
+
+
+@app.command(epilog="Example: dsa-sandbox finetune --strategy ewc --set ewc.strength=0.1")
+def finetune(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[BASE]", help="A pre-trained run (default: the newest)."),
+    ] = None,
+    strategy: Strategy = None,
+    arch: Arch = None,
+    tasks: TasksFrom = None,
+    count: Count = None,
+    seed: Seed = None,
+    device: Device = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    include: Include = None,
+    home: Home = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn the tasks one after another with a strategy, and record what is forgotten."""
+    from dsa_sandbox import console, store
+
+    listener = console.Terminal(quiet)
+    place = store.home_folder(home)
+    if run is not None:
+        base = store.find_run(place, run)
+    else:
+        from dsa_sandbox import bases
+
+        base = bases.default_base(place, arch, preset, listener)
+    manifest = base.manifest
+    call = prepare(
+        options={
+            "strategy": (strategy, "--strategy"),
+            "arch": (arch, "--arch"),
+            "tasks.count": (count, "--count"),
+            "seed": (seed, "--seed"),
+            "machine.device": (device, "--device"),
+        },
+        preset=preset or manifest.get("preset"),
+        config=config,
+        sets=set_,
+        include=include,
+        home=home,
+        as_json=as_json,
+        quiet=quiet,
+        with_strategy=True,
+    )
+    from dsa_sandbox import bases, commands
+    from dsa_sandbox.report import table
+
+    bases.pretrained(base)
+    resolved = bases.for_base(call.settings, base, call.resolved.sources)
+    resolved = bases.with_seed_of(resolved, base, call.resolved.sources)
+    rows, name, sha = commands.tasks_for(
+        resolved, call.home, base, tasks, dry_run=dry_run, listener=call.listener, asked=count
+    )
+    if dry_run:
+        plan = {
+            "base": base.name,
+            "strategy": resolved.strategy,
+            "tasks": len(rows) or "made first",
+        }
+        plan |= {"max_steps": (len(rows) or resolved.tasks.count) * resolved.finetune.max_steps}
+        answer_plan(call, "finetune", plan)
+        return
+    result = commands.finetune(
+        resolved,
+        call.home,
+        base,
+        rows,
+        name,
+        sha,
+        force=force,
+        includes=call.includes,
+        listener=call.listener,
+    )
+    show_notes(call, table.arm(result.run.name, result.figures))
+    answer_run(call, "finetune", result)
+
+
+@app.command(epilog="Example: dsa-sandbox run --preset smoke --count 8")
+def run(
+    count: Count = None,
+    data: Data = None,
+    seed: Seed = None,
+    device: Device = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", min=1, help="Cells side by side (default: cores / threads).", metavar="N"
+        ),
+    ] = None,
+    strategies: Annotated[
+        str, typer.Option("--strategies", help="Strategies of the grid.", metavar="A,B,..")
+    ] = "sgd,ewc,acft",
+    archs: Annotated[
+        str, typer.Option("--archs", help="Architectures of the grid.", metavar="A,B,..")
+    ] = "dense,dsa",
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    include: Include = None,
+    home: Home = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole study: build, pretrain, make-tasks, all arms, eval, plot; skips what is there."""
+    call = prepare(
+        options={
+            "tasks.count": (count, "--count"),
+            "data.source": (data, "--data"),
+            "seed": (seed, "--seed"),
+            "machine.device": (device, "--device"),
+        },
+        preset=preset,
+        config=config,
+        sets=[s for s in set_ or [] if not is_strategy_key(s, strategies)],
+        include=include,
+        home=home,
+        as_json=as_json,
+        quiet=quiet,
+    )
+    from dsa_sandbox import console, study
+    from dsa_sandbox.report import figures, table
+
+    plan = study.plan(
+        call.settings,
+        call.home,
+        archs=study.names(archs, "archs"),
+        strategies=study.names(strategies, "strategies"),
+        preset=preset,
+        config=config,
+        sets=set_ or [],
+        include=include or [],
+        data=data,
+        device=device,
+        count=count,
+        seed=seed,
+        jobs=jobs,
+    )
+    if dry_run:
+        answer_plan(call, "run", {**network_plan(call), **plan.described()})
+        return
+    outcome = study.run(plan, call.listener)
+    results = study.evaluate(outcome)
+    if as_json:
+        console.emit_json(
+            {"command": "run", **outcome.paths(), "runs": results, **table.contrasts(results)}
+        )
+        return
+    style: dict[str, Any] = {
+        "width": min(console.width_of(sys.stdout), 160),
+        "colour": console.has_colour(sys.stdout),
+        "unicode": console.has_unicode(sys.stdout),
+    }
+    for kind in ("forgetting", "front"):
+        console.emit(figures.draw(kind, outcome.arms, **style).text + "\n")
+    width = console.width_of(sys.stdout)
+    stream = table.stream(outcome.stream.name, outcome.stream.manifest["figures"])
+    console.emit(table.folded(stream, max(width, 80)) + "\n")
+    console.emit(table.results(results, width=width))
+
+
+def is_strategy_key(text: str, strategies: str) -> bool:
+    """Whether a --set belongs to one of the strategies of the grid: its cells get it."""
+    return text.partition(".")[0] in [name.strip() for name in strategies.split(",")]
