@@ -476,6 +476,10 @@ def explained(error: ValidationError, prefix: str, sources: Mapping[str, str]) -
         message = message[0].lower() + message[1:]
         value = problem["input"]
         shown = f"={value}" if isinstance(value, (str, int, float, bool)) else ""
+        if not problem["loc"]:  # between sections: the message begins with the key that it is about
+            set_by = sources.get(message.partition("=")[0], "default")
+            lines.append(f"{message}  [from {set_by}]")
+            continue
         set_by = sources.get(key) or ", ".join(
             sorted({source for name, source in sources.items() if name.startswith(f"{key}.")})
         )

@@ -98,6 +98,24 @@ def test_a_set_without_key_or_value_says_how_to_write_it(text: str) -> None:
     assert "write it as section.key=value" in told("--set", text)
 
 
+def test_a_setting_that_does_not_fit_the_architecture_is_named_with_its_source() -> None:
+    narrow = ("--set", "model.indexer_head_width=4")
+    problem = told("--arch", "dsa-v32", *narrow)
+    assert problem.startswith("error: model.indexer_head_width=4 is less than the 8 dimensions")
+    assert problem.endswith("[from --set]")
+    assert cli("settings", "--arch", "dsa", *narrow).code == 0
+
+
+def test_an_architecture_may_have_defaults_of_its_own() -> None:
+    def forced(*arguments: str) -> tuple[int, int]:
+        values = cli("settings", *arguments, "--json").value["settings"]
+        return values["model.force_sink"], values["model.force_local"]
+
+    assert forced("--arch", "dsa") == (1, 2)
+    assert forced("--arch", "dsa-v32") == forced("--set", "arch=dsa-v32") == (0, 0)
+    assert forced("--arch", "dsa-v32", "--set", "model.force_sink=3") == (3, 0)
+
+
 def test_every_problem_is_told_at_once() -> None:
     problem = told("--set", "train.stepz=1", "--set", "model.widht=2", "--set", "sgdd.x=1")
     assert len(problem.splitlines()) == 3
