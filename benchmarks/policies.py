@@ -50,6 +50,9 @@ def main() -> None:
         (seed, policy, options.arch, options.set, options.home)
         for seed, policy in product(options.seeds, get_args(settings.Policy))
     ]
+    for seed in options.seeds:  # all policies start from one build: it has one writer
+        named = {"arch": (options.arch, ""), "seed": (seed, "")}
+        commands.build(settings.resolve(options=named, sets=options.set).settings, options.home)
     headings = {
         trained: "seed  trained   NLL      known  right  bleed  pairs",
         asked: "seed  measured  NLL (trained with the indexer)",
