@@ -63,13 +63,19 @@ class Registry(Generic[T]):
         return self.entries[name]
 
 
-CORE = "dsa_sandbox.core.transformer"
+CORE, VARIANTS = "dsa_sandbox.core.transformer", "dsa_sandbox.variants"
 archs: Registry[Any] = Registry(
     "architecture",
-    {"dense": CORE, "dsa": CORE, "dsa-full": CORE, "dsa-v32": "dsa_sandbox.variants.v32"},
+    {"dense": CORE, "dsa": CORE, "dsa-full": CORE, "dsa-v32": f"{VARIANTS}.v32"},
 )
 strategies: Registry[Any] = Registry(
     "strategy", {name: f"dsa_sandbox.strategies.{name}" for name in ("sgd", "ewc", "acft")}
+)
+
+
+feedforwards: Registry[Any] = Registry("feed-forward", {"mlp": CORE, "moe": f"{VARIANTS}.moe"})
+compressions: Registry[Any] = Registry(
+    "compression", {"latent": "dsa_sandbox.core.attention", "block": f"{VARIANTS}.block"}
 )
 
 

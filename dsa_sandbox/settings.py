@@ -34,15 +34,25 @@ class Model(Frozen):
     num_heads: int = Field(8, ge=2, description="Attention heads of a layer, both flows together.")
     num_selected_heads: int = Field(4, ge=1, description="Heads of the selected flow [half].")
     ffn_width: int = Field(432, ge=1, description="Hidden width of the feed-forward of `dsa`.")
+    ffn: Literal["mlp", "moe"] = Field("mlp", description="Feed-forward: one, or experts.")
     activation: Literal["swiglu", "gelu"] = Field("swiglu", description="Feed-forward activation.")
     context: int = Field(128, ge=8, description="Longest sequence, tokens.")
     num_kept: int = Field(16, ge=1, description="K: keys the selected flow keeps for each query.")
     force_sink: int = Field(1, ge=0, description="First tokens that are always kept, within K.")
     force_local: int = Field(2, ge=0, description="Last tokens always kept, within K [K / 8].")
     latent_rank: int = Field(64, ge=1, description="Rank of the compressed latent [width / 2].")
+    compression: Literal["latent", "block"] = Field(
+        "latent", description="Compressed flow: every past token, or pooled windows of them."
+    )
     query_rank: int = Field(64, ge=1, description="dsa-v32: rank of the query latent [width / 2].")
     indexer_heads: int = Field(4, ge=1, description="Heads of the lightning indexer.")
     indexer_head_width: int = Field(32, ge=4, description="Width of an indexer head.")
+    matched: bool = Field(
+        True, description="Match feed-forwards to `dsa` in parameters; false: ffn_width for all."
+    )
+    tied: bool = Field(True, description="The embedding is the output matrix as well.")
+    rope_base: float = Field(10_000.0, gt=1, description="Base of the rotary frequencies.")
+    norm_eps: float = Field(1e-6, gt=0, description="Epsilon of the RMS norms.")
 
     @model_validator(mode="before")
     @classmethod

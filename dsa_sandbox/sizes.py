@@ -36,7 +36,7 @@ def group_sizes(arch: str, model: Model, vocabulary: int, ffn_width: int) -> dic
             + width * model.indexer_heads,
         }
     matrices = 3 if model.activation == "swiglu" else 2
-    sizes = {"embedding": vocabulary * width}
+    sizes = {"embedding": vocabulary * width * (1 if model.tied else 2)}
     sizes |= {group: count * model.num_layers for group, count in attention.items()}
     sizes["feedforward"] = matrices * width * ffn_width * model.num_layers
     sizes["norm"] = width * (2 * model.num_layers + 1)
@@ -45,7 +45,7 @@ def group_sizes(arch: str, model: Model, vocabulary: int, ffn_width: int) -> dic
 
 def matched_ffn_width(arch: str, model: Model) -> int:
     """Feed-forward width, a multiple of 8, that makes the total of `arch` equal to `dsa`'s."""
-    if arch not in ("dense", "dsa-v32"):
+    if not model.matched or arch not in ("dense", "dsa-v32"):
         return model.ffn_width
     without_ffn = (sum(group_sizes(a, model, 0, 0).values()) for a in ("dsa", arch))
     surplus = next(without_ffn) - next(without_ffn)

@@ -140,7 +140,7 @@ def test_dense_equals_a_slow_reference_with_rope() -> None:
 
 
 def test_compressed_flow_equals_a_slow_latent_attention() -> None:
-    flow = CompressedFlow(WIDTH, 2, HEAD, rank=12)
+    flow = CompressedFlow(tiny_settings(latent_rank=12))
     filled(flow)
     table = rope_table(CONTEXT, HEAD // 2)
     same_with_gradient(lambda x: flow(x, table), lambda x: slow_compressed(flow, x))

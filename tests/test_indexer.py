@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from tiny import CONTEXT, documents, noise, some_tokens, tiny_model, turned
+from tiny import CONTEXT, documents, noise, some_tokens, tiny_model, tiny_settings, turned
 from torch import Tensor
 
 from dsa_sandbox.core.indexer import Indexer, causal_mask, indexer_kl, kept_mask, select
@@ -144,7 +144,7 @@ def test_an_id_of_a_later_token_is_never_kept() -> None:
 
 
 def small_indexer() -> Indexer:
-    indexer = Indexer(12, 3, 8, CONTEXT)
+    indexer = Indexer(tiny_settings(width=12, num_heads=3, num_selected_heads=2, indexer_heads=3))
     for number, parameter in enumerate(indexer.parameters()):
         parameter.data = noise(*parameter.shape, seed=20 + number)
     return indexer

@@ -12,7 +12,7 @@ from tiny import documents, tiny_model
 from dsa_sandbox.data.tokens import batch_of
 from dsa_sandbox.settings import Train
 from dsa_sandbox.training.loop import Phase, train, warmup_then_decay
-from dsa_sandbox.training.pretrain import make_optimizer, phase_of
+from dsa_sandbox.training.pretrain import has_indexer, make_optimizer, phase_of
 
 PINNED = {
     "dense": [4.4453, 3.92615, 3.46483, 3.07479, 2.74586, 2.55087],
@@ -28,7 +28,7 @@ def losses(arch: str) -> list[float]:
         model,
         make_optimizer(model, plan),
         lambda _: [batch],
-        phase_of(plan, model.has_indexer, False),
+        phase_of(plan, has_indexer(model), False),
         start=0,
         stop=6,
         clip=1.0,

@@ -5,15 +5,21 @@ No matrix feeds two flows, or a flow and the indexer: what is frozen is a set of
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsa_sandbox.core.indexer import Indexer, causal_mask, indexer_kl, kept_mask, select
-from dsa_sandbox.core.rope import Table, half, rotate
+from dsa_sandbox.core.rope import Rope, half, rotate
+from dsa_sandbox.registry import compressions
 from dsa_sandbox.settings import Model
+
+Teach = bool | Tensor  # whether the indexer is taught, or about which queries [Q] of each sequence
+Out = tuple[Tensor, Tensor | None]  # output [B, T, D], and the indexer's loss [B, T] or [B, Q]
+Pair = tuple[Tensor, Tensor]
 
 
 def linear(num_in: int, num_out: int) -> nn.Linear:
@@ -33,8 +39,13 @@ def merged(x_BNTH: Tensor) -> Tensor:
 
 def stacked(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """The outputs of several matrices on one input, by a single product; they stay Parameters."""
-    weights: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
-    return F.linear(x, torch.cat(weights)).split([weight.shape[0] for weight in weights], dim=-1)
+    widths = [layer.get_parameter("weight").shape[0] for layer in layers]
+    return at_once(x, layers).split(widths, dim=-1)
+
+
+def at_once(x: Tensor, layers: Iterable[nn.Module]) -> Tensor:
+    """The same, side by side."""
+    return F.linear(x, torch.cat([layer.get_parameter("weight") for layer in layers]))
 
 
 def attend(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, kept: Tensor | None) -> Tensor:
@@ -51,12 +62,12 @@ class Flow(nn.Module, ABC):
     of what was kept.
     """
 
-    def forward(self, x_BTD: Tensor, table: Table | None, kept: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, table: Rope, kept: Tensor | None = None) -> Tensor:
         """Output [B, T, D]; `kept` as `attend` has it."""
         return self.mix(*self.project(x_BTD, table), kept=kept)
 
     @abstractmethod
-    def project(self, x_BTD: Tensor, table: Table | None) -> tuple[Tensor, ...]:
+    def project(self, x_BTD: Tensor, table: Rope) -> tuple[Tensor, ...]:
         """Queries, and what is kept of each token; the last axis but one counts tokens."""
 
     @abstractmethod
@@ -64,7 +75,7 @@ class Flow(nn.Module, ABC):
         """Output [B, T, D]."""
 
 
-class DenseAttention(Flow):
+class DenseAttention(nn.Module):
     """Multi-head attention whose heads stand in two groups, so that one can be trained alone.
 
     Group `b` has the parameter count of a selected flow once its keys and values are cut to one
@@ -84,20 +95,16 @@ class DenseAttention(Flow):
         self.b1 = nn.ModuleDict({name: linear(width, self.head_width) for name in "kv"})
         self.b2 = nn.ModuleDict({name: linear(width, b2_width) for name in "kv"})
 
-    def forward(  # type: ignore[override]
-        self, x_BTD: Tensor, table: Table | None, *, sparse: bool = True, teach: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_BTD: Tensor, table: Rope, sparse: bool = True, teach: Teach = False) -> Out:
         """Output [B, T, D]; `sparse` and `teach` change nothing here, there is no indexer."""
         return self.mix(*self.project(x_BTD, table), kept=None), None
 
-    def project(self, x_BTD: Tensor, table: Table | None) -> tuple[Tensor, Tensor, Tensor]:
-        q_layers = (self.a["q"], self.b["q"])
-        k_layers = (self.a["k"], self.b1["k"], self.b2["k"])
-        v_layers = (self.a["v"], self.b1["v"], self.b2["v"])
-        parts = stacked(x_BTD, *q_layers, *k_layers, *v_layers)
-        q, k, v = (
-            heads(torch.cat(p, -1), self.head_width) for p in (parts[:2], parts[2:5], parts[5:])
-        )
+    def project(self, x_BTD: Tensor, table: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, [B, N, T, H] each, by one product."""
+        groups = ((self.a, self.b), (self.a, self.b1, self.b2), (self.a, self.b1, self.b2))
+        layers = [group[name] for name, several in zip("qkv", groups) for group in several]
+        parts = at_once(x_BTD, layers).chunk(3, dim=-1)
+        q, k, v = (heads(part_BTD, self.head_width) for part_BTD in parts)
         return rotate(q, table), rotate(k, table), v
 
     def mix(self, q_BNTH: Tensor, *states: Tensor, kept: Tensor | None) -> Tensor:
@@ -106,6 +113,7 @@ class DenseAttention(Flow):
         return F.linear(attend(q_BNTH, k_BNSH, v_BNSH, kept), o_weight)
 
 
+@compressions.register("latent")
 class CompressedFlow(Flow):
     """Heads whose keys and values come from a low-rank latent, seeing every past token.
 
@@ -114,18 +122,20 @@ class CompressedFlow(Flow):
     query and key carries content, half position.
     """
 
-    def __init__(self, width: int, num_heads: int, head_width: int, rank: int) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
+        width, rank, head_width = model.width, model.latent_rank, model.width // model.num_heads
+        num_heads = model.num_heads - model.num_selected_heads
         self.head_width, self.half_width = head_width, head_width // 2
         self.q = linear(width, num_heads * head_width)
         self.down = linear(width, rank)
-        self.norm = nn.RMSNorm(rank, eps=1e-6)
+        self.norm = nn.RMSNorm(rank, eps=model.norm_eps)
         self.k_rope = linear(width, self.half_width)
         self.k_up = linear(rank, num_heads * self.half_width)
         self.v_up = linear(rank, num_heads * head_width)
         self.o = linear(num_heads * head_width, width)
 
-    def project(self, x_BTD: Tensor, table: Table | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BTD: Tensor, table: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, N, T, H], the latent [B, S, R], the rotary key; `table` has width H / 2."""
         q_BTF, latent_BTR, k_rope_BTH = stacked(x_BTD, self.q, self.down, self.k_rope)
         content, position = heads(q_BTF, self.head_width).chunk(2, dim=-1)
@@ -154,7 +164,7 @@ class SelectedFlow(Flow):
         self.v = linear(width, head_width)
         self.o = linear(num_heads * head_width, width)
 
-    def project(self, x_BTD: Tensor, table: Table | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BTD: Tensor, table: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, N, T, H], the key and the value head [B, 1, S, H] each."""
         q_BTF, k_BSH, v_BSH = stacked(x_BTD, self.q, self.k, self.v)
         q_BNTH = rotate(heads(q_BTF, self.head_width), table)
@@ -164,9 +174,7 @@ class SelectedFlow(Flow):
         k_BNSH, v_BNSH = (x.expand(-1, q_BNTH.shape[1], -1, -1) for x in states)
         return self.o(attend(q_BNTH, k_BNSH, v_BNSH, kept))
 
-    def forward_with_teacher(
-        self, x_BTD: Tensor, table: Table | None, support_BTS: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward_with_teacher(self, x_BTD: Tensor, table: Rope, support_BTS: Tensor) -> Pair:
         """Output as `forward`, and the indexer's teacher [B, T, S].
 
         The teacher is the attention over `support_BTS`, summed over the heads of this flow and
@@ -186,9 +194,11 @@ class SelectedFlow(Flow):
 class DsaAttention(nn.Module):
     """Compressed flow + selected flow, each with matrices of its own: y = W_oc [..] + W_os [..].
 
-    A variant overrides `make`, `scores`, `attend` and `attend_with_teacher`.
+    A variant overrides `make`, `scores`, `attend` and `attend_with_teacher`. Where `backend` is
+    set, it computes `forward` in another way (variants.backends), to the same numbers.
     """
 
+    backend: Callable[..., Any] | None = None
     focus: ClassVar[dict[str, tuple[str, ...]]] = {"matched": ("selected",), "all": ("selected",)}
 
     def __init__(self, model: Model) -> None:
@@ -199,45 +209,43 @@ class DsaAttention(nn.Module):
 
     def make(self, model: Model) -> None:
         """The matrices."""
-        width, selected, head_width = model.width, model.num_selected_heads, self.head_width
-        compressed = model.num_heads - selected
-        self.compressed = CompressedFlow(width, compressed, head_width, model.latent_rank)
-        self.selected = SelectedFlow(width, selected, head_width)
-        self.indexer = Indexer(width, model.indexer_heads, model.indexer_head_width, model.context)
+        self.compressed = compressions[model.compression](model)
+        self.selected = SelectedFlow(model.width, model.num_selected_heads, self.head_width)
+        self.indexer = Indexer(model)
 
     def scores(self, x_BTD: Tensor) -> Tensor:
         """The indexer's scores [B, T, S]."""
         return self.indexer(x_BTD)
 
-    def attend(self, x_BTD: Tensor, table: Table | None, kept: Tensor | None) -> Tensor:
+    def attend(self, x_BTD: Tensor, table: Rope, kept: Tensor | None) -> Tensor:
         """Output [B, T, D]; `kept` [B, T, S] says who may look where, `None`: at all the past."""
         return self.compressed(x_BTD, half(table)) + self.selected(x_BTD, table, kept)
 
-    def attend_with_teacher(
-        self, x_BTD: Tensor, table: Table | None, support_BTS: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def attend_with_teacher(self, x_BTD: Tensor, table: Rope, support_BTS: Tensor) -> Pair:
         """Output as `attend`, and the indexer's teacher [B, T, S]."""
         y_BTD, teacher_BTS = self.selected.forward_with_teacher(x_BTD, table, support_BTS)
         return self.compressed(x_BTD, half(table)) + y_BTD, teacher_BTS
 
-    def forward(
-        self, x_BTD: Tensor, table: Table | None, *, sparse: bool = True, teach: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Output [B, T, D], and with `teach` the indexer's loss [B, T], nats.
+    def forward(self, x_BTD: Tensor, table: Rope, sparse: bool = True, teach: Teach = False) -> Out:
+        """Output [B, T, D], and with `teach` the indexer's loss [B, T] (or of its queries), nats.
 
         `sparse=False` lifts the selection (the dense phase of training).
         """
-        length, kept_BTS = x_BTD.shape[1], None
+        length, taught = x_BTD.shape[1], teach is not False
         sparse = sparse and self.num_kept < length
-        with torch.set_grad_enabled(teach and torch.is_grad_enabled()):
-            if teach or sparse:
-                scores_BTS = self.scores(x_BTD)
-            if sparse:
-                ids_BTK = select(scores_BTS, self.num_kept, self.num_sink, self.num_local)
-                kept_BTS = kept_mask(ids_BTK, length)
-        if not teach:
+        if not (sparse or taught):
+            return self.attend(x_BTD, table, None), None
+        if self.backend is not None:
+            return self.backend(self, x_BTD, table, sparse, teach)
+        with torch.set_grad_enabled(taught and torch.is_grad_enabled()):
+            scores_BTS = self.scores(x_BTD)
+        kept_BTS = causal_mask(length, x_BTD.device).expand_as(scores_BTS)
+        if sparse:
+            ids_BTK = select(scores_BTS, self.num_kept, self.num_sink, self.num_local)
+            kept_BTS = kept_mask(ids_BTK, length)
+        if not taught:
             return self.attend(x_BTD, table, kept_BTS), None
-        past_BTS = causal_mask(length, x_BTD.device).expand_as(scores_BTS)
-        support_BTS = past_BTS if kept_BTS is None else kept_BTS
-        y_BTD, teacher_BTS = self.attend_with_teacher(x_BTD, table, support_BTS)
-        return y_BTD, indexer_kl(scores_BTS, teacher_BTS, support_BTS)
+        y_BTD, teacher_BTS = self.attend_with_teacher(x_BTD, table, kept_BTS)
+        rows = slice(None) if teach is True else teach
+        parts = (x_BTS[:, rows] for x_BTS in (scores_BTS, teacher_BTS, kept_BTS))
+        return y_BTD, indexer_kl(*parts)

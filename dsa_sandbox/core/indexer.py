@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsa_sandbox.core.rope import Table, rope_table, rotate_first
+from dsa_sandbox.settings import Model
 
 
 class Indexer(nn.Module):
@@ -21,14 +22,15 @@ class Indexer(nn.Module):
     cos_TH: Tensor
     sin_TH: Tensor
 
-    def __init__(self, width: int, num_heads: int, head_width: int, context: int) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
+        width, num_heads, head_width = model.width, model.indexer_heads, model.indexer_head_width
         self.num_heads, self.head_width = num_heads, head_width
         self.q = nn.Linear(width, num_heads * head_width, bias=False)
         self.k = nn.Linear(width, head_width, bias=False)
         self.k_norm = nn.LayerNorm(head_width, eps=1e-6)
         self.w = nn.Linear(width, num_heads, bias=False)
-        table = rope_table(context, head_width // 2)
+        table = rope_table(model.context, head_width // 2, model.rope_base)
         self.register_buffer("cos_TH", table.cos_TH, persistent=False)
         self.register_buffer("sin_TH", table.sin_TH, persistent=False)
 
@@ -79,8 +81,7 @@ def select(scores_BTS: Tensor, num_kept: int, num_sink: int = 0, num_local: int 
     future = torch.iinfo(torch.int64).min
     key_BTS = key_BTS.masked_fill_(age_TS < 0, future)
     best_BTK = key_BTS.topk(min(num_kept, length), dim=-1, sorted=False).values
-    ids_BTK = (best_BTK & 0xFFFFFFFF).masked_fill(best_BTK == future, length)
-    ids_BTK = ids_BTK.sort(dim=-1).values
+    ids_BTK = (best_BTK & 0xFFFFFFFF).masked_fill(best_BTK == future, length).sort(dim=-1).values
     return ids_BTK.masked_fill(ids_BTK == length, -1).int()
 
 

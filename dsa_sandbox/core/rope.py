@@ -16,6 +16,9 @@ class Table(NamedTuple):
     sin_TH: Tensor
 
 
+Rope = Table | None  # None: no rotation
+
+
 def rope_table(length: int, width: int, base: float = 10_000.0) -> Table:
     """Rotation of each half-split pair at each position (RoFormer, arXiv 2104.09864, eq. 15)."""
     frequency_H = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
@@ -23,7 +26,7 @@ def rope_table(length: int, width: int, base: float = 10_000.0) -> Table:
     return Table(angle_TH.cos().float(), angle_TH.sin().float())
 
 
-def rotate(x: Tensor, table: Table | None) -> Tensor:
+def rotate(x: Tensor, table: Rope) -> Tensor:
     """`x` [..., T, width] turned by its position; `None` leaves it as it is."""
     if table is None:
         return x
@@ -40,6 +43,6 @@ def rotate_first(x: Tensor, table: Table) -> Tensor:
     return torch.cat([rotate(turned, table), kept], dim=-1)
 
 
-def half(table: Table | None) -> Table | None:
+def half(table: Rope) -> Rope:
     """The table of half the width: every second frequency."""
     return None if table is None else Table(table.cos_TH[:, ::2], table.sin_TH[:, ::2])

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsa_sandbox.core.attention import DenseAttention, DsaAttention, linear
+from dsa_sandbox.core.attention import DenseAttention, DsaAttention, Out, Teach, linear
 from dsa_sandbox.core.rope import Table, rope_table
-from dsa_sandbox.registry import archs
+from dsa_sandbox.registry import archs, feedforwards
 from dsa_sandbox.settings import Model
 
 IGNORED = -100  # target of padding, as torch's cross_entropy has it
@@ -27,14 +27,15 @@ def dsa_full(model: Model) -> DsaAttention:
     return DsaAttention(model.model_copy(update={"num_kept": model.context}))
 
 
+@feedforwards.register("mlp")
 class FeedForward(nn.Module):
     """SwiGLU (arXiv 2002.05202, eq. 6) of three matrices, or GELU of two."""
 
-    def __init__(self, width: int, hidden: int, activation: str) -> None:
+    def __init__(self, model: Model, hidden: int) -> None:
         super().__init__()
-        self.up = linear(width, hidden)
-        self.down = linear(hidden, width)
-        self.gate = linear(width, hidden) if activation == "swiglu" else None
+        self.up = linear(model.width, hidden)
+        self.down = linear(hidden, model.width)
+        self.gate = linear(model.width, hidden) if model.activation == "swiglu" else None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.gate is None:
@@ -45,25 +46,22 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each behind an RMSNorm and added to the stream."""
 
-    def __init__(self, attention: nn.Module, model: Model, hidden: int) -> None:
+    def __init__(self, arch: str, model: Model, hidden: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(model.width, eps=1e-6)
-        self.attention = attention
-        self.feedforward_norm = nn.RMSNorm(model.width, eps=1e-6)
-        self.feedforward = FeedForward(model.width, hidden, model.activation)
+        self.attention_norm = nn.RMSNorm(model.width, eps=model.norm_eps)
+        self.attention = archs[arch](model)
+        self.feedforward_norm = nn.RMSNorm(model.width, eps=model.norm_eps)
+        self.feedforward = feedforwards[model.ffn](model, hidden)
 
-    def forward(
-        self, x_BTD: Tensor, table: Table, sparse: bool, teach: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        y_BTD, report = self.attention(
-            self.attention_norm(x_BTD), table, sparse=sparse, teach=teach
-        )
+    def forward(self, x_BTD: Tensor, table: Table, sparse: bool, teach: Teach) -> Out:
+        normed_BTD = self.attention_norm(x_BTD)
+        y_BTD, kl_BT = self.attention(normed_BTD, table, sparse=sparse, teach=teach)
         x_BTD = x_BTD + y_BTD
-        return x_BTD + self.feedforward(self.feedforward_norm(x_BTD)), report
+        return x_BTD + self.feedforward(self.feedforward_norm(x_BTD)), kl_BT
 
 
 class Transformer(nn.Module):
-    """Token ids [B, T] to logits [B, T, V]; the embedding is also the output matrix."""
+    """Token ids [B, T] to logits [B, T, V]; tied, the embedding is also the output matrix."""
 
     cos_TH: Tensor
     sin_TH: Tensor
@@ -72,11 +70,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.context = model.context
         self.embedding = nn.Embedding(vocabulary, model.width)
-        self.blocks = nn.ModuleList(
-            Block(archs[arch](model), model, hidden) for _ in range(model.num_layers)
-        )
-        self.final_norm = nn.RMSNorm(model.width, eps=1e-6)
-        table = rope_table(model.context, model.width // model.num_heads)
+        self.output = None if model.tied else linear(model.width, vocabulary)
+        self.blocks = nn.ModuleList(Block(arch, model, hidden) for _ in range(model.num_layers))
+        self.final_norm = nn.RMSNorm(model.width, eps=model.norm_eps)
+        table = rope_table(model.context, model.width // model.num_heads, model.rope_base)
         self.register_buffer("cos_TH", table.cos_TH, persistent=False)
         self.register_buffer("sin_TH", table.sin_TH, persistent=False)
         initialise(self, seed)
@@ -93,10 +90,10 @@ class Transformer(nn.Module):
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]: all of them, or those that are asked for."""
-        return F.linear(x_BTD, self.embedding.weight)
+        return F.linear(x_BTD, (self.output or self.embedding).weight)
 
     def hidden(
-        self, tokens_BT: Tensor, *, sparse: bool = True, teach: bool = False
+        self, tokens_BT: Tensor, *, sparse: bool = True, teach: Teach = False
     ) -> tuple[Tensor, list[Tensor]]:
         """Hidden states [B, T, D], and with `teach` the indexer loss [B, T] of each layer."""
         x_BTD = self.embed(tokens_BT)
@@ -105,10 +102,6 @@ class Transformer(nn.Module):
             x_BTD, kl_BT = block(x_BTD, table, sparse, teach)
             losses += [] if kl_BT is None else [kl_BT]
         return self.final_norm(x_BTD), losses
-
-    @property
-    def has_indexer(self) -> bool:
-        return any(group_of(name) == "indexer" for name, _ in self.named_parameters())
 
 
 def nll_sum(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
@@ -123,7 +116,8 @@ def group_of(name: str) -> str:
         return parts[parts.index("attention") + 1]
     if any("norm" in part for part in parts):
         return "norm"
-    return "feedforward" if "feedforward" in parts else "embedding"
+    mixture = ("experts", "router", "feedforward")  # a mixture has groups of its own
+    return next((group for group in mixture if group in parts), "embedding")
 
 
 def initialise(model: Transformer, seed: int) -> None:
@@ -138,8 +132,8 @@ def initialise(model: Transformer, seed: int) -> None:
             continue  # norms are born as they should be
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        std = parameter.shape[1] ** -0.5
-        if name.endswith((".o.weight", "feedforward.down.weight")):
+        std = parameter.shape[-1] ** -0.5
+        if name.endswith(".o.weight") or ("feedforward" in name and "down" in name):
             std *= (2 * num_layers) ** -0.5
         with torch.no_grad():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

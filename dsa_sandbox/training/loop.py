@@ -20,6 +20,7 @@ class Phase(NamedTuple):
     rate: float  # multiplies every group's own rate
     sparse: bool = True  # the selected flow sees its top-k only
     teach: bool = False  # the indexer learns from its KL loss
+    queries: Callable[[int], Tensor | bool] = lambda length: True  # those of T it is taught about
     trunk: bool = True  # everything else learns from the language loss
     name: str = "sparse"
 
@@ -75,12 +76,14 @@ def train(
             tokens_BT, targets_BT = batch.to(device)
             real_BT = targets_BT != IGNORED  # the rest needs no logits
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                x_BTD, losses = forward(tokens_BT, sparse=phase.sparse, teach=phase.teach)
+                rows = phase.teach and phase.queries(tokens_BT.shape[1])
+                x_BTD, losses = forward(tokens_BT, sparse=phase.sparse, teach=rows)
                 logits_MV = model.logits(x_BTD[real_BT])
             nll = nll_sum(logits_MV, targets_BT[real_BT])
             objective = nll / num_tokens if phase.trunk else nll.new_zeros(())
             if losses:  # padding teaches nothing
-                kl = torch.stack(losses)[:, real_BT].sum()
+                taught_BQ = real_BT if rows is True else real_BT[:, rows]
+                kl = torch.stack(losses)[:, taught_BQ].sum() * (real_BT.numel() / taught_BQ.numel())
                 objective = objective + kl / num_tokens
                 kl_sum += kl.item() / len(losses)
             objective.backward()
@@ -88,18 +91,12 @@ def train(
         extra = penalty()
         if extra is not None:
             extra.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trunk, clip) if trunk else torch.zeros(())
-        if indexer:
-            torch.nn.utils.clip_grad_norm_(indexer, clip)
+        norm, _ = (torch.nn.utils.clip_grad_norm_(several, clip) for several in (trunk, indexer))
         optimizer.step()
         after_step()
         loss, kl_mean = loss_sum / num_tokens, kl_sum / num_tokens
         added = 0.0 if extra is None else extra.item()
         yield Step(number + 1, loss, added, norm.item(), num_tokens, phase.name, kl_mean)
-    for parameter in trunk:
-        parameter.requires_grad_(True)
-    for group, rate in zip(optimizer.param_groups, base_rates):
-        group["lr"] = rate
 
 
 def warmup_then_decay(step: int, steps: int, warmup: float, decay: float) -> float:

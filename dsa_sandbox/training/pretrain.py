@@ -21,7 +21,7 @@ from dsa_sandbox.training.loop import Phase, Step, train, warmup_then_decay
 NUM_CHECKS = 10  # validations during a run, at equal shares of its steps
 
 
-def phase_of(plan: Train, has_indexer: bool, always_dense: bool) -> Callable[[int], Phase]:
+def phase_of(plan: Train, indexed: bool, always_dense: bool) -> Callable[[int], Phase]:
     """What each step does. `always_dense`: K = T, the selection is never sparse.
 
     Where a control chooses the keys, there is no indexer to teach: its warm-up is sparse already.
@@ -29,7 +29,7 @@ def phase_of(plan: Train, has_indexer: bool, always_dense: bool) -> Callable[[in
 
     def at(step: int) -> Phase:
         rate = warmup_then_decay(step, plan.steps, plan.warmup_fraction, plan.decay_fraction)
-        if not has_indexer:
+        if not indexed:
             return Phase(rate, name="dense")
         if step < plan.dense_fraction * plan.steps:
             return Phase(rate, sparse=False, name="dense")
@@ -40,6 +40,11 @@ def phase_of(plan: Train, has_indexer: bool, always_dense: bool) -> Callable[[in
         return Phase(rate, sparse=not always_dense, teach=True, name="sparse")
 
     return at
+
+
+def has_indexer(model: Transformer) -> bool:
+    """Whether there is an indexer to teach."""
+    return any(group_of(name) == "indexer" for name, _ in model.named_parameters())
 
 
 def make_optimizer(model: Transformer, plan: Train) -> torch.optim.AdamW:
@@ -106,7 +111,7 @@ def pretrain(
     plan, machine = settings.train, settings.machine
     batches = Batches(corpus.train, model.context, plan.tokens_per_step, settings.seed)
     optimizer = make_optimizer(model, plan)
-    phase_at = phase_of(plan, model.has_indexer, settings.arch == "dsa-full")
+    phase_at = phase_of(plan, has_indexer(model), settings.arch == "dsa-full")
     start = 0
     checkpoint = store.newest_checkpoint(run)
     if checkpoint is not None:

@@ -88,7 +88,12 @@ def attention(layer: nn.Module, x_BTD: Tensor, table: Table, cache: Cache, past:
 
 
 def flow(
-    layer: Flow, name: str, x_BTD: Tensor, table: Table | None, cache: Cache, kept: Tensor
+    layer: Flow | DenseAttention,
+    name: str,
+    x_BTD: Tensor,
+    table: Table | None,
+    cache: Cache,
+    kept: Tensor,
 ) -> Tensor:
     """Output [B, T, D] of a flow for the new tokens."""
     q_BNTH, *new = layer.project(x_BTD, table)

@@ -34,7 +34,7 @@ class V32Attention(DsaAttention):
     the up-projections to queries [H + H/2 a head], keys and values [H each], and the output.
     """
 
-    compressed: nn.ModuleDict  # type: ignore[assignment]
+    compressed: nn.ModuleDict
     selected: nn.ModuleDict  # type: ignore[assignment]
 
     def make(self, model: Model) -> None:
@@ -43,9 +43,9 @@ class V32Attention(DsaAttention):
         self.compressed = nn.ModuleDict(
             {
                 "q": linear(width, query_rank),
-                "q_norm": nn.RMSNorm(query_rank, eps=1e-6),
+                "q_norm": nn.RMSNorm(query_rank, eps=model.norm_eps),
                 "kv": linear(width, rank),
-                "kv_norm": nn.RMSNorm(rank, eps=1e-6),
+                "kv_norm": nn.RMSNorm(rank, eps=model.norm_eps),
                 "k_rope": linear(width, num_rotary),
             }
         )
@@ -58,9 +58,11 @@ class V32Attention(DsaAttention):
             }
         )
         num_indexer = model.indexer_heads * model.indexer_head_width
-        self.indexer = Indexer(width, model.indexer_heads, model.indexer_head_width, model.context)
+        self.indexer = Indexer(model)
         self.indexer.q = linear(query_rank, num_indexer)  # it reads the query latent, and rotates
-        self.indexer.cos_TH, self.indexer.sin_TH = rope_table(model.context, num_rotary)
+        self.indexer.cos_TH, self.indexer.sin_TH = rope_table(
+            model.context, num_rotary, model.rope_base
+        )
 
     def scores(self, x_BTD: Tensor) -> Tensor:
         return self.indexer(x_BTD, self.query(x_BTD))
