@@ -100,7 +100,7 @@ def accuracy(model: Transformer, seed: int) -> float:
 
 @torch.no_grad()
 def health(model: Transformer, seed: int) -> list[dict[str, float]]:
-    """Figures of each layer's indexer over the queries with a target: it is taught about no other."""
+    """Figures of each layer's indexer over the queries with a target; no others are taught."""
     unseen, rows = batch([seed, 2], 64), []
 
     def look(attention: Any, inputs: tuple[Any, ...]) -> None:
