@@ -35,6 +35,12 @@ class Model(Frozen):
     num_selected_heads: int = Field(4, ge=1, description="Heads of the selected flow [half].")
     ffn_width: int = Field(432, ge=1, description="Hidden width of the feed-forward of `dsa`.")
     ffn: Literal["mlp", "moe"] = Field("mlp", description="Feed-forward: one, or experts.")
+    num_experts: int = Field(8, ge=2, description="moe: routed experts of a layer.")
+    num_active: int = Field(2, ge=1, description="moe: routed experts that a token goes through.")
+    num_shared_experts: int = Field(
+        1, ge=1, description="moe: experts that every token goes through, held as one."
+    )
+    routed_scale: float = Field(1.0, gt=0, description="moe: sum of a token's expert weights.")
     activation: Literal["swiglu", "gelu"] = Field("swiglu", description="Feed-forward activation.")
     context: int = Field(128, ge=8, description="Longest sequence, tokens.")
     num_kept: int = Field(16, ge=1, description="K: keys the selected flow keeps for each query.")
@@ -93,7 +99,22 @@ class Model(Frozen):
                 f"force_sink={self.force_sink} + force_local={self.force_local} exceed "
                 f"num_kept={self.num_kept}"
             )
+        if self.ffn == "moe":
+            self._experts_fit()
         return self
+
+    def _experts_fit(self) -> None:
+        if self.activation != "swiglu":
+            raise ValueError(f"activation={self.activation}: experts (ffn=moe) are swiglu")
+        if self.num_active > self.num_experts:
+            raise ValueError(
+                f"num_active={self.num_active} is more than num_experts={self.num_experts}"
+            )
+        if self.ffn_width < 8 * (self.num_experts + self.num_shared_experts):
+            raise ValueError(
+                f"ffn_width={self.ffn_width} leaves less than 8 to each of num_experts="
+                f"{self.num_experts} and num_shared_experts={self.num_shared_experts}"
+            )
 
 
 class Data(Frozen):
@@ -155,6 +176,9 @@ class Train(Frozen):
     dense_fraction: float = Field(0.65, ge=0, lt=1, description="dsa: dense phase, share of steps.")
     indexer_fraction: float = Field(
         0.04, ge=0, lt=1, description="dsa: indexer-only warm-up after it, share of steps."
+    )
+    balance_rate: float = Field(
+        1e-3, ge=0, description="moe: what a step adds to the bias of an expert, or takes from it."
     )
     log_every: int = Field(10, ge=1, description="Steps between rows of metrics.jsonl.")
     selection: Policy = Field(
@@ -267,9 +291,21 @@ class Settings(Frozen):
                 f"model.indexer_head_width={self.model.indexer_head_width} is less than the "
                 f"{rotary} dimensions that dsa-v32 rotates (half a head's width)"
             )
+        for section, name in EXPERT_SETTINGS if self.model.ffn != "moe" else ():
+            values = getattr(self, section)
+            if getattr(values, name) != type(values).model_fields[name].default:
+                raise ValueError(
+                    f"{section}.{name}={getattr(values, name)}: belongs to model.ffn=moe, but it "
+                    f"is {self.model.ffn}"
+                )
         return self
 
 
+EXPERT_SETTINGS = (
+    *(("model", name) for name in ("num_experts", "num_active", "num_shared_experts")),
+    ("model", "routed_scale"),
+    ("train", "balance_rate"),
+)
 SECTIONS: dict[str, type[Frozen]] = {
     "model": Model,
     "data": Data,

@@ -39,19 +39,41 @@ def group_sizes(arch: str, model: Model, vocabulary: int, ffn_width: int) -> dic
     sizes = {"embedding": vocabulary * width * (1 if model.tied else 2)}
     sizes |= {group: count * model.num_layers for group, count in attention.items()}
     sizes["feedforward"] = matrices * width * ffn_width * model.num_layers
+    if model.ffn == "moe":
+        routed = model.num_experts * expert_width(model)
+        sizes["experts"] = matrices * width * routed * model.num_layers
+        sizes["feedforward"] -= sizes["experts"]  # the shared ones
+        sizes["router"] = width * model.num_experts * model.num_layers
     sizes["norm"] = width * (2 * model.num_layers + 1)
     return sizes
 
 
+def expert_width(model: Model) -> int:
+    """Hidden width of a routed expert, a multiple of 8: its share of `ffn_width`.
+
+    The same for all architectures, so that their experts are. What rounding and matching leave
+    over or take goes to the shared experts.
+    """
+    return model.ffn_width // (model.num_experts + model.num_shared_experts) // 8 * 8
+
+
 def matched_ffn_width(arch: str, model: Model) -> int:
-    """Feed-forward width, a multiple of 8, that makes the total of `arch` equal to `dsa`'s."""
-    if not model.matched or arch not in ("dense", "dsa-v32"):
+    """Feed-forward width, a multiple of 8, that makes the total of `arch` equal to `dsa`'s.
+
+    With experts it is the width of all together, and their total that of `dsa` without experts:
+    the router is paid for.
+    """
+    if not model.matched or (model.ffn == "mlp" and arch not in ("dense", "dsa-v32")):
         return model.ffn_width
-    without_ffn = (sum(group_sizes(a, model, 0, 0).values()) for a in ("dsa", arch))
+    whole = model.model_copy(update={"ffn": "mlp"})
+    without_ffn = (
+        sum(group_sizes(a, m, 0, 0).values()) for a, m in (("dsa", whole), (arch, model))
+    )
     surplus = next(without_ffn) - next(without_ffn)
     matrices = 3 if model.activation == "swiglu" else 2
     width = model.ffn_width + surplus / (matrices * model.width * model.num_layers)
-    return max(8, round(width / 8) * 8)
+    routed = model.num_experts * expert_width(model) if model.ffn == "moe" else 0
+    return max(routed + 8, round(width / 8) * 8)
 
 
 def table(arch: str, model: Model, vocabulary: int) -> dict[str, int]:

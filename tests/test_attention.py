@@ -329,6 +329,9 @@ SETTINGS = [
     {"num_selected_heads": 3},
     {"num_heads": 8, "width": 64, "num_selected_heads": 2, "latent_rank": 20},
     {"num_layers": 3, "indexer_heads": 3, "indexer_head_width": 12, "activation": "gelu"},
+    {"ffn": "moe", "ffn_width": 80},
+    {"ffn": "moe", "ffn_width": 200, "num_experts": 5, "num_shared_experts": 3, "num_layers": 1},
+    {"ffn": "moe", "ffn_width": 100, "num_experts": 4, "matched": False},
 ]
 
 
@@ -346,12 +349,12 @@ def test_the_parameter_arithmetic_counts_real_parameters(
     assert counted == expected
 
 
-@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+@pytest.mark.parametrize("feedforward", ["activation=swiglu", "activation=gelu", "ffn=moe"])
 @pytest.mark.parametrize("preset", preset_names())
 def test_dense_and_dsa_have_equal_parameters_within_one_percent(
-    preset: str, activation: str
+    preset: str, feedforward: str
 ) -> None:
-    model = resolve(preset=preset, sets=[f"model.activation={activation}"]).settings.model
+    model = resolve(preset=preset, sets=[f"model.{feedforward}"]).settings.model
     dense, dsa_total, full, v32 = (sizes.table(a, model, 1000)["total"] for a in ARCHS)
     assert abs(dense - dsa_total) <= 0.01 * dsa_total
     assert abs(v32 - dsa_total) <= 0.01 * dsa_total

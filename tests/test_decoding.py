@@ -18,10 +18,14 @@ DRAWN = GREEDY | {"temperature": 1.0}
 @pytest.mark.parametrize(
     "cuts", [range(1, CONTEXT), [NUM_KEPT - 1, NUM_KEPT, NUM_KEPT + 1], [20], []]
 )
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    ("arch", "overrides"), [*((arch, {}) for arch in ARCHS), ("dsa", {"ffn": "moe"})], ids=str
+)
 @torch.no_grad()
-def test_logits_in_pieces_are_those_of_the_whole(arch: str, cuts: list[int]) -> None:
-    model, tokens_BT = tiny_model(arch), some_tokens(3)
+def test_logits_in_pieces_are_those_of_the_whole(
+    arch: str, overrides: dict[str, str], cuts: list[int]
+) -> None:
+    model, tokens_BT = tiny_model(arch, ffn_width=80, **overrides), some_tokens(3)
     decoder, pieces = Decoder(model), []
     assert decoder.cached
     for first, last in zip([0, *cuts], [*cuts, CONTEXT]):

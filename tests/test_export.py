@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from home import TinyHome, cli
-from tiny import CONTEXT, VOCABULARY, some_tokens, tiny_settings
+from tiny import CONTEXT, VOCABULARY, noise, some_tokens, tiny_settings
 from torch import Tensor
 
 from dsa_sandbox import sizes
@@ -15,18 +15,26 @@ from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data.tokens import word_tokenizer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.interop import huggingface
-from dsa_sandbox.settings import Settings
+from dsa_sandbox.settings import Model, Settings
+from dsa_sandbox.variants.moe import mixtures
 
 # many indexer heads: with few, ReLU makes exact ties, which topk breaks as it likes; wider than
 # twice the rotary part, so that how much of them is rotated matters
 MODEL = tiny_settings(force_sink=0, force_local=0, indexer_heads=16, indexer_head_width=16)
+# more than one shared expert, and a width of theirs that is no multiple of a routed one's
+MIXTURE = MODEL.model_copy(
+    update={"ffn": "moe", "num_experts": 4, "num_shared_experts": 2, "ffn_width": 112}
+    | {"routed_scale": 1.5}
+)
 ARCHS = ("dense", "dsa-v32")
 
 
-def network(arch: str, *, trained: bool) -> Transformer:
+def network(arch: str, settings: Model, *, trained: bool) -> Transformer:
     """A tiny network; trained, it has had thirty steps, of the indexer as well."""
-    hidden = sizes.matched_ffn_width(arch, MODEL)
-    model = Transformer(arch, MODEL, VOCABULARY, hidden, seed=1)
+    hidden = sizes.matched_ffn_width(arch, settings)
+    model = Transformer(arch, settings, VOCABULARY, hidden, seed=1)
+    for number, mixture in enumerate(mixtures(model)):
+        mixture.bias.copy_(noise(len(mixture.bias), seed=number))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(30 if trained else 0):
         tokens_BT = some_tokens(4, CONTEXT, seed=step % 3)
@@ -39,14 +47,17 @@ def network(arch: str, *, trained: bool) -> Transformer:
     return model.eval()
 
 
-def there(arch: str, model: Transformer, folder: Path) -> torch.nn.Module:
+def there(arch: str, settings: Model, model: Transformer, folder: Path) -> torch.nn.Module:
     """The same network as transformers loads it from a folder."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = word_tokenizer()
-    resolved = Settings(arch=arch, model=MODEL)
+    resolved = Settings(arch=arch, model=settings)
     huggingface.write(folder, model, resolved, tokenizer)
-    loaded = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    loaded, problems = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(problems.values()), problems
     assert type(loaded).__name__ == huggingface.LAYOUTS[arch].architecture
     return loaded.eval()
 
@@ -70,15 +81,21 @@ def tie_free(model: Transformer, tokens_BT: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["random", "trained"])
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    ("arch", "settings"),
+    [("dense", MODEL), ("dsa-v32", MODEL), ("dsa-v32", MIXTURE)],
+    ids=["dense", "dsa-v32", "dsa-v32-moe"],
+)
 @torch.no_grad()
-def test_logits_are_those_of_transformers(arch: str, trained: bool, tmp_path: Path) -> None:
+def test_logits_are_those_of_transformers(
+    arch: str, settings: Model, trained: bool, tmp_path: Path
+) -> None:
     with torch.enable_grad():
-        model = network(arch, trained=trained)
+        model = network(arch, settings, trained=trained)
     tokens_BT = some_tokens(3, CONTEXT, seed=9)
     assert MODEL.num_kept < CONTEXT / 4
     assert arch == "dense" or tie_free(model, tokens_BT)
-    other = there(arch, model, tmp_path / "model")
+    other = there(arch, settings, model, tmp_path / "model")
     ours_BTV = model(tokens_BT)
     torch.testing.assert_close(other(tokens_BT).logits, ours_BTV, rtol=0, atol=1e-4)
     assert arch == "dense" or (model(tokens_BT, sparse=False) - ours_BTV).abs().max() > 1e-2
@@ -147,6 +164,22 @@ def test_settings_that_the_classes_cannot_say_are_refused() -> None:
         huggingface.config(Settings(arch="dense", model=gelu), VOCABULARY, 48)
     with pytest.raises(UserError, match="forces no token"):
         huggingface.config(Settings(arch="dsa-v32", model=tiny_settings()), VOCABULARY, 48)
+    with pytest.raises(UserError, match="Llama has no experts"):
+        huggingface.config(Settings(arch="dense", model=MIXTURE), VOCABULARY, 112)
+
+
+def test_shared_experts_are_exported_as_a_whole_number_of_routed_ones() -> None:
+    hidden = sizes.matched_ffn_width("dsa-v32", MIXTURE)
+    width, shared = 16, hidden - 4 * 16
+    assert shared % width  # what this test is about
+    made = huggingface.config(Settings(arch="dsa-v32", model=MIXTURE), VOCABULARY, hidden)
+    assert made["n_shared_experts"] == shared // width + 1
+    state = network("dsa-v32", MIXTURE, trained=False).blocks[0].feedforward.state_dict()
+    found = huggingface.feedforward(state)
+    down_DF = found["shared_experts.down_proj.weight"]
+    assert down_DF.shape[1] == made["n_shared_experts"] * width
+    assert torch.equal(down_DF[:, :shared], state["shared.down.weight"])
+    assert not down_DF[:, shared:].any()
 
 
 def test_the_card_is_one_that_a_hub_reads(tmp_path: Path) -> None:

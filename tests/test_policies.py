@@ -88,9 +88,10 @@ def test_random_keys_are_drawn_anew_for_each_query_and_content() -> None:
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("ffn", ["mlp", "moe"])
 @pytest.mark.parametrize("policy", ["window", "random", "oracle", "all", "learned"])
-def test_no_later_token_changes_what_is_said_before_it(policy: str) -> None:
-    model, tokens_BT = tiny_model("dsa"), some_tokens()
+def test_no_later_token_changes_what_is_said_before_it(policy: str, ffn: str) -> None:
+    model, tokens_BT = tiny_model("dsa", ffn=ffn, ffn_width=80), some_tokens()
     policies.use(model, policy)
     other_BT = tokens_BT.clone()
     other_BT[:, 20:] = (other_BT[:, 20:] + 1) % 31

@@ -1,8 +1,9 @@
-"""Does the indexer really select? Figures of each layer on held-out text.
+"""Does the indexer really select, and are all experts in use? Figures of each layer, held-out text.
 
-B batch, T query tokens, S key tokens, N heads.
+B batch, T query tokens, S key tokens, N heads, E experts, K experts of a token.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from dsa_sandbox.core.indexer import causal_mask, indexer_kl, kept_mask, select
 from dsa_sandbox.core.transformer import IGNORED, Transformer
 from dsa_sandbox.data.tokens import batch_of
+from dsa_sandbox.variants import moe
 
 
 @torch.no_grad()
@@ -81,3 +83,34 @@ def figures(
     row = {name: float(value_BT[real_BT].mean()) for name, value_BT in values.items()}
     uniform = row["kl_uniform"]
     return row | {"kl_captured": 1 - row["kl"] / uniform if uniform > 0 else 0.0}
+
+
+@torch.no_grad()
+def expert_health(
+    model: Transformer, documents: list[np.ndarray], *, sparse: bool
+) -> list[dict[str, float]]:
+    """One row per layer, over the tokens of the documents (padding left out).
+
+    load_max: tokens of the expert that has most, over the mean; load_entropy: entropy of the load,
+    over that of an even load; dropped: share of the choices that no expert has answered.
+    """
+    device = next(model.parameters()).device
+    tokens_BT, targets_BT = batch_of(documents).to(device)
+    layers = moe.mixtures(model)
+    for layer in layers:
+        layer.seen = []
+    model(tokens_BT, sparse=sparse)
+    rows = []
+    for layer in layers:
+        (ids_BTK,), layer.seen = layer.seen or [], None
+        load_E = moe.load_of(ids_BTK[targets_BT != IGNORED], len(layer.bias)).double()
+        num_choices = int((targets_BT != IGNORED).sum()) * layer.num_active
+        entropy = torch.special.entr(load_E / load_E.sum()).sum() / math.log(len(load_E))
+        rows.append(
+            {
+                "load_max": float(load_E.max() / load_E.mean()),
+                "load_entropy": float(entropy),
+                "dropped": 1 - float(load_E.sum()) / num_choices,
+            }
+        )
+    return rows

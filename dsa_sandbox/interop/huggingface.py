@@ -4,16 +4,18 @@ Written without `transformers`: a config, weights, and the tokenizer's files. N 
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from dsa_sandbox import store
+from dsa_sandbox import sizes, store
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.settings import Settings
@@ -69,11 +71,53 @@ def deepseek_config(resolved: Settings) -> dict[str, Any]:
         "index_topk": model.num_kept,
         "index_n_heads": model.indexer_heads,
         "index_head_dim": model.indexer_head_width,
-        "mlp_layer_types": ["dense"] * model.num_layers,
-        "first_k_dense_replace": model.num_layers,
+        **(mixture_config(resolved) if model.ffn == "moe" else dense_config(resolved)),
         "n_group": 1,
         "topk_group": 1,
     }
+
+
+def dense_config(resolved: Settings) -> dict[str, Any]:
+    """What says that no layer has experts."""
+    num_layers = resolved.model.num_layers
+    return {"mlp_layer_types": ["dense"] * num_layers, "first_k_dense_replace": num_layers}
+
+
+def mixture_config(resolved: Settings) -> dict[str, Any]:
+    """What says that every layer has experts, and how they are chosen.
+
+    There, shared experts are a whole number of routed ones wide; ours are filled up to that.
+    """
+    model, width = resolved.model, sizes.expert_width(resolved.model)
+    hidden = sizes.matched_ffn_width(resolved.arch, model)
+    return {
+        "mlp_layer_types": ["sparse"] * model.num_layers,
+        "first_k_dense_replace": 0,
+        "n_routed_experts": model.num_experts,
+        "n_shared_experts": math.ceil((hidden - model.num_experts * width) / width),
+        "num_experts_per_tok": model.num_active,
+        "moe_intermediate_size": width,
+        "routed_scaling_factor": model.routed_scale,
+        "norm_topk_prob": True,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+    }
+
+
+def feedforward(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One feed-forward, or experts; shared ones are filled up with zeros, which add nothing."""
+    if "router.weight" not in own:
+        return {f"{name}_proj.weight": own[f"{name}.weight"] for name in ("gate", "up", "down")}
+    width = own["experts.up"].shape[1]
+    filling = -own["shared.up.weight"].shape[0] % width
+    found = {"gate.weight": own["router.weight"], "gate.e_score_correction_bias": own["bias"]}
+    for name in ("gate", "up", "down"):
+        sides = (0, filling) if name == "down" else (0, 0, 0, filling)  # of columns, or of rows
+        filled = F.pad(own[f"shared.{name}.weight"], sides)
+        found[f"shared_experts.{name}_proj.weight"] = filled
+        for number, matrix in enumerate(own[f"experts.{name}"]):
+            found[f"experts.{number}.{name}_proj.weight"] = matrix
+    return found
 
 
 def deepseek_attention(own: dict[str, Tensor], num_heads: int) -> dict[str, Tensor]:
@@ -112,6 +156,8 @@ def layout_of(resolved: Settings) -> Layout:
         raise UserError(
             f"export: model.activation={resolved.model.activation}: Llama and DeepSeek have swiglu"
         )
+    if resolved.model.ffn == "moe" and resolved.arch == "dense":
+        raise UserError("export: model.ffn=moe: transformers' Llama has no experts")
     return LAYOUTS[resolved.arch]
 
 
@@ -158,8 +204,8 @@ def tensors(model: Transformer, resolved: Settings) -> dict[str, Tensor]:
         there = f"model.layers.{number}."
         found[f"{there}input_layernorm.weight"] = own["attention_norm.weight"]
         found[f"{there}post_attention_layernorm.weight"] = own["feedforward_norm.weight"]
-        for name in ("gate", "up", "down"):
-            found[f"{there}mlp.{name}_proj.weight"] = own[f"feedforward.{name}.weight"]
+        for name, tensor in feedforward(dict(under(own, "feedforward."))).items():
+            found[f"{there}mlp.{name}"] = tensor
         attention = layout.attention(dict(under(own, "attention.")), resolved.model.num_heads)
         found |= {f"{there}self_attn.{name}": tensor for name, tensor in attention.items()}
     return {name: tensor.contiguous() for name, tensor in found.items()}
@@ -175,7 +221,7 @@ def under(state: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]
 def write(folder: Path, model: Transformer, resolved: Settings, tokenizer: Tokenizer) -> None:
     """Config, weights and tokenizer; files that are there already are replaced."""
     vocabulary = model.embedding.num_embeddings
-    ffn_width = model.get_parameter("blocks.0.feedforward.up.weight").shape[0]
+    ffn_width = sizes.matched_ffn_width(resolved.arch, resolved.model)
     end = tokenizer.id_to_token(END_ID)
     special = {"bos_token": end, "eos_token": end, "pad_token": end}
     texts = {

@@ -7,16 +7,17 @@ from typing import Any
 import torch
 
 from dsa_sandbox import store
-from dsa_sandbox.core.transformer import Transformer, group_of
-from dsa_sandbox.data.tokens import Batches, Corpus, heldout, micro_batches
+from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of
+from dsa_sandbox.data.tokens import Batch, Batches, Corpus, heldout, micro_batches
 from dsa_sandbox.errors import Interrupted, RunFailed
-from dsa_sandbox.evaluation.health import indexer_health
+from dsa_sandbox.evaluation.health import expert_health, indexer_health
 from dsa_sandbox.evaluation.scoring import heldout_nll
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.settings import Settings, Train
 from dsa_sandbox.store import Run
 from dsa_sandbox.training.loop import Phase, Step, train, warmup_then_decay
+from dsa_sandbox.variants import moe
 
 NUM_CHECKS = 10  # validations during a run, at equal shares of its steps
 
@@ -112,6 +113,7 @@ def pretrain(
     batches = Batches(corpus.train, model.context, plan.tokens_per_step, settings.seed)
     optimizer = make_optimizer(model, plan)
     phase_at = phase_of(plan, has_indexer(model), settings.arch == "dsa-full")
+    balance = moe.Balance(model, plan.balance_rate)
     start = 0
     checkpoint = store.newest_checkpoint(run)
     if checkpoint is not None:
@@ -130,15 +132,22 @@ def pretrain(
             run, step, weights | optimizer_tensors(model, optimizer), {"step": step}
         )
 
+    def batches_at(number: int) -> list[Batch]:
+        found = micro_batches(batches[number], machine.micro_tokens)
+        if phase_at(number).trunk:  # routers that do not learn keep their balance
+            balance.watch(batch.targets_BT != IGNORED for batch in found)
+        return found
+
     forward = torch.compile(model.hidden) if machine.compile else None
     steps = train(
         model,
         optimizer,
-        lambda number: micro_batches(batches[number], machine.micro_tokens),
+        batches_at,
         phase_at,
         start=start,
         stop=plan.steps,
         clip=plan.clip,
+        after_step=balance.move,
         forward=forward,
         autocast=engine.autocast,
     )
@@ -179,6 +188,8 @@ def watch(
                 row["valid_nll"] = nats / count
                 if step.indexer_kl:
                     row["indexer"] = indexer_health(model, probe[:8], sparse=sparse)
+                if moe.mixtures(model):
+                    row["experts"] = expert_health(model, probe[:8], sparse=sparse)
             run.append("metrics.jsonl", row)
             elapsed_s = time.monotonic() - started_s
             timing = {"step": step.number, "elapsed_s": elapsed_s, "tokens": num_tokens}
