@@ -4,6 +4,7 @@ Precedence, lowest first: defaults, preset, TOML file, environment (machine only
 """
 
 import json
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -149,7 +150,7 @@ class Train(Frozen):
     learning_rate: float = Field(3.5e-3, gt=0, description="Peak rate of AdamW for the trunk.")
     indexer_learning_rate: float = Field(6e-3, gt=0, description="Peak rate for the indexer.")
     weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of matrices.")
-    clip: float = Field(1.0, gt=0, description="Gradient norm limit, trunk and indexer apart.")
+    clip: float = Field(1.0, gt=0, description="Gradient norm limit of the trunk.")
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="Linear warm-up, share of steps.")
     decay_fraction: float = Field(0.5, ge=0, le=1, description="Linear decay to 0, share of steps.")
     dense_fraction: float = Field(0.65, ge=0, lt=1, description="dsa: dense phase, share of steps.")
@@ -160,6 +161,26 @@ class Train(Frozen):
     selection: Policy = Field(
         "learned", description="Who chooses the keys: the indexer or a control."
     )
+    indexer_queries: float = Field(
+        1.0, gt=0, le=1, description="Share of a step's queries that the indexer is taught about."
+    )
+    indexer_sparse_rate: float = Field(
+        1.0, ge=0, description="Multiplies the indexer's rate in the sparse phase."
+    )
+    indexer_clip: float = Field(1.0, gt=0, description="Gradient norm limit of the indexer [clip].")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "clip" in data:
+            data = {"indexer_clip": data["clip"], **data}
+        return data
+
+    @property
+    def phase_ends(self) -> tuple[int, int]:
+        """Steps after which the dense phase, and the indexer's warm-up, of dsa are over."""
+        both = self.dense_fraction + self.indexer_fraction
+        return math.ceil(self.dense_fraction * self.steps), math.ceil(both * self.steps)
 
     @model_validator(mode="after")
     def _phases_fit(self) -> "Train":

@@ -62,23 +62,28 @@ def the_run(home: Path, command: str) -> Path:
     return run
 
 
-@pytest.mark.parametrize("arch", ["dense", "dsa"])
+OWN_PLAN = ("train.indexer_queries=0.3", "train.indexer_sparse_rate=0.2", "train.indexer_clip=0.5")
+
+
+@pytest.mark.parametrize(("arch", "sets"), [("dense", ()), ("dsa", ()), ("dsa", OWN_PLAN)])
 def test_pretraining_stopped_at_any_step_ends_in_the_same_bytes(
-    arch: str, quick_home: Path, tmp_path: Path
+    arch: str, sets: tuple[str, ...], quick_home: Path, tmp_path: Path
 ) -> None:
-    expected = contents(commands.pretrain(pretraining(arch).settings, quick_home).run.path)
+    expected = contents(commands.pretrain(pretraining(arch, *sets).settings, quick_home).run.path)
     assert set(expected) == {"model.safetensors", "metrics.jsonl"}
     other = with_cache(tmp_path / "other", quick_home)
     for step in range(1, 9):
         with pytest.raises(Interrupted):
             commands.pretrain(
-                pretraining(arch, EVERY_STEP).settings, other, listener=StopAfter(1, "pretrain")
+                pretraining(arch, EVERY_STEP, *sets).settings,
+                other,
+                listener=StopAfter(1, "pretrain"),
             )
         assert Run(the_run(other, "pretrain")).manifest["state"] == "interrupted"
         assert [path.name for path in (the_run(other, "pretrain") / "checkpoints").iterdir()] == [
             f"step-{step:08d}"
         ]
-    run = commands.pretrain(pretraining(arch).settings, other).run
+    run = commands.pretrain(pretraining(arch, *sets).settings, other).run
     assert contents(run.path) == expected
     assert not (run.path / "checkpoints").exists()
     assert run.manifest["state"] == "finished"
