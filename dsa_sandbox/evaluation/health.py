@@ -22,7 +22,9 @@ def indexer_health(
 
     kl: nats, over the selected keys if `sparse`, else over all the past; kl_captured: 1 - kl / the
     KL of a uniform choice; recall: dense teacher mass on the selected keys; tie_rate: queries whose
-    last selected and best unselected score are equal, forced keys aside; density: selected / past.
+    last selected and best unselected score are equal, forced keys aside; density: selected / past;
+    overlap: share of the keys that the teacher over all the past would select that are selected,
+    forced keys left out of both, over the queries that have a choice (NaN where none has).
     """
     device = next(model.parameters()).device
     tokens_BT, targets_BT = batch_of(documents).to(device)
@@ -52,10 +54,12 @@ def of_layer(
     support_BTS = kept_BTS if sparse else past_BTS
     teacher_BTS = attention.attend_with_teacher(x_BTD, table, support_BTS)[1]
     dense_BTS = attention.attend_with_teacher(x_BTD, table, past_BTS)[1]
+    oracle_BTS = kept_mask(select(dense_BTS, *sizes), length)
     position_S = torch.arange(length, device=x_BTD.device)
     age_TS = position_S[:, None] - position_S
     forced_TS = (position_S < attention.num_sink) | (age_TS < attention.num_local)
-    return figures(scores_BTS, teacher_BTS, support_BTS, dense_BTS, kept_BTS, forced_TS, real_BT)
+    row = figures(scores_BTS, teacher_BTS, support_BTS, dense_BTS, kept_BTS, forced_TS, real_BT)
+    return row | {"overlap": overlap(kept_BTS, oracle_BTS, forced_TS, real_BT)}
 
 
 def figures(
@@ -81,3 +85,12 @@ def figures(
     row = {name: float(value_BT[real_BT].mean()) for name, value_BT in values.items()}
     uniform = row["kl_uniform"]
     return row | {"kl_captured": 1 - row["kl"] / uniform if uniform > 0 else 0.0}
+
+
+def overlap(kept_BTS: Tensor, oracle_BTS: Tensor, forced_TS: Tensor, real_BT: Tensor) -> float:
+    """Share of the selected keys that the oracle selects too, as `indexer_health` explains it."""
+    past_TS = causal_mask(kept_BTS.shape[-1], kept_BTS.device)
+    free_BTS = kept_BTS & ~forced_TS
+    chosen_BT, common_BT = free_BTS.sum(-1), (free_BTS & oracle_BTS).sum(-1)
+    choice_BT = real_BT & (chosen_BT > 0) & (kept_BTS.sum(-1) < past_TS.sum(-1))
+    return float((common_BT / chosen_BT)[choice_BT].mean())
