@@ -303,6 +303,10 @@ SECTIONS: dict[str, type[Frozen]] = {
 ARCH_DEFAULTS: dict[str, dict[str, Any]] = {
     "dsa-v32": {"model.force_sink": 0, "model.force_local": 0}  # DeepSeek forces no token
 }
+INDEXER_KEYS = tuple(
+    f"train.indexer_{name}"
+    for name in ("learning_rate", "sparse_rate", "clip", "queries", "fraction")
+)
 FAMILIES: tuple[str, ...] = ("contradiction",)
 TOP_KEYS = ("preset", "arch", "strategy", "seed")
 
@@ -496,6 +500,56 @@ def validated(
         except ValidationError as error:
             raise UserError(*explained(error, f"{strategy}.", sources)) from None
     return Resolved(settings, sources)
+
+
+def check_training(resolved: Resolved, networks: list[str]) -> None:
+    """UserError where the user asks of an indexer's training what these networks cannot do.
+
+    Only what the user has set is refused, never what a preset or an architecture brings along. A
+    file may serve networks of all kinds, as what `settings` prints does: where there is no indexer,
+    only `--set` is refused.
+    """
+    settings, train, model = resolved.settings, resolved.settings.train, resolved.settings.model
+    users = {k: v for k, v in resolved.sources.items() if not v.startswith(("preset ", "arch "))}
+    problems = []
+
+    def refuse(keys: tuple[str, ...], reason: str) -> None:
+        """Name the first of the keys that the user has set; where none is, all is well."""
+        for key in [key for key in keys if key in users][:1]:
+            problems.append(f"{key}={as_flat(settings)[key]}: {reason}  [from {users[key]}]")
+
+    usual = Train(**preset_values(settings.preset).get("train", {})).model_dump()
+    usual["indexer_clip"] = train.clip
+    indexed = any(name != "dense" for name in networks)
+    for key in INDEXER_KEYS:
+        value = getattr(train, key.removeprefix("train."))
+        if value == usual[key.removeprefix("train.")]:
+            continue
+        if not indexed and users.get(key) == "--set":
+            refuse((key,), f"{', '.join(networks)} has no indexer to teach; leave it out")
+        if indexed and train.selection != "learned" and value:
+            refuse(
+                (key,),
+                f"with train.selection={train.selection} no indexer is taught; leave it out, or "
+                "choose train.selection=learned",
+            )
+    if indexed and train.selection == "learned" and train.indexer_fraction:
+        dense_end, warmup_end = train.phase_ends
+        if warmup_end <= dense_end:
+            refuse(
+                ("train.steps", "train.indexer_fraction"),
+                f"no step of {train.steps} is left to the indexer's warm-up (train.indexer_fraction"
+                f"={train.indexer_fraction}); choose train.steps="
+                f"{math.ceil(1 / train.indexer_fraction)} or more, or train.indexer_fraction=0",
+            )
+        if "dsa" in networks and model.num_kept == model.context:
+            refuse(
+                ("model.num_kept", "model.context"),
+                f"K={model.num_kept} is the whole context: there is nothing that dsa's indexer "
+                "could learn to leave out; use --arch dsa-full, or a smaller model.num_kept",
+            )
+    if problems:
+        raise UserError(*problems)
 
 
 def explained(error: ValidationError, prefix: str, sources: Mapping[str, str]) -> list[str]:
