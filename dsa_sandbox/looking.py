@@ -83,10 +83,13 @@ def evaluate(
 def plot(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Arms (default: all of the newest stream)."),
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Arms (default: all of the newest stream), or for indexer bases (the newest).",
+        ),
     ] = None,
     kind: Annotated[
-        str, typer.Option("--kind", help="forgetting, retention or front.", metavar="NAME")
+        str, typer.Option("--kind", help="forgetting, retention, front or indexer.", metavar="NAME")
     ] = "forgetting",
     save: Annotated[
         Path | None, typer.Option("--save", help="Also write the points to a .csv file.")
@@ -95,13 +98,13 @@ def plot(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw arms: forgetting curves, the retention matrix, or learning against forgetting."""
+    """Draw arms (forgetting, retention, learning against forgetting) or what an indexer learns."""
     call = prepare(home=home, as_json=as_json, quiet=quiet)
-    from dsa_sandbox import console, store
+    from dsa_sandbox import console
     from dsa_sandbox.report import figures
 
     figures.check(kind, save)
-    chosen = store.chosen_runs(call.home, runs or [])
+    chosen = figures.chosen(kind, call.home, runs or [])
     drawn = figures.draw(
         kind,
         chosen,

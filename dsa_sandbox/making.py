@@ -66,6 +66,9 @@ def build(
         as_json=as_json,
         quiet=quiet,
     )
+    from dsa_sandbox import settings
+
+    settings.check_training(call.resolved, [call.settings.arch])
     if dry_run:
         answer_plan(call, "build", network_plan(call))
         return
@@ -117,6 +120,9 @@ def pretrain(
         as_json=as_json,
         quiet=quiet,
     )
+    from dsa_sandbox import settings
+
+    settings.check_training(call.resolved, [call.settings.arch])
     if dry_run:
         answer_plan(call, "pretrain", network_plan(call))
         return
@@ -325,13 +331,15 @@ def run(
         as_json=as_json,
         quiet=quiet,
     )
-    from dsa_sandbox import console, study
+    from dsa_sandbox import console, settings, study
     from dsa_sandbox.report import figures, table
 
+    networks = study.names(archs, "archs")
+    settings.check_training(call.resolved, networks)
     plan = study.plan(
         call.settings,
         call.home,
-        archs=study.names(archs, "archs"),
+        archs=networks,
         strategies=study.names(strategies, "strategies"),
         preset=preset,
         config=config,

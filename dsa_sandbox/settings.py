@@ -4,6 +4,7 @@ Precedence, lowest first: defaults, preset, TOML file, environment (machine only
 """
 
 import json
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -170,7 +171,7 @@ class Train(Frozen):
     learning_rate: float = Field(3.5e-3, gt=0, description="Peak rate of AdamW for the trunk.")
     indexer_learning_rate: float = Field(6e-3, gt=0, description="Peak rate for the indexer.")
     weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of matrices.")
-    clip: float = Field(1.0, gt=0, description="Gradient norm limit, trunk and indexer apart.")
+    clip: float = Field(1.0, gt=0, description="Gradient norm limit of the trunk.")
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="Linear warm-up, share of steps.")
     decay_fraction: float = Field(0.5, ge=0, le=1, description="Linear decay to 0, share of steps.")
     dense_fraction: float = Field(0.65, ge=0, lt=1, description="dsa: dense phase, share of steps.")
@@ -184,6 +185,26 @@ class Train(Frozen):
     selection: Policy = Field(
         "learned", description="Who chooses the keys: the indexer or a control."
     )
+    indexer_queries: float = Field(
+        1.0, gt=0, le=1, description="Share of a step's queries that the indexer is taught about."
+    )
+    indexer_sparse_rate: float = Field(
+        1.0, ge=0, description="Multiplies the indexer's rate in the sparse phase."
+    )
+    indexer_clip: float = Field(1.0, gt=0, description="Gradient norm limit of the indexer [clip].")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "clip" in data:
+            data = {"indexer_clip": data["clip"], **data}
+        return data
+
+    @property
+    def phase_ends(self) -> tuple[int, int]:
+        """Steps after which the dense phase, and the indexer's warm-up, of dsa are over."""
+        both = self.dense_fraction + self.indexer_fraction
+        return math.ceil(self.dense_fraction * self.steps), math.ceil(both * self.steps)
 
     @model_validator(mode="after")
     def _phases_fit(self) -> "Train":
@@ -318,6 +339,10 @@ SECTIONS: dict[str, type[Frozen]] = {
 ARCH_DEFAULTS: dict[str, dict[str, Any]] = {
     "dsa-v32": {"model.force_sink": 0, "model.force_local": 0}  # DeepSeek forces no token
 }
+INDEXER_KEYS = tuple(
+    f"train.indexer_{name}"
+    for name in ("learning_rate", "sparse_rate", "clip", "queries", "fraction")
+)
 FAMILIES: tuple[str, ...] = ("contradiction",)
 TOP_KEYS = ("preset", "arch", "strategy", "seed")
 
@@ -511,6 +536,56 @@ def validated(
         except ValidationError as error:
             raise UserError(*explained(error, f"{strategy}.", sources)) from None
     return Resolved(settings, sources)
+
+
+def check_training(resolved: Resolved, networks: list[str]) -> None:
+    """UserError where the user asks of an indexer's training what these networks cannot do.
+
+    Only what the user has set is refused, never what a preset or an architecture brings along. A
+    file may serve networks of all kinds, as what `settings` prints does: where there is no indexer,
+    only `--set` is refused.
+    """
+    settings, train, model = resolved.settings, resolved.settings.train, resolved.settings.model
+    users = {k: v for k, v in resolved.sources.items() if not v.startswith(("preset ", "arch "))}
+    problems = []
+
+    def refuse(keys: tuple[str, ...], reason: str) -> None:
+        """Name the first of the keys that the user has set; where none is, all is well."""
+        for key in [key for key in keys if key in users][:1]:
+            problems.append(f"{key}={as_flat(settings)[key]}: {reason}  [from {users[key]}]")
+
+    usual = Train(**preset_values(settings.preset).get("train", {})).model_dump()
+    usual["indexer_clip"] = train.clip
+    indexed = any(name != "dense" for name in networks)
+    for key in INDEXER_KEYS:
+        value = getattr(train, key.removeprefix("train."))
+        if value == usual[key.removeprefix("train.")]:
+            continue
+        if not indexed and users.get(key) == "--set":
+            refuse((key,), f"{', '.join(networks)} has no indexer to teach; leave it out")
+        if indexed and train.selection != "learned" and value:
+            refuse(
+                (key,),
+                f"with train.selection={train.selection} no indexer is taught; leave it out, or "
+                "choose train.selection=learned",
+            )
+    if indexed and train.selection == "learned" and train.indexer_fraction:
+        dense_end, warmup_end = train.phase_ends
+        if warmup_end <= dense_end:
+            refuse(
+                ("train.steps", "train.indexer_fraction"),
+                f"no step of {train.steps} is left to the indexer's warm-up (train.indexer_fraction"
+                f"={train.indexer_fraction}); choose train.steps="
+                f"{math.ceil(1 / train.indexer_fraction)} or more, or train.indexer_fraction=0",
+            )
+        if "dsa" in networks and model.num_kept == model.context:
+            refuse(
+                ("model.num_kept", "model.context"),
+                f"K={model.num_kept} is the whole context: there is nothing that dsa's indexer "
+                "could learn to leave out; use --arch dsa-full, or a smaller model.num_kept",
+            )
+    if problems:
+        raise UserError(*problems)
 
 
 def explained(error: ValidationError, prefix: str, sources: Mapping[str, str]) -> list[str]:

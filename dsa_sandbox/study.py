@@ -16,10 +16,11 @@ from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms as arms_module
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.registry import Unknown, archs, strategies
-from dsa_sandbox.settings import Settings
+from dsa_sandbox.settings import INDEXER_KEYS, Settings
 from dsa_sandbox.store import Run
 
 REGISTRIES = {"archs": archs, "strategies": strategies}
+FOR_INDEXED = (*INDEXER_KEYS, "train.dense_fraction")  # settings that mean nothing to `dense`
 
 
 class Cell(NamedTuple):
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     strategies: list[str]
     common: list[str]  # options of every cell
     strategy_sets: list[str]  # --set values that belong to one strategy
+    indexed_sets: list[str]  # and to networks with an indexer, for build and pretrain
     counted: list[str]  # options of make-tasks
     read: list[str]  # options of build and pretrain
     included: list[str]  # options of all but make-tasks
@@ -43,6 +45,12 @@ class Plan(NamedTuple):
     jobs: int
     threads: int
     num_tasks: int
+
+    def of_base(self, arch: str) -> list[str]:
+        """What build and pretrain are told of a network."""
+        sets = [] if arch == "dense" else self.indexed_sets
+        indexed = [part for text in sets for part in ("--set", text)]
+        return ["--arch", arch, *self.common, *indexed, *self.read, *self.included]
 
     def described(self) -> dict[str, Any]:
         """What --dry-run says of it."""
@@ -115,9 +123,12 @@ def plan(
         if value is not None:
             common += [option, str(value)]
     own: list[str] = []
+    indexed: list[str] = []
     shared: list[str] = []
     for text in sets:
-        (own if text.partition(".")[0] in strategies else shared).append(text)
+        for_indexed = text.partition("=")[0].strip() in FOR_INDEXED
+        of_strategy = text.partition(".")[0] in strategies
+        (own if of_strategy else indexed if for_indexed else shared).append(text)
     for text in shared:
         common += ["--set", text]
     cores = machine.physical_cores()
@@ -138,6 +149,7 @@ def plan(
         strategies,
         common,
         own,
+        indexed,
         ["--count", str(count)] if count is not None else [],
         ["--data", data] if data is not None else [],
         [part for path in include for part in ("--include", str(path))],
@@ -151,9 +163,8 @@ def plan(
 def run(plan: Plan, listener: Listener) -> Outcome:
     """All stages; what the store has is not made again."""
     workers = Workers(plan, listener)
-    for_bases = [*plan.common, *plan.read, *plan.included]
     stages = [
-        [Cell(f"{verb} {arch}", [verb, "--arch", arch, *for_bases]) for arch in plan.archs]
+        [Cell(f"{verb} {arch}", [verb, *plan.of_base(arch)]) for arch in plan.archs]
         for verb in ("build", "pretrain")
     ]
     for cell in stages[0][:-1]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dsa_sandbox.core.indexer import Indexer, causal_mask, indexer_kl, kept_mask, select
 from dsa_sandbox.core.transformer import group_of, nll_sum
-from dsa_sandbox.evaluation.health import figures, indexer_health
+from dsa_sandbox.evaluation.health import figures, indexer_health, overlap
+from dsa_sandbox.variants import policies
 
 LENGTH, NUM_KEPT = 16, 5
 INDEXED = ("dsa", "dsa-v32")
@@ -344,3 +345,38 @@ def test_the_health_of_a_network_has_a_row_per_layer_and_leaves_no_hook() -> Non
     full = indexer_health(tiny_model("dsa", num_kept=CONTEXT), documents(31), sparse=True)
     assert full[0]["recall"] == pytest.approx(1.0)
     assert full[0]["density"] == 1.0
+    assert math.isnan(full[0]["overlap"])  # nothing was left out
+
+
+def test_overlap_by_hand_leaves_out_forced_keys_and_queries_without_a_choice() -> None:
+    kept_BTS = torch.tensor(
+        [[[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 0, 1, 1, 0]]]
+    ).bool()
+    oracle_BTS = kept_BTS.clone()
+    oracle_BTS[0, 3] = torch.tensor([1, 1, 0, 1, 0]).bool()  # one of two besides the sink
+    oracle_BTS[0, 4] = torch.tensor([1, 1, 0, 0, 1]).bool()  # none
+    sink_TS, all_BT = torch.zeros(5, 5).bool(), torch.ones(1, 5).bool()
+    sink_TS[:, 0] = True
+    assert overlap(kept_BTS, kept_BTS, sink_TS, all_BT) == 1.0
+    assert overlap(kept_BTS, oracle_BTS, sink_TS, all_BT) == pytest.approx((0.5 + 0.0) / 2)
+    nobody_TS = torch.zeros(5, 5).bool()
+    assert overlap(kept_BTS, oracle_BTS, nobody_TS, all_BT) == pytest.approx((2 / 3 + 1 / 3) / 2)
+    padded_BT = torch.tensor([[True, True, True, True, False]])
+    assert overlap(kept_BTS, oracle_BTS, sink_TS, padded_BT) == 0.5
+    assert math.isnan(
+        overlap(kept_BTS[:, :3, :3], kept_BTS[:, :3, :3], nobody_TS[:3, :3], all_BT[:, :3])
+    )
+    assert math.isnan(overlap(kept_BTS, kept_BTS, torch.ones(5, 5).bool(), all_BT))
+
+
+@pytest.mark.parametrize("arch", INDEXED)
+def test_the_oracle_overlaps_with_itself_and_others_less(arch: str) -> None:
+    model, texts = tiny_model(arch), documents(31, 20, 9)
+    rows = {}
+    for policy in ("learned", "random", "oracle"):
+        policies.use(model, policy)
+        rows[policy] = indexer_health(model, texts, sparse=True)
+    for learned, random, oracle in zip(*rows.values(), strict=True):
+        assert oracle["overlap"] == 1.0
+        assert 0 < random["overlap"] < 0.7
+        assert 0 < learned["overlap"] < 0.7

@@ -62,11 +62,12 @@ def the_run(home: Path, command: str) -> Path:
     return run
 
 
+OWN_PLAN = ("train.indexer_queries=0.3", "train.indexer_sparse_rate=0.2", "train.indexer_clip=0.5")
 MOE = ("model.ffn=moe", "model.num_experts=4", "train.balance_rate=0.1")  # biases decide much
 
 
 @pytest.mark.parametrize(
-    ("arch", "sets"), [("dense", ()), ("dsa", ()), ("dsa", MOE)], ids=["dense", "dsa", "moe"]
+    ("arch", "sets"), [("dense", ()), ("dsa", ()), ("dsa", OWN_PLAN), ("dsa", MOE)], ids=str
 )
 def test_pretraining_stopped_at_any_step_ends_in_the_same_bytes(
     arch: str, sets: tuple[str, ...], quick_home: Path, tmp_path: Path

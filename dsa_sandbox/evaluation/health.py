@@ -24,7 +24,9 @@ def indexer_health(
 
     kl: nats, over the selected keys if `sparse`, else over all the past; kl_captured: 1 - kl / the
     KL of a uniform choice; recall: dense teacher mass on the selected keys; tie_rate: queries whose
-    last selected and best unselected score are equal, forced keys aside; density: selected / past.
+    last selected and best unselected score are equal, forced keys aside; density: selected / past;
+    overlap: share of the keys that the teacher over all the past would select that are selected,
+    forced keys left out of both, over the queries that have a choice (NaN where none has).
     """
     device = next(model.parameters()).device
     tokens_BT, targets_BT = batch_of(documents).to(device)
@@ -54,10 +56,12 @@ def of_layer(
     support_BTS = kept_BTS if sparse else past_BTS
     teacher_BTS = attention.attend_with_teacher(x_BTD, table, support_BTS)[1]
     dense_BTS = attention.attend_with_teacher(x_BTD, table, past_BTS)[1]
+    oracle_BTS = kept_mask(select(dense_BTS, *sizes), length)
     position_S = torch.arange(length, device=x_BTD.device)
     age_TS = position_S[:, None] - position_S
     forced_TS = (position_S < attention.num_sink) | (age_TS < attention.num_local)
-    return figures(scores_BTS, teacher_BTS, support_BTS, dense_BTS, kept_BTS, forced_TS, real_BT)
+    row = figures(scores_BTS, teacher_BTS, support_BTS, dense_BTS, kept_BTS, forced_TS, real_BT)
+    return row | {"overlap": overlap(kept_BTS, oracle_BTS, forced_TS, real_BT)}
 
 
 def figures(
@@ -85,6 +89,15 @@ def figures(
     return row | {"kl_captured": 1 - row["kl"] / uniform if uniform > 0 else 0.0}
 
 
+def overlap(kept_BTS: Tensor, oracle_BTS: Tensor, forced_TS: Tensor, real_BT: Tensor) -> float:
+    """Share of the selected keys that the oracle selects too, as `indexer_health` explains it."""
+    past_TS = causal_mask(kept_BTS.shape[-1], kept_BTS.device)
+    free_BTS = kept_BTS & ~forced_TS
+    chosen_BT, common_BT = free_BTS.sum(-1), (free_BTS & oracle_BTS).sum(-1)
+    choice_BT = real_BT & (chosen_BT > 0) & (kept_BTS.sum(-1) < past_TS.sum(-1))
+    return float((common_BT / chosen_BT)[choice_BT].mean())
+
+
 @torch.no_grad()
 def expert_health(
     model: Transformer, documents: list[np.ndarray], *, sparse: bool
@@ -92,7 +105,7 @@ def expert_health(
     """One row per layer, over the tokens of the documents (padding left out).
 
     load_max: tokens of the expert that has most, over the mean; load_entropy: entropy of the load,
-    over that of an even load; dropped: share of the choices that no expert has answered.
+    over that of an even load. No token is ever dropped.
     """
     device = next(model.parameters()).device
     tokens_BT, targets_BT = batch_of(documents).to(device)
@@ -104,13 +117,11 @@ def expert_health(
     for layer in layers:
         (ids_BTK,), layer.seen = layer.seen or [], None
         load_E = moe.load_of(ids_BTK[targets_BT != IGNORED], len(layer.bias)).double()
-        num_choices = int((targets_BT != IGNORED).sum()) * layer.num_active
         entropy = torch.special.entr(load_E / load_E.sum()).sum() / math.log(len(load_E))
         rows.append(
             {
                 "load_max": float(load_E.max() / load_E.mean()),
                 "load_entropy": float(entropy),
-                "dropped": 1 - float(load_E.sum()) / num_choices,
             }
         )
     return rows

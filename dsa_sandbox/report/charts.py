@@ -29,6 +29,13 @@ class Series(NamedTuple):
     y: list[float]
 
 
+class Drawn(NamedTuple):
+    """A chart as text, and its points."""
+
+    text: str
+    points: list[dict[str, Any]]
+
+
 class Page(NamedTuple):
     """What every chart is asked for, whatever it shows."""
 

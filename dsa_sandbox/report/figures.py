@@ -9,19 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsa_sandbox import store
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation import metrics
 from dsa_sandbox.registry import nearest
-from dsa_sandbox.report import charts
-from dsa_sandbox.report.charts import Series
+from dsa_sandbox.report import charts, indexer
+from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.store import Run
-
-
-class Drawn(NamedTuple):
-    """A chart as text, and its points."""
-
-    text: str
-    points: list[dict[str, Any]]
 
 
 class Arm(NamedTuple):
@@ -35,8 +29,8 @@ class Arm(NamedTuple):
 
 def check(kind: str, save: Path | None) -> None:
     """UserError for an unknown kind of plot or a file we cannot write."""
-    if kind not in KINDS:
-        known = list(KINDS)
+    known = [*KINDS, *OF_BASES]
+    if kind not in known:
         raise UserError(
             f"--kind {kind}: no such plot{nearest(kind, known)}  (there are: {', '.join(known)})"
         )
@@ -47,7 +41,15 @@ def check(kind: str, save: Path | None) -> None:
 
 
 def load(runs: list[Run]) -> list[Arm]:
-    """The arms, each with a name of its own."""
+    """The arms, each with a name of its own; UserError for a run that is none."""
+    problems = []
+    for run in runs:
+        command = run.manifest.get("command")
+        if command != "finetune":
+            hint = "; --kind indexer draws a base" if command == "pretrain" else ""
+            problems.append(f"{run.name}: a {command} run; a finetune run is needed{hint}")
+    if problems:
+        raise UserError(*problems)
     short = [
         f"{run.manifest['arch']} {run.manifest['strategy']}"
         + (" overwriting" if run.manifest["overwriting"] else "")
@@ -71,10 +73,15 @@ def load(runs: list[Run]) -> list[Arm]:
     return arms
 
 
+def chosen(kind: str, home: Path, names: list[str]) -> list[Run]:
+    """The runs that a kind of plot draws: those named, or those that it takes by itself."""
+    return indexer.chosen(home, names) if kind in OF_BASES else store.chosen_runs(home, names)
+
+
 def draw(kind: str, runs: list[Run], *, width: int, colour: bool, unicode: bool) -> Drawn:
     """The chart of a kind for these runs."""
     style = {"width": width, "colour": colour, "unicode": unicode}
-    return KINDS[kind](load(runs), style)
+    return OF_BASES[kind](runs, style) if kind in OF_BASES else KINDS[kind](load(runs), style)
 
 
 def draw_forgetting(arms: list[Arm], style: dict[str, Any]) -> Drawn:
@@ -144,6 +151,7 @@ KINDS: dict[str, Callable[[list[Arm], dict[str, Any]], Drawn]] = {
     "retention": draw_retention,
     "front": draw_front,
 }
+OF_BASES: dict[str, Callable[[list[Run], dict[str, Any]], Drawn]] = {"indexer": indexer.draw}
 
 
 def save_csv(path: Path, points: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of, nll_sum
 from dsa_sandbox.data.tokens import Batch
@@ -23,6 +23,7 @@ class Phase(NamedTuple):
     queries: Callable[[int], Tensor | bool] = lambda length: True  # those of T it is taught about
     trunk: bool = True  # everything else learns from the language loss
     name: str = "sparse"
+    indexer_rate: float = 1.0  # multiplies the rate of the indexer's group once more
 
 
 class Step(NamedTuple):
@@ -46,6 +47,7 @@ def train(
     start: int,
     stop: int,
     clip: float,
+    indexer_clip: float | None = None,
     penalty: Callable[[], Tensor | None] = lambda: None,
     after_step: Callable[[], None] = lambda: None,
     forward: Callable[..., tuple[Tensor, list[Tensor]]] | None = None,
@@ -54,7 +56,8 @@ def train(
     """Yield after each optimiser step from `start` + 1 to `stop`.
 
     `batches_at(step)` gives the micro-batches of a step; their gradients add up to that of the mean
-    over all its tokens. Trunk and indexer have gradient norms, and limits, of their own.
+    over all its tokens. Trunk and indexer have gradient norms of their own, and limits of their own
+    where `indexer_clip` is given.
     """
     forward = forward or model.hidden
     device = next(model.parameters()).device
@@ -65,7 +68,7 @@ def train(
     for number in range(start, stop):
         phase = phase_at(number)
         for group, rate in zip(optimizer.param_groups, base_rates):
-            group["lr"] = rate * phase.rate
+            group["lr"] = rate * phase.rate * (phase.indexer_rate if group.get("indexer") else 1.0)
         for parameter in trunk:
             parameter.requires_grad_(phase.trunk)
         batches = batches_at(number)
@@ -91,7 +94,7 @@ def train(
         extra = penalty()
         if extra is not None:
             extra.backward()
-        norm, _ = (torch.nn.utils.clip_grad_norm_(several, clip) for several in (trunk, indexer))
+        norm, _ = map(nn.utils.clip_grad_norm_, (trunk, indexer), (clip, indexer_clip or clip))
         optimizer.step()
         after_step()
         loss, kl_mean = loss_sum / num_tokens, kl_sum / num_tokens

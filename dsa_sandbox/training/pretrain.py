@@ -1,9 +1,11 @@
 """Pre-training: dense trunk, then (dsa) indexer-only warm-up, then sparse."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from dsa_sandbox import store
@@ -22,23 +24,48 @@ from dsa_sandbox.variants import moe
 NUM_CHECKS = 10  # validations during a run, at equal shares of its steps
 
 
-def phase_of(plan: Train, indexed: bool, always_dense: bool) -> Callable[[int], Phase]:
+def drawn_queries(share: float, seed: int, step: int) -> Callable[[int], torch.Tensor | bool]:
+    """Of T queries, the ceil(share T) positions that a step teaches about: ascending, or all.
+
+    Drawn without replacement, each as likely as any other: T / Q times the loss of these Q has the
+    loss of all T as its mean. A pure function of (seed, step, T), so that a run can be resumed.
+    """
+
+    def of(length: int) -> torch.Tensor | bool:
+        if share == 1:
+            return True
+        count = max(1, math.ceil(share * length - 1e-9))  # 0.07 * 100 exceeds 7
+        order = np.random.default_rng([seed, step, length]).permutation(length)
+        return torch.from_numpy(np.sort(order[:count]))
+
+    return of
+
+
+def phase_of(
+    plan: Train, indexed: bool, always_dense: bool, seed: int = 0
+) -> Callable[[int], Phase]:
     """What each step does. `always_dense`: K = T, the selection is never sparse.
 
     Where a control chooses the keys, there is no indexer to teach: its warm-up is sparse already.
+    `seed` draws the queries of each step that the indexer is taught about.
     """
+    dense_end, warmup_end = plan.phase_ends
 
     def at(step: int) -> Phase:
         rate = warmup_then_decay(step, plan.steps, plan.warmup_fraction, plan.decay_fraction)
         if not indexed:
             return Phase(rate, name="dense")
-        if step < plan.dense_fraction * plan.steps:
+        if step < dense_end:
             return Phase(rate, sparse=False, name="dense")
         if plan.selection != "learned":
             return Phase(rate, name=plan.selection)
-        if step < (plan.dense_fraction + plan.indexer_fraction) * plan.steps:
-            return Phase(rate, sparse=False, teach=True, trunk=False, name="indexer")
-        return Phase(rate, sparse=not always_dense, teach=True, name="sparse")
+        queries = drawn_queries(plan.indexer_queries, seed, step)
+        if step < warmup_end:
+            return Phase(
+                rate, sparse=False, teach=True, queries=queries, trunk=False, name="indexer"
+            )
+        sparse, own = not always_dense, plan.indexer_sparse_rate
+        return Phase(rate, sparse, teach=True, queries=queries, name="sparse", indexer_rate=own)
 
     return at
 
@@ -61,6 +88,7 @@ def make_optimizer(model: Transformer, plan: Train) -> torch.optim.AdamW:
                 "params": parameters,
                 "lr": rates.get(kind, plan.learning_rate),
                 "weight_decay": plan.weight_decay if kind == "matrix" else 0.0,
+                "indexer": kind == "indexer",  # where the loop finds it
             }
             for kind, parameters in groups.items()
             if parameters
@@ -112,7 +140,7 @@ def pretrain(
     plan, machine = settings.train, settings.machine
     batches = Batches(corpus.train, model.context, plan.tokens_per_step, settings.seed)
     optimizer = make_optimizer(model, plan)
-    phase_at = phase_of(plan, has_indexer(model), settings.arch == "dsa-full")
+    phase_at = phase_of(plan, has_indexer(model), settings.arch == "dsa-full", settings.seed)
     balance = moe.Balance(model, plan.balance_rate)
     start = 0
     checkpoint = store.newest_checkpoint(run)
@@ -125,6 +153,12 @@ def pretrain(
         listener.note(f"resuming at step {start} of {plan.steps}")
     else:
         run.cut({"metrics.jsonl": 0, "records.jsonl": 0})
+        after_dense = phase_at(plan.phase_ends[0])
+        if after_dense.sparse and after_dense.teach:
+            listener.warn(
+                f"train.indexer_fraction={plan.indexer_fraction}: the sparse phase begins with an "
+                "indexer that has been taught nothing"
+            )
 
     def save(step: int) -> None:
         weights = {f"model.{k}": v for k, v in model.state_dict().items()}
@@ -148,6 +182,7 @@ def pretrain(
         stop=plan.steps,
         clip=plan.clip,
         after_step=balance.move,
+        indexer_clip=plan.indexer_clip,
         forward=forward,
         autocast=engine.autocast,
     )
@@ -177,16 +212,19 @@ def watch(
                 f"step {step.number}: the loss is not finite; lower train.learning_rate"
             )
         last = step.number == plan.steps
-        if step.number % plan.log_every == 0 or last:
+        phase = phase_at(step.number - 1)
+        following = phase if last else phase_at(step.number)
+        ends = last or following.name != phase.name  # the indexer's warm-up is short, and is seen
+        if step.number % plan.log_every == 0 or ends:
             row: dict[str, Any] = {"step": step.number, "phase": step.phase, "loss": step.loss}
             row |= {"grad_norm": step.grad_norm, "tokens": step.num_tokens}
             if step.indexer_kl:
                 row["indexer_kl"] = step.indexer_kl
-            if step.number % check_every == 0 or last:
-                sparse = phase_at(step.number - 1).sparse  # as this phase sees it
+            if step.number % check_every == 0 or ends:
+                sparse = phase.sparse  # as this phase sees it
                 nats, count = heldout_nll(model, probe, sparse=sparse)
                 row["valid_nll"] = nats / count
-                if step.indexer_kl:
+                if phase.teach or following.teach:  # so that lines begin where it knows nothing
                     row["indexer"] = indexer_health(model, probe[:8], sparse=sparse)
                 if moe.mixtures(model):
                     row["experts"] = expert_health(model, probe[:8], sparse=sparse)
