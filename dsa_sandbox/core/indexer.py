@@ -24,13 +24,12 @@ class Indexer(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        width, num_heads, head_width = model.width, model.indexer_heads, model.indexer_head_width
-        self.num_heads, self.head_width = num_heads, head_width
-        self.q = nn.Linear(width, num_heads * head_width, bias=False)
-        self.k = nn.Linear(width, head_width, bias=False)
-        self.k_norm = nn.LayerNorm(head_width, eps=1e-6)
-        self.w = nn.Linear(width, num_heads, bias=False)
-        table = rope_table(model.context, head_width // 2, model.rope_base)
+        self.num_heads, self.head_width = model.indexer_heads, model.indexer_head_width
+        self.q = nn.Linear(model.width, self.num_heads * self.head_width, bias=False)
+        self.k = nn.Linear(model.width, self.head_width, bias=False)
+        self.k_norm = nn.LayerNorm(self.head_width, eps=1e-6)
+        self.w = nn.Linear(model.width, self.num_heads, bias=False)
+        table = rope_table(model.context, self.head_width // 2, model.rope_base)
         self.register_buffer("cos_TH", table.cos_TH, persistent=False)
         self.register_buffer("sin_TH", table.sin_TH, persistent=False)
 

@@ -126,14 +126,12 @@ def initialise(model: Transformer, seed: int) -> None:
     Matrices and the embedding get standard deviation width^-1/2 (of their input), those that write
     into the stream 1/sqrt(2L) of it (GPT-2, section 2.3); norms 1 and 0.
     """
-    num_layers = len(model.blocks)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
-            continue  # norms are born as they should be
+    matrices = [(name, p) for name, p in model.named_parameters() if p.dim() > 1]
+    for name, parameter in matrices:  # norms are born as they should be
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         std = parameter.shape[-1] ** -0.5
         if name.endswith(".o.weight") or ("feedforward" in name and "down" in name):
-            std *= (2 * num_layers) ** -0.5
+            std *= (2 * len(model.blocks)) ** -0.5
         with torch.no_grad():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
