@@ -18,6 +18,7 @@ FLOORS = (
     ("strategies", "tasks"),
     ("data",),
     ("variants",),
+    ("kernels",),
     ("core",),
     ("machine", "store"),
     ("settings", "registry", "sizes", "locks", "errors", "listener", "presets"),
