@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from home import QUICK, cli
-from tiny import documents, some_tokens, tiny_model
+from tiny import documents, some_tokens, tiny_model, tiny_settings
 from torch import Tensor
 
-from dsa_sandbox.core.transformer import group_of
-from dsa_sandbox.data.tokens import batch_of
+from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of, nll_sum
+from dsa_sandbox.data.tokens import Batch, batch_of
 from dsa_sandbox.settings import Train
 from dsa_sandbox.training.loop import Phase, Step, train, warmup_then_decay
 from dsa_sandbox.training.pretrain import drawn_queries, has_indexer, make_optimizer, phase_of
@@ -44,6 +44,25 @@ def losses(arch: str) -> list[float]:
 @pytest.mark.parametrize("arch", ["dense", "dsa"])
 def test_the_losses_of_six_steps_are_those_that_numerics_stands_for(arch: str) -> None:
     torch.testing.assert_close(losses(arch), PINNED[arch], rtol=0, atol=1e-4)
+
+
+def test_logits_made_in_pieces_give_the_loss_and_the_gradients_of_all_at_once() -> None:
+    vocabulary = 2**18  # four targets' logits at a time
+    model = Transformer("dense", tiny_settings(), vocabulary, 48, 0)
+    tokens_BT = torch.randint(vocabulary, (2, 12), generator=torch.Generator().manual_seed(0))
+    targets_BT = tokens_BT.roll(-1, 1)
+    targets_BT[1, 5:] = IGNORED
+    real_BT = targets_BT != IGNORED
+    nll = nll_sum(model(tokens_BT)[real_BT], targets_BT[real_BT])
+    whole = torch.autograd.grad(nll / 17, list(model.parameters()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    batch = Batch(tokens_BT, targets_BT)
+    (step,) = train(
+        model, optimizer, lambda _: [batch], lambda _: Phase(1.0), start=0, stop=1, clip=1e9
+    )
+    assert step.loss == pytest.approx(nll.item() / 17, rel=1e-6)
+    for parameter, gradient in zip(model.parameters(), whole):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_the_rate_rises_stays_and_falls_to_nothing() -> None:

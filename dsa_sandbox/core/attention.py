@@ -107,9 +107,9 @@ class DenseAttention(nn.Module):
         q, k, v = (heads(part_BTD, self.head_width) for part_BTD in parts)
         return rotate(q, table), rotate(k, table), v
 
-    def mix(self, q_BNTH: Tensor, *states: Tensor, kept: Tensor | None) -> Tensor:
+    def mix(self, q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, kept: Tensor | None) -> Tensor:
+        """Output [B, T, D]."""
         o_weight = torch.cat([group["o"].get_parameter("weight") for group in (self.a, self.b)], 1)
-        k_BNSH, v_BNSH = states
         return F.linear(attend(q_BNTH, k_BNSH, v_BNSH, kept), o_weight)
 
 

@@ -61,6 +61,9 @@ def train(
     """
     forward = forward or model.hidden
     device = next(model.parameters()).device
+    # so many targets' logits are made at a time: memory of more than a few MB is given back when it
+    # is freed (machine.keep_freed_memory), and a CPU is slow to take it again at every step
+    piece = max(1, 2**20 // model.embedding.num_embeddings) if device.type == "cpu" else 2**20
     base_rates = [group["lr"] for group in optimizer.param_groups]
     moving = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     indexer = [p for n, p in moving if group_of(n) == "indexer"]
@@ -81,8 +84,8 @@ def train(
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 rows = phase.teach and phase.queries(tokens_BT.shape[1])
                 x_BTD, losses = forward(tokens_BT, sparse=phase.sparse, teach=rows)
-                logits_MV = model.logits(x_BTD[real_BT])
-            nll = nll_sum(logits_MV, targets_BT[real_BT])
+                pieces = (part.split(piece) for part in (x_BTD[real_BT], targets_BT[real_BT]))
+                nll = torch.stack([nll_sum(model.logits(x), y) for x, y in zip(*pieces)]).sum()
             objective = nll / num_tokens if phase.trunk else nll.new_zeros(())
             if losses:  # padding teaches nothing
                 taught_BQ = real_BT if rows is True else real_BT[:, rows]

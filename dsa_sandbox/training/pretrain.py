@@ -75,7 +75,7 @@ def has_indexer(model: Transformer) -> bool:
     return any(group_of(name) == "indexer" for name, _ in model.named_parameters())
 
 
-def make_optimizer(model: Transformer, plan: Train) -> torch.optim.AdamW:
+def make_optimizer(model: torch.nn.Module, plan: Train) -> torch.optim.AdamW:
     """AdamW; matrices decay, norms and the indexer do not, the indexer has a rate of its own."""
     groups: dict[str, list[torch.nn.Parameter]] = {"matrix": [], "vector": [], "indexer": []}
     for name, parameter in model.named_parameters():
