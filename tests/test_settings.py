@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from home import Answer, cli
+from home import QUICK, Answer, cli
 
 from dsa_sandbox import settings, sizes, study
 from dsa_sandbox.errors import UserError
@@ -444,7 +444,8 @@ def test_what_only_an_indexer_reads_is_refused_where_none_is_taught(
     key, value = text.split("=")
     expected = f"error: {key}={float(value)}: "
     for command in ("pretrain", "build"):
-        problem = cli(command, "--arch", "dense", "--set", text, "--home", home).problem
+        quick = (*QUICK, "--set", text, "--home", home)
+        problem = cli(command, "--arch", "dense", *quick).problem
         assert problem == f"{expected}dense has no indexer to teach; leave it out  [from --set]"
     problem = dry("--set", "train.selection=window", "--set", text).problem
     assert problem.startswith(f"{expected}with train.selection=window no indexer is taught")
@@ -470,9 +471,9 @@ def test_what_presets_and_architectures_bring_along_is_never_refused(arch: str) 
 
 
 def test_a_file_that_settings_printed_is_accepted_by_networks_of_all_kinds(tmp_path: Path) -> None:
-    for sets in (["train.clip=0.5"], ["train.selection=window"], ["train.indexer_queries=0.5"]):
-        text = cli("settings", "--preset", "mini", "--set", *sets).out
-        path = config(tmp_path, text)
+    for sets in (["train.clip=0.5", "train.selection=window"], ["train.indexer_queries=0.5"]):
+        typed = [part for text in sets for part in ("--set", text)]
+        path = config(tmp_path, cli("settings", "--preset", "mini", *typed).out)
         for arch in ("dense", "dsa"):
             resolved = resolve(config=path, options={"arch": (arch, "--arch")})
             settings.check_training(resolved, [arch])
