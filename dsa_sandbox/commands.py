@@ -35,7 +35,7 @@ from dsa_sandbox.strategies.base import Strategy
 from dsa_sandbox.tasks import contradiction, stream
 from dsa_sandbox.training import finetune as finetuning
 from dsa_sandbox.training import pretrain as pretraining
-from dsa_sandbox.variants import decoding, policies
+from dsa_sandbox.variants import backends, decoding, policies
 
 MAX_MISMATCH = 0.01  # of dense and dsa in total parameters
 LEAST_KNOWN = 5  # facts below which there is nothing to contradict
@@ -158,6 +158,7 @@ def pretrain(
     text = load_corpus(resolved, home)
     model = load_model(born.run).to(job.engine.device)
     policies.use(model, resolved.train.selection)
+    backends.use(model, job.engine.attention)
     with ExitStack() as stack:
         job.begin(stack, data_hash=born.run.manifest["data_hash"])
         shutil.copyfile(born.run.checked("tokenizer.json"), job.run.path / "tokenizer.json")
@@ -393,6 +394,8 @@ def finetune(
     )
     model, frozen = (load_model(base).to(job.engine.device) for _ in range(2))
     policies.use(frozen, learning)  # F0 is of the network as it will learn
+    for network in (model, frozen):
+        backends.use(network, job.engine.attention)
     try:
         moves = strategy.moves(model)
     except ValueError as error:
@@ -526,9 +529,10 @@ def evaluate(
         raise UserError(f"{run.name}: a {command} run; eval takes pretrain and finetune runs")
     pretrained(run)
     resolved = run_settings(run)
-    engine = machine.resolve(resolved.machine, resolved.preset)
+    engine = backends.engine_for(resolved, machine.resolve(resolved.machine, resolved.preset))
     machine.start(engine)
     model = load_model(run).to(engine.device)
+    backends.use(model, engine.attention)
     if selection is not None:
         policies.use(model, policy_of(resolved, "--selection", selection))
     if tasks is not None:

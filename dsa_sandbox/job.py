@@ -15,6 +15,9 @@ from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run
+from dsa_sandbox.variants import backends
+
+TRAINING = ("pretrain", "finetune")  # commands that compute attention at length
 
 
 class Result(NamedTuple):
@@ -61,6 +64,8 @@ class Job:
         listener: Listener,
     ) -> None:
         engine = machine.resolve(resolved.machine, resolved.preset)
+        if command in TRAINING:
+            engine = backends.engine_for(resolved, engine)
         self.identity = identity_of(command, values, engine, includes or {})
         self.name = store.run_name(command, parts, self.identity)
         self.home, self.command, self.resolved = home, command, resolved
@@ -79,7 +84,7 @@ class Job:
                 f"{self.run.name} was begun on {begun.device} and goes on on {engine.device}: "
                 "the result is not bit-exact"
             )
-            return begun._replace(device=engine.device)
+            return begun._replace(device=engine.device, attention=engine.attention)
         return begun
 
     def returned(self) -> Result:

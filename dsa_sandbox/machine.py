@@ -16,12 +16,14 @@ class Engine(NamedTuple):
     device: str
     threads: int
     precision: str  # fp32 or bf16
+    attention: str = "masked"  # how a selection is computed: kernels.attention
 
     @property
     def described(self) -> str:
         """As a user reads it: fp32 on cpu, 1 thread."""
         plural = "" if self.threads == 1 else "s"
-        return f"{self.precision} on {self.device}, {self.threads} thread{plural}"
+        by = "" if self.attention == "masked" else f", attention by {self.attention}"
+        return f"{self.precision} on {self.device}, {self.threads} thread{plural}{by}"
 
     @property
     def autocast(self) -> Any:

@@ -283,6 +283,11 @@ class Machine(Frozen):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the processor has it, fp32 at smoke."
     )
+    attention: Literal["auto", "masked", "gather", "triton", "reference"] = Field(
+        "auto",
+        description="How a selection is computed: under a mask, in chunks, by a GPU kernel, by the "
+        "definition; auto: the fastest.",
+    )
     compile: bool = Field(False, description="Use torch.compile; results differ in the last bits.")
     save_every_s: float = Field(30.0, gt=0, description="Seconds between checkpoints.")
     micro_tokens: int = Field(16_384, ge=1, description="Tokens that fit the memory at once.")

@@ -19,7 +19,7 @@ from dsa_sandbox.core.rope import Rope, half
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.kernels import gather
-from dsa_sandbox.kernels.attention import sparse_attention
+from dsa_sandbox.kernels.attention import choose, no_triton, sparse_attention
 from dsa_sandbox.kernels.indexing import (
     Scorer,
     Selection,
@@ -29,6 +29,8 @@ from dsa_sandbox.kernels.indexing import (
     select_chunked,
     sparse_kl,
 )
+from dsa_sandbox.machine import Engine
+from dsa_sandbox.settings import Settings
 from dsa_sandbox.variants.v32 import V32Attention
 
 
@@ -75,10 +77,23 @@ def states_of_v32(attention: V32Attention, x_BTD: Tensor, table: Rope) -> States
     return States(q_BNTH, k_BTH, latent_BTC, q_BNTF.shape[-1] ** -0.5, output)
 
 
+ARCHS = ("dsa", "dsa-full", "dsa-v32")  # what the forms below compute
 FORMS: dict[type, Callable[..., States]] = {
     DsaAttention: states_of_dsa,
     V32Attention: states_of_v32,
 }
+
+
+def engine_for(resolved: Settings, engine: Engine) -> Engine:
+    """The engine with its attention decided; UserError where the backend asked for cannot run."""
+    model, name = resolved.model, str(resolved.machine.attention)
+    if name == "auto":
+        num_kept = model.context if resolved.arch == "dsa-full" else model.num_kept
+        known = resolved.arch in ARCHS
+        name = choose(model.context, num_kept, engine.device) if known else "masked"
+    elif name == "triton" and (why := no_triton(engine.device)) is not None:
+        raise UserError(f"machine.attention=triton: {why}; use gather, or auto")
+    return engine._replace(attention="masked" if resolved.arch == "dense" else name)
 
 
 def use(model: Transformer, backend: str) -> None:
@@ -86,14 +101,18 @@ def use(model: Transformer, backend: str) -> None:
 
     UserError where an architecture's attention is of another form than the kernels know.
     """
+    compute = None
+    if backend != "masked":
+        # torch.compile would unroll the loops over chunks, for each length anew
+        compute = torch.compiler.disable(partial(forward, backend))
     for block in model.blocks:
         attention = block.attention
         if not isinstance(attention, DsaAttention):
             continue
-        if backend != "masked" and type(attention) not in FORMS:
+        if compute is not None and type(attention) not in FORMS:
             name = type(attention).__name__
             raise UserError(f"machine.attention={backend}: no kernel knows {name}; use masked")
-        attention.backend = None if backend == "masked" else partial(forward, backend)
+        attention.backend = compute
 
 
 def forward(
