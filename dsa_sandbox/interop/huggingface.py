@@ -253,6 +253,19 @@ def write(folder: Path, model: Transformer, resolved: Settings, tokenizer: Token
         store.write_atomic(folder / f"{CODE}.py", code)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; UserError where the file holds none."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
+
+
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
