@@ -127,6 +127,12 @@ def pretrained(run: Run) -> Run:
     return run
 
 
+def stood_on(several: list[Run]) -> dict[str, Any]:
+    """What identifies imported bases beside their weights, which say neither tokenizer nor text."""
+    imported = [base for base in several if base.manifest["command"] == "import"]
+    return {"imported": [base.manifest["identity"] for base in imported]} if imported else {}
+
+
 def default_base(home: Path, arch: str | None, preset: str | None, listener: Listener) -> Run:
     """The newest finished base that fits; UserError with the command to run first."""
 

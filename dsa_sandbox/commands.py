@@ -18,6 +18,7 @@ from dsa_sandbox.bases import (
     policy_of,
     pretrained,
     run_settings,
+    stood_on,
     writer_for,
 )
 from dsa_sandbox.core.transformer import Transformer, group_of
@@ -205,7 +206,7 @@ def make_tasks(
             raise UserError(f"{other.name}: another model.num_kept than {first.name}'s")
     parents = {base.name: base.manifest["files"]["model.safetensors"] for base in bases}
     values = {"parents": sorted(parents.values()), "seed": resolved.seed}
-    values |= sections(resolved, ("tasks",))
+    values |= sections(resolved, ("tasks",)) | stood_on(bases)
     parts = [resolved.tasks.family, resolved.tasks.stream, resolved.preset, f"s{resolved.seed}"]
     given: list[stream.Task] = []
     if rows is not None:
@@ -294,10 +295,12 @@ def contradicting(
 def fitting_tasks(home: Path, base: Run, resolved: Settings, asked: int | None) -> Run | None:
     """The newest finished stream that was made with this base (and has `asked` tasks)."""
     sha = base.manifest["files"]["model.safetensors"]
+    imported = base.manifest["command"] == "import"  # others may have its weights, and read other
 
     def fits(manifest: dict[str, Any]) -> bool:
         enough = asked in (None, manifest["figures"]["tasks"])
-        return enough and sha in manifest["parents"].values()
+        parents = manifest["parents"]
+        return enough and (base.name in parents if imported else sha in parents.values())
 
     return store.newest(home, "make-tasks", fits=fits)
 
@@ -372,6 +375,7 @@ def finetune(
         "strategy": resolved.strategy,
         "strategy_settings": strategy.settings.model_dump(),
         **sections(resolved, ("finetune", "eval")),
+        **stood_on([base]),
     }
     job = Job(
         home,

@@ -238,7 +238,7 @@ def is_tied_here(config: dict[str, Any], weights: dict[str, Tensor]) -> bool:
         if torch.equal(first, last):
             del weights["lm_head.weight"]
         return False
-    return torch.equal(last * last.shape[1] ** 0.5, first)
+    return torch.equal(last.float() * last.shape[1] ** 0.5, first.float())
 
 
 def check(resolved: Resolved, folder: Folder) -> Settings:
