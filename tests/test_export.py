@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from home import TinyHome, cli
+from home import ROOT, TinyHome, cli
 from tiny import CONTEXT, VOCABULARY, noise, some_tokens, tiny_settings
 from torch import Tensor
 
 from dsa_sandbox import sizes
 from dsa_sandbox.core.indexer import Indexer, causal_mask, kept_mask, select
 from dsa_sandbox.core.transformer import Transformer, nll_sum
+from dsa_sandbox.data import grammar
 from dsa_sandbox.data.tokens import word_tokenizer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.interop import huggingface
@@ -235,6 +236,25 @@ def greedy(base: Path, ids: list[int], count: int) -> list[int]:
         if ids[-1] == 0:
             break
     return ids
+
+
+def test_the_rows_for_lm_eval_ask_facts_of_the_grammar() -> None:
+    told = {
+        grammar.statement(frame, fact.subject, fact.true_object)
+        for family in grammar.table().families.values()
+        for frame in family.frames
+        for fact in family.facts
+    }
+    path = ROOT / "examples" / "lm-eval" / "facts.jsonl"
+    tokenizer = word_tokenizer()
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert len(rows) == 10
+    for row in rows:
+        right = row["choices"][row["answer"]]
+        statement = f"{row['context'].split('. ')[-1]}{right}"
+        assert statement[0].lower() + statement[1:] in told
+        ids = [tokenizer.encode(choice).ids for choice in row["choices"]]
+        assert len({tuple(single) for single in ids if len(single) == 1}) == 4
 
 
 def test_a_run_without_a_network_is_refused(tiny_home: TinyHome, tmp_path: Path) -> None:

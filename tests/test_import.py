@@ -21,7 +21,7 @@ from dsa_sandbox.interop import huggingface, vocabulary
 from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run
 
-UNTIED = MODEL.model_copy(update={"tied": False, "rope_base": 5e5})
+UNTIED = MODEL.model_copy(update={"tied": False, "rope_base": 5e5, "num_selected_heads": 3})
 
 
 def tokenizer_of(num_tokens: int = VOCABULARY, end: int = 0) -> Tokenizer:
@@ -144,6 +144,22 @@ def test_what_transformers_saves_again_is_the_same(
     says_the_same(back, other)
 
 
+def test_a_tokenizer_that_transformers_saves_again_is_the_same(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = tokens.bpe_tokenizer(["Tom had a red ball."] * 50, 400)
+    plan = Settings(arch="dense", model=MODEL)
+    model = Transformer("dense", MODEL, tokenizer.get_vocab_size(), 48, seed=0)
+    huggingface.write(tmp_path / "there", model, plan, tokenizer)
+    again = AutoTokenizer.from_pretrained(tmp_path / "there")
+    again("Tom had a ball", truncation=True, max_length=3, padding="max_length")
+    again.save_pretrained(tmp_path / "there")
+    assert '"truncation": {' in (tmp_path / "there" / "tokenizer.json").read_text("utf-8")
+    brought(tmp_path / "there")
+    (run,) = (tmp_path / "home").glob("import-*")
+    assert bases.load_tokenizer(Run(run)).to_str() == tokenizer.to_str()
+
+
 @pytest.mark.parametrize("end", [0, 2])
 @pytest.mark.parametrize("num_shared", [1, 2, 4])
 def test_a_llama_says_the_same_here(num_shared: int, end: int, tmp_path: Path) -> None:
@@ -233,7 +249,7 @@ def test_what_ends_a_text_gets_id_0(kind: str) -> None:
     )
     after = vocabulary.opened_by_end(before, end, Path("tokenizer.json"))
     assert after.token_to_id("</s>") == 0
-    text = "abcd ab</s>abd"
+    text = "abcd ab</s>abz"  # z is unknown
     bare = before.encode(text, add_special_tokens=False).ids
     assert end in bare
     assert after.encode(text).ids == [vocabulary.swapped(number, end) for number in bare]
@@ -324,6 +340,8 @@ def test_settings_of_the_folder_are_not_for_setting(tmp_path: Path) -> None:
         ({"vocab_size": 30}, "31 tokens, but config.json has vocab_size=30"),
         ({"eos_token_id": 99}, "eos_token_id=99 is not in tokenizer.json"),
         ({"eos_token_id": None}, "eos_token_id is missing"),
+        ({"eos_token_id": -1, "bos_token_id": -1}, "eos_token_id=-1 is not in tokenizer.json"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "architectures=['LlamaForCausalLM']"),
         ({"rms_norm_eps": -1.0}, "model.norm_eps=-1.0: input should be greater than 0"),
     ],
 )
@@ -360,13 +378,12 @@ def test_each_tensor_that_does_not_fit_is_named(tmp_path: Path) -> None:
     weights["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(32)
     weights["lm_head.weight"] = weights["lm_head.weight"].to(torch.float8_e4m3fn)
     save_file(weights, path)
-    problem = cli("import", tmp_path / "llama", "--home", tmp_path / "home").problem
+    problem = refused(tmp_path / "llama")
     assert "model.norm.weight is missing" in problem
     assert "up_proj.weight is (3, 2), config.json asks for (52, 32)" in problem
     assert "q_proj.bias: LlamaForCausalLM has no such tensor" in problem
     assert "lm_head.weight is of torch.float8_e4m3fn, which is not read" in problem
     assert len(problem.splitlines()) == 4
-    assert not list((tmp_path / "home").glob("import-*"))
     path.write_bytes(path.read_bytes()[:-100])
     assert "torn or altered" in refused(tmp_path / "llama")
 
@@ -391,6 +408,8 @@ def test_a_shard_stands_beside_its_index(tmp_path: Path) -> None:
     text = index.read_text("utf-8").replace(shard.name, "../elsewhere.safetensors")
     index.write_text(text, "utf-8")
     assert "../elsewhere.safetensors is not the name of" in refused(folder)
+    index.write_text('{"weight_map": []}', "utf-8")
+    assert "weight_map is missing" in refused(folder)
 
 
 def test_what_is_no_folder_or_has_no_tokenizer_is_refused(tmp_path: Path) -> None:

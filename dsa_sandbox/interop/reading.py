@@ -103,8 +103,8 @@ def opened(path: Path) -> Folder:
     if end != END_ID:
         names = " and ".join(repr(tokenizer.id_to_token(number)) for number in (END_ID, end))
         notes.append(f"{names} change places: what ends a text has id 0 here")
-    begin = config.get("bos_token_id")
-    if begin not in (None, end) and tokenizer.id_to_token(begin) is not None:
+    begin: Any = config.get("bos_token_id")
+    if begin in tokenizer.get_vocab().values() and begin != end:
         names = " not by ".join(repr(tokenizer.id_to_token(number)) for number in (end, begin))
         notes.append(f"a text is opened by {names}")
     file = path / "tokenizer.json"
@@ -132,10 +132,10 @@ def architecture_of(config: dict[str, Any], file: Path) -> str:
     """Which class it is of; UserError for one that has no counterpart here."""
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named else config.get("model_type")
-    if name not in ARCHS:
+    if not isinstance(name, str) or name not in ARCHS:
         hint = nearest(str(name), list(ARCHS))
         raise UserError(f"{file}: architectures={name}{hint}  (import reads {', '.join(ARCHS)})")
-    return str(name)
+    return name
 
 
 def fixed_by(config: dict[str, Any], architecture: str, file: Path) -> dict[str, Any]:
@@ -207,7 +207,10 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if (folder / "model.safetensors").is_file():
         names = ["model.safetensors"]
     elif index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict):
+            raise UserError(f"{index}: weight_map is missing")
+        names = sorted({str(name) for name in places.values()})
     else:
         for pickle in sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
             raise UserError(

@@ -29,17 +29,18 @@ def read(folder: Path) -> Tokenizer:
 
 def end_of(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> int:
     """The id of the token that ends a text; of several, the first."""
-    end = config.get("eos_token_id")
+    end: Any = config.get("eos_token_id")
     end = end[0] if isinstance(end, list) and end else end
     path = folder / "tokenizer_config.json"
     if end is None and path.is_file():
         name = read_json(path).get("eos_token")
-        end = tokenizer.token_to_id(name["content"] if isinstance(name, dict) else name or "")
+        name = name.get("content") if isinstance(name, dict) else name
+        end = tokenizer.token_to_id(str(name))
     if end is None:
         raise UserError(f"{folder / 'config.json'}: eos_token_id is missing: no token ends a text")
-    if not isinstance(end, int) or tokenizer.id_to_token(end) is None:
+    if end not in tokenizer.get_vocab().values():
         raise UserError(f"{folder / 'config.json'}: eos_token_id={end} is not in tokenizer.json")
-    return end
+    return int(end)
 
 
 def filled(tokenizer: Tokenizer, vocabulary: int, path: Path) -> Tokenizer:
