@@ -18,18 +18,31 @@ from dsa_sandbox.store import Run
 from dsa_sandbox.tasks import contradiction
 from dsa_sandbox.variants import policies
 
+BASES = ("pretrain", "import")  # commands whose runs may be stood on
+
 
 def cache_of(home: Path) -> Path:
     """Where packed tokens and F0 are kept."""
     return home / "cache"
 
 
-def load_corpus(resolved: Settings, home: Path, listener: Listener = SILENT) -> Corpus:
+def load_corpus(
+    resolved: Settings,
+    home: Path,
+    listener: Listener = SILENT,
+    tokenizer: Tokenizer | None = None,
+) -> Corpus:
     """Tokenizer and packed text, from the cache where it is there."""
-    source = corpus.resolve(resolved.data)
+    source, model = corpus.resolve(resolved.data), resolved.model
     return tokens.prepare(
-        source, resolved.data, resolved.seed, resolved.model.context, cache_of(home), listener
+        source, resolved.data, resolved.seed, model.context, cache_of(home), listener, tokenizer
     )
+
+
+def corpus_of(base: Run, resolved: Settings, home: Path, listener: Listener = SILENT) -> Corpus:
+    """The packed text of a base; an imported one has brought its tokenizer with it."""
+    brought = load_tokenizer(base) if base.manifest["command"] == "import" else None
+    return load_corpus(resolved, home, listener, brought)
 
 
 def new_model(resolved: Settings, vocabulary: int) -> Transformer:
@@ -103,11 +116,21 @@ def writer_for(run: Run, split: Any) -> contradiction.Writer:
 def pretrained(run: Run) -> Run:
     """The run, if it is a finished base; UserError otherwise."""
     manifest = run.manifest
-    if manifest.get("command") != "pretrain":
-        raise UserError(f"{run.name}: a {manifest.get('command')} run; a pretrain run is needed")
+    if manifest.get("command") not in BASES:
+        raise UserError(
+            f"{run.name}: a {manifest.get('command')} run; a {' or '.join(BASES)} run is needed"
+        )
     if manifest.get("state") != "finished":
-        raise UserError(f"{run.name}: not finished; the same pretrain command goes on with it")
+        raise UserError(
+            f"{run.name}: not finished; the same {manifest['command']} command goes on with it"
+        )
     return run
+
+
+def stood_on(several: list[Run]) -> dict[str, Any]:
+    """What identifies imported bases beside their weights, which say neither tokenizer nor text."""
+    imported = [base for base in several if base.manifest["command"] == "import"]
+    return {"imported": [base.manifest["identity"] for base in imported]} if imported else {}
 
 
 def default_base(home: Path, arch: str | None, preset: str | None, listener: Listener) -> Run:

@@ -8,7 +8,9 @@ from typing import Any
 
 from dsa_sandbox import machine, sizes, store
 from dsa_sandbox.bases import (
+    BASES,
     cache_of,
+    corpus_of,
     load_corpus,
     load_model,
     load_tokenizer,
@@ -16,6 +18,7 @@ from dsa_sandbox.bases import (
     policy_of,
     pretrained,
     run_settings,
+    stood_on,
     writer_for,
 )
 from dsa_sandbox.core.transformer import Transformer, group_of
@@ -24,7 +27,7 @@ from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import Corpus
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms, metrics, quality
-from dsa_sandbox.interop import huggingface
+from dsa_sandbox.interop import huggingface, reading
 from dsa_sandbox.job import Job, Result, sections
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.machine import Engine
@@ -204,7 +207,7 @@ def make_tasks(
             raise UserError(f"{other.name}: another model.num_kept than {first.name}'s")
     parents = {base.name: base.manifest["files"]["model.safetensors"] for base in bases}
     values = {"parents": sorted(parents.values()), "seed": resolved.seed}
-    values |= sections(resolved, ("tasks",))
+    values |= sections(resolved, ("tasks",)) | stood_on(bases)
     parts = [resolved.tasks.family, resolved.tasks.stream, resolved.preset, f"s{resolved.seed}"]
     given: list[stream.Task] = []
     if rows is not None:
@@ -293,10 +296,12 @@ def contradicting(
 def fitting_tasks(home: Path, base: Run, resolved: Settings, asked: int | None) -> Run | None:
     """The newest finished stream that was made with this base (and has `asked` tasks)."""
     sha = base.manifest["files"]["model.safetensors"]
+    imported = base.manifest["command"] == "import"  # others may have its weights, and read other
 
     def fits(manifest: dict[str, Any]) -> bool:
         enough = asked in (None, manifest["figures"]["tasks"])
-        return enough and sha in manifest["parents"].values()
+        parents = manifest["parents"]
+        return enough and (base.name in parents if imported else sha in parents.values())
 
     return store.newest(home, "make-tasks", fits=fits)
 
@@ -371,6 +376,7 @@ def finetune(
         "strategy": resolved.strategy,
         "strategy_settings": strategy.settings.model_dump(),
         **sections(resolved, ("finetune", "eval")),
+        **stood_on([base]),
     }
     job = Job(
         home,
@@ -406,7 +412,7 @@ def finetune(
         f"{resolved.strategy} on {base.name} over {tasks_name} ({len(tasks)} tasks), "
         f"into {job.run.path}"
     )
-    text = load_corpus(resolved, home)
+    text = corpus_of(base, resolved, home, listener)
     rows = tokens.heldout(text.valid, model.context, resolved.eval.num_heldout)
     with ExitStack() as stack:
         mask = mask_of(model, moves)
@@ -417,6 +423,7 @@ def finetune(
             overwriting=resolved.finetune.contrast == 0,
             mask=mask,
             tasks={"name": tasks_name, "sha256": tasks_sha, "count": len(tasks)},
+            imported=base.manifest.get("imported"),
         )
         listener.note(
             f"moves {mask['trainable']:,} of {mask['parameters']:,} parameters "
@@ -525,8 +532,9 @@ def evaluate(
         run.checked("records.jsonl")
         run.checked("metrics.jsonl")
         return arms.figures_of(run)
-    if command != "pretrain":
-        raise UserError(f"{run.name}: a {command} run; eval takes pretrain and finetune runs")
+    if command not in BASES:
+        takes = ", ".join([*BASES, "finetune"])
+        raise UserError(f"{run.name}: a {command} run; eval takes runs of {takes}")
     pretrained(run)
     resolved = run_settings(run)
     engine = backends.engine_for(resolved, machine.resolve(resolved.machine, resolved.preset))
@@ -544,13 +552,66 @@ def evaluate(
         records = list(probes.records(model, 0, list(range(len(rows))), stream.KINDS))
         right = {kind: metrics.right(metrics.select(records, kind)) for kind in stream.KINDS}
         return {"kind": "probes", "stream": name, "tasks": len(rows), "right": right}
-    text = load_corpus(resolved, home)
+    text = corpus_of(run, resolved, home, listener)
     figures = quality.base_quality(model, text, writer_for(run, "test"), resolved.seed)
     return {"kind": "base", "arch": manifest["arch"], **figures}
 
 
+def import_folder(
+    resolved: Settings,
+    home: Path,
+    folder: reading.Folder,
+    *,
+    force: bool = False,
+    listener: Listener = SILENT,
+) -> Result:
+    """A run of what a folder in the layout of transformers holds, to be fine-tuned or measured.
+
+    `resolved` has the folder's settings (`reading.check`); its `data` are what fine-tuning takes
+    held-out text and pre-training text from.
+    """
+    source = corpus.resolve(resolved.data)
+    context, tokenizer = resolved.model.context, folder.tokenizer
+    data_hash = tokens.corpus_digest(source, resolved.data, resolved.seed, context, tokenizer)
+    values = {"arch": resolved.arch, "seed": resolved.seed, "data_hash": data_hash}
+    values |= {"files": folder.files, **sections(resolved, ("model",))}
+    job = Job(
+        home,
+        "import",
+        [resolved.arch, resolved.preset, f"s{resolved.seed}"],
+        values,
+        resolved,
+        {},
+        force=force,
+        includes={},
+        listener=listener,
+    )
+    if job.finished:
+        return job.returned()
+    state = reading.state_of(folder, resolved)
+    notes = [*folder.notes]
+    if context < folder.longest:
+        notes.append(f"context {context} of {folder.longest} tokens (--context takes more)")
+    for note in notes:
+        listener.note(f"{folder.path}: {note}")
+    figures = {
+        "architecture": folder.architecture,
+        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "vocabulary": folder.vocabulary,
+        "context": context,
+        "notes": notes,
+    }
+    imported = {"folder": str(folder.path), "files": folder.files, **figures}
+    with ExitStack() as stack:
+        job.begin(stack, data=source._asdict(), data_hash=data_hash, imported=imported)
+        tokenizer.save(str(job.run.path / "tokenizer.json"))
+        store.write_atomic(job.run.path / "model.safetensors", store.tensors_bytes(state))
+        job.run.finish(figures=figures)
+    return Result(job.run, figures)
+
+
 def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
-    """Write a finished network as a folder that stock transformers loads."""
+    """Write a finished network as a folder that transformers loads."""
     network_of(run)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not force):
         raise UserError(f"{folder}: is there already  [from --to]; --force writes into it")
@@ -561,14 +622,18 @@ def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
     source = Path(resolved.data.source)
     text = source.name if source.exists() else str(source)  # no path of this machine
     text = "the built-in grammar" if text == "grammar" else text
+    imported = run.manifest.get("imported")
+    origin = f"pre-trained on {text}"
+    if imported:
+        origin = f"imported from {Path(imported['folder']).name} ({imported['architecture']})"
     trained = {
         "build": "not trained",
-        "pretrain": f"pre-trained on {text}",
-        "finetune": f"pre-trained on {text} and fine-tuned with {run.manifest.get('strategy')} on "
-        "contradictory worlds",
-    }[run.manifest["command"]]
+        "finetune": f"{origin} and fine-tuned with {run.manifest.get('strategy')} on contradictory "
+        "worlds",
+    }.get(run.manifest["command"], origin)
     huggingface.write(folder, model, resolved, load_tokenizer(run))
-    store.write_atomic(folder / "README.md", huggingface.card(run.name, resolved, total, trained))
+    card = huggingface.card(run.name, resolved, total, trained, toy=not imported)
+    store.write_atomic(folder / "README.md", card)
     architecture = huggingface.layout_of(resolved).architecture
     return {"folder": str(folder), "architecture": architecture, "parameters": total}
 

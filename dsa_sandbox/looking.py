@@ -190,7 +190,7 @@ def export(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a network as a folder that transformers loads: dense as Llama, dsa-v32 as DeepSeek."""
+    """Write a network for transformers: dense as Llama, dsa-v32 as DeepSeek, dsa with its code."""
     call = prepare(home=home, as_json=as_json, quiet=quiet)
     from dsa_sandbox import commands, console, store
 

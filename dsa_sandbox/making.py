@@ -1,6 +1,7 @@
 """The commands that make runs. Heavy imports wait until needed."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -141,12 +142,70 @@ def pretrain(
     answer_run(call, "pretrain", result)
 
 
+@app.command("import", epilog="Example: dsa-sandbox import my-llama --context 512")
+def import_(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="config.json, safetensors, tokenizer.json.")
+    ],
+    data: Data = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context", help="Longest sequence (default: its own, at most 2048).", metavar="N"
+        ),
+    ] = None,
+    seed: Seed = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    home: Home = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a run of a Llama, or of what `export` has written; no code of the folder is run."""
+    from dsa_sandbox import commands
+    from dsa_sandbox.interop import reading
+
+    found = reading.opened(folder)
+    call = prepare(
+        options={
+            "data.source": (data, "--data"),
+            "model.context": (context, "--context"),
+            "seed": (seed, "--seed"),
+        },
+        preset=preset,
+        config=config,
+        sets=set_,
+        home=home,
+        as_json=as_json,
+        quiet=quiet,
+        network=(found.file, {**found.fixed, **found.likely}),
+    )
+    settings = reading.check(call.resolved, found)
+    if dry_run:
+        plan = {
+            "arch": settings.arch,
+            "architecture": found.architecture,
+            "vocabulary": found.vocabulary,
+            "context": settings.model.context,
+        }
+        answer_plan(call, "import", plan)
+        return
+    result = commands.import_folder(settings, call.home, found, force=force, listener=call.listener)
+    note = f"{result.figures['architecture']}, {result.figures['parameters']:,} parameters"
+    show_notes(call, f"{note}, as {settings.arch}")
+    answer_run(call, "import", result)
+
+
 @app.command("make-tasks", epilog="Example: dsa-sandbox make-tasks --count 8")
 def make_tasks(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[BASE]...", help="Pre-trained runs (default: the newest of each arch)."
+            metavar="[BASE]...",
+            help="Pre-trained or imported runs (default: the newest pre-trained of each arch).",
         ),
     ] = None,
     count: Count = None,
@@ -208,7 +267,10 @@ def make_tasks(
 def finetune(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[BASE]", help="A pre-trained run (default: the newest)."),
+        typer.Argument(
+            metavar="[BASE]",
+            help="A pre-trained or imported run (default: the newest pre-trained).",
+        ),
     ] = None,
     strategy: Strategy = None,
     arch: Arch = None,

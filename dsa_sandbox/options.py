@@ -113,6 +113,7 @@ def prepare(
     as_json: bool = False,
     quiet: bool = False,
     with_strategy: bool = False,
+    network: tuple[str, dict[str, Any]] | None = None,
 ) -> Call:
     """Includes first, then settings; signals are caught from here on."""
     from dsa_sandbox import console, settings, store
@@ -121,7 +122,12 @@ def prepare(
     console.catch_signals(terminal)
     includes = load_includes(include or [])
     resolved = settings.resolve(
-        preset=preset, config=config, sets=sets, options=options, with_strategy=with_strategy
+        preset=preset,
+        config=config,
+        sets=sets,
+        options=options,
+        with_strategy=with_strategy,
+        network=network,
     )
     return Call(resolved, store.home_folder(home), terminal, as_json, includes)
 

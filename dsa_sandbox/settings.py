@@ -435,10 +435,12 @@ def resolve(
     sets: list[str] | None = None,
     options: Mapping[str, Any] | None = None,
     with_strategy: bool = False,
+    network: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Resolved:
     """Merge all layers and validate them; every problem in one UserError.
 
     `options` are flat keys set by named options: {"arch": ("dense", "--arch")}.
+    `network` is a file and the flat keys it sets: they stand in the place of the preset's `model`.
     `with_strategy` imports the chosen strategy and validates its section (needs torch).
     """
     file_values = flat(read_toml(config)) if config else {}
@@ -470,6 +472,9 @@ def resolve(
         ("environment", machine_from_environment()),
         ("--set", set_values),
     ]
+    if network is not None:
+        of_preset = {k: v for k, v in layers[0][1].items() if not k.startswith("model.")}
+        layers[:2] = [(layers[0][0], of_preset), (network[0], dict(network[1]))]
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for source, values in layers:

@@ -5,17 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from home import TinyHome, cli
+from home import ROOT, TinyHome, cli
 from tiny import CONTEXT, VOCABULARY, noise, some_tokens, tiny_settings
 from torch import Tensor
 
 from dsa_sandbox import sizes
-from dsa_sandbox.core.indexer import causal_mask
+from dsa_sandbox.core.indexer import Indexer, causal_mask, kept_mask, select
 from dsa_sandbox.core.transformer import Transformer, nll_sum
+from dsa_sandbox.data import grammar
 from dsa_sandbox.data.tokens import word_tokenizer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.interop import huggingface
-from dsa_sandbox.settings import Model, Settings
+from dsa_sandbox.settings import Model, Settings, Train
 from dsa_sandbox.variants.moe import mixtures
 
 # many indexer heads: with few, ReLU makes exact ties, which topk breaks as it likes; wider than
@@ -27,12 +28,21 @@ MIXTURE = MODEL.model_copy(
     | {"routed_scale": 1.5}
 )
 ARCHS = ("dense", "dsa-v32")
+OTHER = {"tied": False, "rope_base": 5e5, "norm_eps": 1e-3}
 
 
-def network(arch: str, settings: Model, *, trained: bool) -> Transformer:
+@pytest.fixture(autouse=True)
+def no_code_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers copies the code of a folder before it runs it."""
+    for name in ("dynamic_module_utils", "utils.hub"):
+        monkeypatch.setattr(f"transformers.{name}.HF_MODULES_CACHE", str(tmp_path / "code"))
+    monkeypatch.syspath_prepend(tmp_path / "code")
+
+
+def network(arch: str, *, trained: bool, plan: Model = MODEL) -> Transformer:
     """A tiny network; trained, it has had thirty steps, of the indexer as well."""
-    hidden = sizes.matched_ffn_width(arch, settings)
-    model = Transformer(arch, settings, VOCABULARY, hidden, seed=1)
+    hidden = sizes.matched_ffn_width(arch, plan)
+    model = Transformer(arch, plan, VOCABULARY, hidden, seed=1)
     for number, mixture in enumerate(mixtures(model)):
         mixture.bias.copy_(noise(len(mixture.bias), seed=number))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -47,16 +57,16 @@ def network(arch: str, settings: Model, *, trained: bool) -> Transformer:
     return model.eval()
 
 
-def there(arch: str, settings: Model, model: Transformer, folder: Path) -> torch.nn.Module:
+def there(arch: str, model: Transformer, folder: Path, plan: Model = MODEL) -> torch.nn.Module:
     """The same network as transformers loads it from a folder."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = word_tokenizer()
-    resolved = Settings(arch=arch, model=settings)
+    resolved = Settings(arch=arch, model=plan)
     huggingface.write(folder, model, resolved, tokenizer)
-    loaded, problems = AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", output_loading_info=True
-    )
+    own = huggingface.LAYOUTS[arch].attention is None
+    how = {"trust_remote_code": True} if own else {"attn_implementation": "eager"}
+    loaded, problems = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **how)
     assert not any(problems.values()), problems
     assert type(loaded).__name__ == huggingface.LAYOUTS[arch].architecture
     return loaded.eval()
@@ -91,11 +101,11 @@ def test_logits_are_those_of_transformers(
     arch: str, settings: Model, trained: bool, tmp_path: Path
 ) -> None:
     with torch.enable_grad():
-        model = network(arch, settings, trained=trained)
+        model = network(arch, trained=trained, plan=settings)
     tokens_BT = some_tokens(3, CONTEXT, seed=9)
     assert MODEL.num_kept < CONTEXT / 4
     assert arch == "dense" or tie_free(model, tokens_BT)
-    other = there(arch, settings, model, tmp_path / "model")
+    other = there(arch, model, tmp_path / "model", settings)
     ours_BTV = model(tokens_BT)
     torch.testing.assert_close(other(tokens_BT).logits, ours_BTV, rtol=0, atol=1e-4)
     assert arch == "dense" or (model(tokens_BT, sparse=False) - ours_BTV).abs().max() > 1e-2
@@ -105,6 +115,102 @@ def test_logits_are_those_of_transformers(
         cache = answer.cache
         pieces.append(answer.logits)
     torch.testing.assert_close(torch.cat(pieces, 1), ours_BTV, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["dense", "dsa-v32", "dsa"])
+@torch.no_grad()
+def test_an_output_matrix_a_rope_base_and_an_epsilon_go_along(arch: str, tmp_path: Path) -> None:
+    other = OTHER if arch != "dsa-v32" else {**OTHER, "norm_eps": MODEL.norm_eps}
+    plan = MODEL.model_copy(update=other)
+    model, tokens_BT = network(arch, trained=False, plan=plan), some_tokens(3, CONTEXT, seed=9)
+    logits = there(arch, model, tmp_path / "model", plan)(tokens_BT).logits
+    torch.testing.assert_close(logits, model(tokens_BT), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["random", "trained"])
+@pytest.mark.parametrize("arch", ["dsa", "dsa-full"])
+@torch.no_grad()
+def test_the_code_that_goes_with_dsa_says_what_dsa_says(
+    arch: str, trained: bool, tmp_path: Path
+) -> None:
+    # few indexer heads: their scores tie, and the tie goes the same way
+    plan = tiny_settings(indexer_heads=1, indexer_head_width=4, force_sink=2, force_local=2)
+    with torch.enable_grad():
+        model = network(arch, trained=trained, plan=plan)
+    tokens_BT = some_tokens(3, CONTEXT, seed=9)
+    assert not tie_free(model, tokens_BT)
+    other = there(arch, model, tmp_path / "model", plan)
+    ours_BTV = model(tokens_BT)
+    torch.testing.assert_close(other(tokens_BT).logits, ours_BTV, rtol=0, atol=1e-5)
+    sparse = (model(tokens_BT, sparse=False) - ours_BTV).abs().max() > 1e-2
+    assert sparse == (arch == "dsa")
+
+
+@torch.no_grad()
+def test_dsa_goes_on_from_its_cache_and_past_padding(tmp_path: Path) -> None:
+    plan = tiny_settings()
+    model, tokens_BT = network("dsa", trained=False, plan=plan), some_tokens(3, CONTEXT, seed=9)
+    other = there("dsa", model, tmp_path / "model", plan)
+    cache, pieces = None, []
+    for first, last in ((0, 4), (4, 5), (5, 9), (9, CONTEXT)):  # across K
+        answer = other(tokens_BT[:, first:last], cache=cache, use_cache=True)
+        cache = answer.cache
+        pieces.append(answer.logits)
+    torch.testing.assert_close(torch.cat(pieces, 1), model(tokens_BT), rtol=0, atol=1e-5)
+    padding_BT = torch.zeros(3, 5, dtype=torch.long)
+    mask_BT = torch.cat([padding_BT, torch.ones_like(tokens_BT)], dim=1)
+    padded_BT = torch.cat([padding_BT, tokens_BT], dim=1)
+    logits_BTV = other(padded_BT, attention_mask=mask_BT).logits[:, 5:]
+    torch.testing.assert_close(logits_BTV, model(tokens_BT), rtol=0, atol=1e-5)
+
+
+def test_dsa_is_written_with_its_code(tiny_home: TinyHome, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, folder = tiny_home.run("pretrain dsa"), tmp_path / "exported"
+    answer = cli("export", base.name, "--to", folder, "--home", tiny_home.home, "--json")
+    assert answer.value["architecture"] == "DsaSandboxForCausalLM"
+    code = (folder / "modeling_dsa_sandbox.py").read_text("utf-8")
+    assert "import dsa_sandbox" not in code
+    assert "from dsa_sandbox" not in code
+    assert "trust_remote_code=True" in (folder / "README.md").read_text("utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    inputs = tokenizer("Once upon a time", return_tensors="pt")
+    said = model.generate(**inputs, max_new_tokens=30, do_sample=False)[0]
+    assert said.tolist() == greedy(base, inputs["input_ids"][0].tolist(), 30)
+
+
+@torch.no_grad()
+def test_the_indexer_is_that_of_transformers(tmp_path: Path) -> None:
+    """With queries read from the stream: ours has no query latent, theirs is given the stream."""
+    from transformers import DeepseekV32Config
+    from transformers.models.deepseek_v32 import modeling_deepseek_v32 as deepseek
+
+    plan = tiny_settings(indexer_heads=16, indexer_head_width=16)
+    ours = Indexer(plan).requires_grad_(False)
+    theirs = deepseek.DeepseekV32Indexer(
+        DeepseekV32Config(
+            hidden_size=plan.width,
+            q_lora_rank=plan.width,
+            index_n_heads=16,
+            index_head_dim=16,
+            index_topk=plan.num_kept,
+            qk_rope_head_dim=8,
+        ),
+        layer_idx=0,
+    )
+    names = {"q": "wq_b", "k": "wk", "k_norm": "k_norm", "w": "weights_proj"}
+    for own, name in names.items():
+        theirs.get_submodule(name).load_state_dict(ours.get_submodule(own).state_dict())
+    x_BTD = noise(3, CONTEXT, plan.width, seed=5)
+    cos, sin = (torch.cat([part, part], dim=-1)[None] for part in (ours.cos_TH, ours.sin_TH))
+    past_TS = causal_mask(CONTEXT)
+    ids_BTK = theirs(x_BTD, x_BTD, (cos, sin), past_TS[None], torch.arange(CONTEXT)[None])
+    assert plan.num_kept < CONTEXT / 4
+    scattered = torch.zeros(3, CONTEXT, CONTEXT, dtype=torch.bool).scatter(-1, ids_BTK.long(), True)
+    kept_BTS = kept_mask(select(ours(x_BTD), plan.num_kept), CONTEXT)
+    assert torch.equal(scattered & past_TS, kept_BTS)
 
 
 def test_an_exported_run_speaks_as_the_run_does(tiny_home: TinyHome, tmp_path: Path) -> None:
@@ -147,11 +253,27 @@ def greedy(base: Path, ids: list[int], count: int) -> list[int]:
     return ids
 
 
-def test_what_transformers_has_no_class_for_is_refused(tiny_home: TinyHome, tmp_path: Path) -> None:
+def test_the_rows_for_lm_eval_ask_facts_of_the_grammar() -> None:
+    told = {
+        grammar.statement(frame, fact.subject, fact.true_object)
+        for family in grammar.table().families.values()
+        for frame in family.frames
+        for fact in family.facts
+    }
+    path = ROOT / "examples" / "lm-eval" / "facts.jsonl"
+    tokenizer = word_tokenizer()
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert len(rows) == 10
+    for row in rows:
+        right = row["choices"][row["answer"]]
+        statement = f"{row['context'].split('. ')[-1]}{right}"
+        assert statement[0].lower() + statement[1:] in told
+        ids = [tokenizer.encode(choice).ids for choice in row["choices"]]
+        assert len({tuple(single) for single in ids if len(single) == 1}) == 4
+
+
+def test_a_run_without_a_network_is_refused(tiny_home: TinyHome, tmp_path: Path) -> None:
     folder = tmp_path / "exported"
-    base = tiny_home.run("pretrain dsa")
-    problem = cli("export", base.name, "--to", folder, "--home", tiny_home.home).problem
-    assert "transformers has no dsa" in problem
     stream = tiny_home.run("make-tasks")
     problem = cli("export", stream.name, "--to", folder, "--home", tiny_home.home).problem
     assert "has no network" in problem
@@ -164,8 +286,19 @@ def test_settings_that_the_classes_cannot_say_are_refused() -> None:
         huggingface.config(Settings(arch="dense", model=gelu), VOCABULARY, 48)
     with pytest.raises(UserError, match="forces no token"):
         huggingface.config(Settings(arch="dsa-v32", model=tiny_settings()), VOCABULARY, 48)
-    with pytest.raises(UserError, match="Llama has no experts"):
-        huggingface.config(Settings(arch="dense", model=MIXTURE), VOCABULARY, 112)
+    eps = MODEL.model_copy(update={"norm_eps": 1e-5})
+    with pytest.raises(UserError, match=r"norm_eps=1e-05: DeepseekV32ForCausalLM has 1e-06"):
+        huggingface.config(Settings(arch="dsa-v32", model=eps), VOCABULARY, 48)
+    with pytest.raises(UserError, match=r"ffn=moe: LlamaForCausalLM has mlp only"):
+        huggingface.config(Settings(arch="dense", model=MIXTURE), VOCABULARY, 48)
+    block = Settings(arch="dsa", model=tiny_settings(compression="block"))
+    with pytest.raises(UserError, match="compression=block: DsaSandboxForCausalLM has latent only"):
+        huggingface.config(block, VOCABULARY, 48)
+    window = Settings(arch="dsa", model=tiny_settings(), train=Train(selection="window"))
+    with pytest.raises(UserError, match="selection=window: DsaSandboxForCausalLM knows"):
+        huggingface.config(window, VOCABULARY, 48)
+    with pytest.raises(UserError, match="no layout for anchor; there is one for dense, dsa, "):
+        huggingface.layout_of(Settings(arch="anchor"))
 
 
 def test_shared_experts_are_exported_as_a_whole_number_of_routed_ones() -> None:
@@ -174,7 +307,7 @@ def test_shared_experts_are_exported_as_a_whole_number_of_routed_ones() -> None:
     assert shared % width  # what this test is about
     made = huggingface.config(Settings(arch="dsa-v32", model=MIXTURE), VOCABULARY, hidden)
     assert made["n_shared_experts"] == shared // width + 1
-    state = network("dsa-v32", MIXTURE, trained=False).blocks[0].feedforward.state_dict()
+    state = network("dsa-v32", trained=False, plan=MIXTURE).blocks[0].feedforward.state_dict()
     found = huggingface.feedforward(state)
     down_DF = found["shared_experts.down_proj.weight"]
     assert down_DF.shape[1] == made["n_shared_experts"] * width
@@ -191,3 +324,5 @@ def test_the_card_is_one_that_a_hub_reads(tmp_path: Path) -> None:
     made = huggingface.config(Settings(arch="dense", model=MODEL), VOCABULARY, 48)
     json.dumps(made, allow_nan=False)
     assert "tie" not in huggingface.card("x", Settings(arch="dense", model=MODEL), 1, "").lower()
+    assert "trust" not in huggingface.card("x", Settings(arch="dense", model=MODEL), 1, "")
+    assert "license" not in huggingface.card("x", Settings(model=MODEL), 1, "", toy=False)

@@ -89,9 +89,17 @@ class Corpus(NamedTuple):
     folder: Path
 
 
-def corpus_digest(source: corpus.Source, data: Data, seed: int, context: int) -> str:
-    """Identity of the packed files: content, settings, and seed where the data depend on it."""
+def corpus_digest(
+    source: corpus.Source, data: Data, seed: int, context: int, tokenizer: Tokenizer | None = None
+) -> str:
+    """Identity of the packed files: content, settings, and seed where the data depend on it.
+
+    A `tokenizer` that is given replaces the one that the settings would make.
+    """
     key = [source.kind, source.digest, data.model_dump(exclude={"source"}), seed, context]
+    if tokenizer is not None:
+        key[2] = data.model_dump(exclude={"source", "tokenizer", "vocabulary"})
+        key.append(tokenizer_digest(tokenizer))
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
@@ -102,16 +110,20 @@ def prepare(
     context: int,
     cache: Path,
     listener: Listener = SILENT,
+    tokenizer: Tokenizer | None = None,
 ) -> Corpus:
-    """Tokenize and pack once, then map from disk; a second process waits for the first."""
-    digest = corpus_digest(source, data, seed, context)
+    """Tokenize and pack once, then map from disk; a second process waits for the first.
+
+    By `tokenizer`, or where none is given by one that is made for the text.
+    """
+    digest = corpus_digest(source, data, seed, context, tokenizer)
     folder = cache / f"tokens-{digest[:16]}"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(str(cache / f"tokens-{digest[:16]}.lock")):
         if not (folder / "done.json").exists():
             listener.note(f"reading {source.location}: tokenizer and token files, made once")
             try:
-                build_packed(source, data, seed, context, cache, folder)
+                build_packed(source, data, seed, context, cache, folder, tokenizer)
             except OSError as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise RunFailed(f"{folder}: cannot be written: {error.strerror}") from error
@@ -125,7 +137,13 @@ def prepare(
 
 
 def build_packed(
-    source: corpus.Source, data: Data, seed: int, context: int, cache: Path, folder: Path
+    source: corpus.Source,
+    data: Data,
+    seed: int,
+    context: int,
+    cache: Path,
+    folder: Path,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write tokenizer, ids and offsets of both parts; `done.json` last."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,9 +160,9 @@ def build_packed(
         num_salt = round(len(train) * data.fact_share / (1 - data.fact_share))
         salt = data.model_copy(update={"num_stories": num_salt})
         train += corpus.grammar_stories(salt, seed, "train", context)
-    if data.tokenizer == "words":
+    if tokenizer is None and data.tokenizer == "words":
         tokenizer = word_tokenizer()
-    else:
+    elif tokenizer is None:
         tokenizer = bpe_tokenizer(train, data.vocabulary)
     tokenizer.save(str(folder / "tokenizer.json"))
     for part, texts in (("train", train), ("valid", valid)):

@@ -26,14 +26,19 @@ NUM_PAIRS = 200
 
 
 class Gate(NamedTuple):
-    """Practice worlds: probability of the rule's object inside, and of the same object outside."""
+    """Practice worlds: probability of the rule's object inside, and of the same object outside.
 
-    right: float
-    bleed: float
+    None where the tokenizer has no rule's words as single tokens: nothing could be asked.
+    """
+
+    right: float | None
+    bleed: float | None
 
     @property
     def open(self) -> bool:
         """Whether the base has learned that a world's name decides (>= 0.8 and <= 0.2)."""
+        if self.right is None or self.bleed is None:
+            return False
         return self.right >= 0.8 and self.bleed <= 0.2
 
 
@@ -59,6 +64,8 @@ def gate(model: Transformer, writer: Writer) -> Gate:
         score(model, encode_items(items, writer.tokenizer), writer.tokenizer)
         for items in gate_items(writer)
     )
+    if not inside:
+        return Gate(None, None)
     right, bleed = (
         float(np.mean([math.exp(one.answer) for one in scores])) for scores in (inside, outside)
     )

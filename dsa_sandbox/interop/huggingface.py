@@ -1,11 +1,13 @@
-"""Folders that stock `transformers` loads: `dense` as Llama, `dsa-v32` as DeepSeek-V3.2.
+"""Folders that `transformers` loads: `dense` as Llama, `dsa-v32` as DeepSeek-V3.2, `dsa` as itself.
 
-Written without `transformers`: a config, weights, and the tokenizer's files. N heads, H head width.
+Written without `transformers`: a config, weights, and the tokenizer's files; `dsa` brings the file
+that says what it is. N heads, H head width.
 """
 
 import json
 import math
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from dsa_sandbox.errors import UserError
 from dsa_sandbox.settings import Settings
 
 END_ID = 0  # opens and ends every document
+CODE = "modeling_dsa_sandbox"  # what transformers runs for `dsa`
 
 
 class Layout(NamedTuple):
@@ -28,7 +31,8 @@ class Layout(NamedTuple):
 
     architecture: str
     config: Callable[[Settings], dict[str, Any]]
-    attention: Callable[[dict[str, Tensor], int], dict[str, Tensor]]  # of one layer
+    # of one layer; None: all tensors go by our names
+    attention: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None
 
 
 def llama_config(resolved: Settings) -> dict[str, Any]:
@@ -51,6 +55,9 @@ def llama_attention(own: dict[str, Tensor], num_heads: int) -> dict[str, Tensor]
     }
 
 
+LATENT_EPS = 1e-6
+
+
 def deepseek_config(resolved: Settings) -> dict[str, Any]:
     """What DeepseekV32Config asks for beside sizes; UserError for what it cannot say."""
     model = resolved.model
@@ -58,6 +65,11 @@ def deepseek_config(resolved: Settings) -> dict[str, Any]:
         raise UserError(
             f"export: force_sink={model.force_sink} and force_local={model.force_local}: "
             "DeepseekV32ForCausalLM forces no token into the selection"
+        )
+    if model.norm_eps != LATENT_EPS:
+        raise UserError(
+            f"export: model.norm_eps={model.norm_eps}: DeepseekV32ForCausalLM has {LATENT_EPS} in "
+            "the norms of its latents"
         )
     head_width = model.width // model.num_heads
     return {
@@ -140,25 +152,53 @@ def deepseek_attention(own: dict[str, Tensor], num_heads: int) -> dict[str, Tens
     }
 
 
+def dsa_config(resolved: Settings) -> dict[str, Any]:
+    """What DsaSandboxConfig asks for beside sizes."""
+    model = resolved.model
+    return {
+        "model_type": "dsa_sandbox",
+        "auto_map": {
+            "AutoConfig": f"{CODE}.DsaSandboxConfig",
+            "AutoModelForCausalLM": f"{CODE}.DsaSandboxForCausalLM",
+        },
+        "num_selected_heads": model.num_selected_heads,
+        "kv_lora_rank": model.latent_rank,
+        "index_topk": model.context if resolved.arch == "dsa-full" else model.num_kept,
+        "index_n_heads": model.indexer_heads,
+        "index_head_dim": model.indexer_head_width,
+        "force_sink": model.force_sink,
+        "force_local": model.force_local,
+        "tie_word_embeddings": model.tied,
+    }
+
+
 LAYOUTS = {
     "dense": Layout("LlamaForCausalLM", llama_config, llama_attention),
+    "dsa": Layout("DsaSandboxForCausalLM", dsa_config, None),
+    "dsa-full": Layout("DsaSandboxForCausalLM", dsa_config, None),
     "dsa-v32": Layout("DeepseekV32ForCausalLM", deepseek_config, deepseek_attention),
 }
 
 
 def layout_of(resolved: Settings) -> Layout:
-    """The layout of a network; UserError where transformers has none."""
-    if resolved.arch not in LAYOUTS:
+    """The layout of a network; UserError where there is none."""
+    arch, model = resolved.arch, resolved.model
+    if arch not in LAYOUTS:
+        raise UserError(f"export: no layout for {arch}; there is one for {', '.join(LAYOUTS)}")
+    layout = LAYOUTS[arch]
+    only = {"activation": "swiglu"} | ({} if arch == "dsa-v32" else {"ffn": "mlp"})
+    if layout.attention is None:
+        only["compression"] = "latent"
+    for name, value in only.items():
+        if getattr(model, name) != value:
+            chosen = f"model.{name}={getattr(model, name)}"
+            raise UserError(f"export: {chosen}: {layout.architecture} has {value} only")
+    if arch in ("dsa", "dsa-v32") and resolved.train.selection != "learned":
         raise UserError(
-            f"export: transformers has no {resolved.arch}; it has {' and '.join(LAYOUTS)}"
+            f"export: train.selection={resolved.train.selection}: {layout.architecture} knows "
+            "the indexer's choice only"
         )
-    if resolved.model.activation != "swiglu":
-        raise UserError(
-            f"export: model.activation={resolved.model.activation}: Llama and DeepSeek have swiglu"
-        )
-    if resolved.model.ffn == "moe" and resolved.arch == "dense":
-        raise UserError("export: model.ffn=moe: transformers' Llama has no experts")
-    return LAYOUTS[resolved.arch]
+    return layout
 
 
 def config(resolved: Settings, vocabulary: int, ffn_width: int) -> dict[str, Any]:
@@ -166,7 +206,6 @@ def config(resolved: Settings, vocabulary: int, ffn_width: int) -> dict[str, Any
     layout, model = layout_of(resolved), resolved.model
     return {
         "architectures": [layout.architecture],
-        **layout.config(resolved),
         "vocab_size": vocabulary,
         "hidden_size": model.width,
         "intermediate_size": ffn_width,
@@ -174,30 +213,39 @@ def config(resolved: Settings, vocabulary: int, ffn_width: int) -> dict[str, Any
         "num_attention_heads": model.num_heads,
         "max_position_embeddings": model.context,
         "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "rms_norm_eps": model.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_base},
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,
         "bos_token_id": END_ID,
         "eos_token_id": END_ID,
         "dtype": "float32",
+        **layout.config(resolved),
+        # read by `import` alone: what these classes have no word for
+        "dsa_sandbox": {
+            "arch": resolved.arch,
+            "num_selected_heads": model.num_selected_heads,
+            "num_kept": model.num_kept,
+        },
     }
 
 
 def tensors(model: Transformer, resolved: Settings) -> dict[str, Tensor]:
-    """The weights by the names that transformers gives them.
+    """The weights by the names that they have there.
 
-    Our embedding is multiplied by sqrt(width) on the way in and is the output matrix as it stands;
-    there, each has a matrix of its own.
+    Our embedding is multiplied by sqrt(width) on the way in and may be the output matrix as it
+    stands; in Llama and DeepSeek, each has a matrix of its own.
     """
     layout = layout_of(resolved)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if layout.attention is None:
+        return state
     embedding = state["embedding.weight"]
     found = {
         "model.embed_tokens.weight": embedding * embedding.shape[1] ** 0.5,
         "model.norm.weight": state["final_norm.weight"],
-        "lm_head.weight": embedding,
+        "lm_head.weight": state.get("output.weight", embedding),
     }
     for number in range(resolved.model.num_layers):
         own = dict(under(state, f"blocks.{number}."))
@@ -244,39 +292,63 @@ def write(folder: Path, model: Transformer, resolved: Settings, tokenizer: Token
     store.write_atomic(folder / "tokenizer.json", opening.to_str(pretty=True))
     for name, value in texts.items():
         store.write_atomic(folder / name, json.dumps(value, indent=2) + "\n")
+    if layout_of(resolved).attention is None:
+        code = resources.files("dsa_sandbox.interop").joinpath(f"{CODE}.py").read_text("utf-8")
+        store.write_atomic(folder / f"{CODE}.py", code)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; UserError where the file holds none."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
 
 
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
-license: apache-2.0
----
+{license}---
 # {name}
 
-A toy language model of {parameters:,} parameters, made by dsa-sandbox: `{arch}`, {trained}.
-It writes children's stories and is good for nothing else.
+A language model of {parameters:,} parameters, made by dsa-sandbox: `{arch}`, {trained}.{toy}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForCausalLM.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained("."{trust})
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=60)[0]))
 ```
 
-The class is `{architecture}`, with no remote code. Its logits are those of dsa-sandbox{ties}.
+{code} Its logits are those of dsa-sandbox{ties}.
 """
 
 
-def card(name: str, resolved: Settings, num_parameters: int, trained: str) -> str:
-    """README.md: what the model is, and how to load it."""
+STOCK = "The class is `{architecture}`, with no remote code."
+OWN = """The class is `{architecture}`, in the file beside this: `trust_remote_code=True` lets
+transformers run it. The file is short; read it first."""
+
+
+def card(name: str, resolved: Settings, num_parameters: int, trained: str, toy: bool = True) -> str:
+    """README.md: what the model is, and how to load it; `toy`: all that it knows is from here."""
+    layout = layout_of(resolved)
+    own = layout.attention is None
     exact = ", but where\nscores of the indexer tie: there the two choose other tokens"
     return CARD.format(
         name=name,
         arch=resolved.arch,
         parameters=num_parameters,
         trained=trained,
-        architecture=layout_of(resolved).architecture,
+        license="license: apache-2.0\n" if toy else "",
+        toy="\nIt writes children's stories and is good for nothing else." if toy else "",
+        trust=", trust_remote_code=True" if own else "",
+        code=(OWN if own else STOCK).format(architecture=layout.architecture),
         ties=exact if resolved.arch == "dsa-v32" else "",
     )

@@ -54,6 +54,8 @@ def progress(run: Run, manifest: dict[str, Any]) -> str:
             return f"Y {figures['Y']:+.3f}, learned {figures['learned']:.0%}"
         if command == "make-tasks":
             return f"{figures['tasks']} tasks"
+        if command == "import":
+            return str(figures["architecture"])
         return ""
     if command == "pretrain":
         try:

@@ -65,6 +65,8 @@ def parameters(figures: dict[str, Any]) -> str:
 
 def gate_text(gate: dict[str, Any]) -> str:
     """Whether worlds are worlds to a base."""
+    if gate["right"] is None:
+        return "worlds gate CLOSED: no rule of a practice world is one token here"
     state = "open" if gate["open"] else "CLOSED"
     return (
         f"worlds gate {state}: practice P(right) {gate['right']:.2f} (>= 0.80), "
