@@ -51,6 +51,8 @@ class Model(Frozen):
     compression: Literal["latent", "block"] = Field(
         "latent", description="Compressed flow: every past token, or pooled windows of them."
     )
+    block_size: int = Field(16, ge=2, description="block: tokens of a window [at most context].")
+    block_local: int = Field(0, ge=0, description="block: last tokens also seen one by one.")
     query_rank: int = Field(64, ge=1, description="dsa-v32: rank of the query latent [width / 2].")
     indexer_heads: int = Field(4, ge=1, description="Heads of the lightning indexer.")
     indexer_head_width: int = Field(32, ge=4, description="Width of an indexer head.")
@@ -71,6 +73,7 @@ class Model(Frozen):
             data.setdefault("latent_rank", max(1, whole.get("width", 128) // 2))
             data.setdefault("query_rank", max(1, whole.get("width", 128) // 2))
             data.setdefault("force_local", max(1, whole.get("num_kept", 16) // 8))
+            data.setdefault("block_size", max(2, min(16, whole.get("context", 128))))
         return data
 
     @model_validator(mode="after")
@@ -99,6 +102,13 @@ class Model(Frozen):
             raise ValueError(
                 f"force_sink={self.force_sink} + force_local={self.force_local} exceed "
                 f"num_kept={self.num_kept}"
+            )
+        if self.block_size > self.context:
+            raise ValueError(f"block_size={self.block_size} is larger than context={self.context}")
+        if self.block_local >= self.context:
+            raise ValueError(
+                f"block_local={self.block_local} is not less than context={self.context}: every "
+                "token would be seen, use compression=latent"
             )
         if self.ffn == "moe":
             self._experts_fit()
@@ -316,6 +326,11 @@ class Settings(Frozen):
             raise ValueError(
                 f"model.indexer_head_width={self.model.indexer_head_width} is less than the "
                 f"{rotary} dimensions that dsa-v32 rotates (half a head's width)"
+            )
+        if self.arch == "dsa-v32" and self.model.compression != "latent":
+            raise ValueError(
+                f"model.compression={self.model.compression} is for dsa and dsa-full: dsa-v32 has "
+                "no flow that sees every past token"
             )
         for section, name in EXPERT_SETTINGS if self.model.ffn != "moe" else ():
             values = getattr(self, section)

@@ -35,6 +35,8 @@ def group_sizes(arch: str, model: Model, vocabulary: int, ffn_width: int) -> dic
             + 2 * model.indexer_head_width
             + width * model.indexer_heads,
         }
+        if model.compression == "block":  # a gate and its bias
+            attention["compressed"] += (width + model.block_size) * (compressed // head)
     matrices = 3 if model.activation == "swiglu" else 2
     sizes = {"embedding": vocabulary * width * (1 if model.tied else 2)}
     sizes |= {group: count * model.num_layers for group, count in attention.items()}

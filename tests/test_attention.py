@@ -329,6 +329,8 @@ SETTINGS = [
     {"num_selected_heads": 3},
     {"num_heads": 8, "width": 64, "num_selected_heads": 2, "latent_rank": 20},
     {"num_layers": 3, "indexer_heads": 3, "indexer_head_width": 12, "activation": "gelu"},
+    {"compression": "block", "block_size": 5},
+    {"compression": "block", "num_heads": 8, "width": 64, "num_selected_heads": 3},
     {"ffn": "moe", "ffn_width": 80},
     {"ffn": "moe", "ffn_width": 200, "num_experts": 5, "num_shared_experts": 3, "num_layers": 1},
     {"ffn": "moe", "ffn_width": 100, "num_experts": 4, "matched": False},
