@@ -1,35 +1,69 @@
 """Fed in pieces, a network says what it says when fed at once."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from home import TinyHome, cli
-from tiny import CONTEXT, some_tokens, tiny_model
+from tiny import CONTEXT, noise, some_tokens, tiny_model
 
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.variants import decoding, policies
+from dsa_sandbox.variants.caches import DenseCache, DsaCache, V32Cache
 from dsa_sandbox.variants.decoding import Decoder
+from dsa_sandbox.variants.rows import BlockRows, IndexerRows, LatentRows, Rows, SelectedRows
 
-ARCHS = ("dense", "dsa", "dsa-full", "dsa-v32")
 NUM_KEPT = 6
+BLOCK = {"compression": "block", "block_size": 5}
+MODELS = [
+    *[(arch, {}) for arch in ("dense", "dsa", "dsa-full", "dsa-v32")],
+    ("dsa-v32", {"force_sink": 0, "force_local": 0}),
+    ("dsa", BLOCK),
+    ("dsa", BLOCK | {"block_local": 3}),
+    ("dsa", BLOCK | {"block_local": 12}),
+    ("dsa", BLOCK | {"block_size": CONTEXT}),
+    ("dsa-full", BLOCK | {"block_size": 2}),
+    ("dsa", {"ffn": "moe", "ffn_width": 80}),
+]
 GREEDY = {"max_tokens": 12, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 DRAWN = GREEDY | {"temperature": 1.0}
 
 
-@pytest.mark.parametrize(
-    "cuts", [range(1, CONTEXT), [NUM_KEPT - 1, NUM_KEPT, NUM_KEPT + 1], [20], []]
-)
-@pytest.mark.parametrize(
-    ("arch", "overrides"), [*((arch, {}) for arch in ARCHS), ("dsa", {"ffn": "moe"})], ids=str
-)
+CUTS: dict[str, Sequence[int]] = {
+    "one by one": range(1, CONTEXT),
+    "about K": [NUM_KEPT - 1, NUM_KEPT, NUM_KEPT + 1],
+    "about windows": [4, 5, 6, 9, 15, 20, 22, 26],
+    "in twos": range(2, CONTEXT, 2),
+    "in halves": [20],
+    "at once": [],
+}
+
+
+@pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize(("arch", "overrides"), MODELS)
 @torch.no_grad()
 def test_logits_in_pieces_are_those_of_the_whole(
-    arch: str, overrides: dict[str, str], cuts: list[int]
+    arch: str, overrides: dict[str, int | str], cuts: Sequence[int]
 ) -> None:
-    model, tokens_BT = tiny_model(arch, ffn_width=80, **overrides), some_tokens(3)
+    model, tokens_BT = tiny_model(arch, **overrides), some_tokens(3)
+    for number, parameter in enumerate(model.parameters()):
+        if parameter.dim() == 1:  # norms and gates, born alike
+            parameter += 0.3 * noise(len(parameter), seed=number)
     decoder, pieces = Decoder(model), []
     assert decoder.cached
     for first, last in zip([0, *cuts], [*cuts, CONTEXT]):
         pieces.append(decoder.feed(tokens_BT[:, first:last]))
+    torch.testing.assert_close(torch.cat(pieces, 1), model(tokens_BT), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["dsa", "dsa-v32"])
+@torch.no_grad()
+def test_tied_scores_choose_the_same_keys(arch: str) -> None:
+    """Some scores tie, by zero weights of the indexer's heads in the first layer, or all do."""
+    model, tokens_BT = tiny_model(arch, force_local=1), some_tokens(3)
+    model.blocks[0].attention.indexer.w.weight.zero_()
+    decoder = Decoder(model)
+    pieces = [decoder.feed(tokens_BT[:, i : i + 1]) for i in range(CONTEXT)]
     torch.testing.assert_close(torch.cat(pieces, 1), model(tokens_BT), rtol=1e-5, atol=1e-5)
 
 
@@ -44,6 +78,16 @@ def test_a_control_is_asked_about_all_tokens(policy: str) -> None:
     torch.testing.assert_close(torch.cat(pieces, 1), model(tokens_BT), rtol=1e-4, atol=1e-4)
 
 
+def rows_of(*kept: object) -> list[Rows]:
+    """All rows that a cache keeps."""
+    found = [part for part in kept if isinstance(part, Rows)]
+    several = (DenseCache, DsaCache, V32Cache, LatentRows, SelectedRows, IndexerRows, BlockRows)
+    for part in kept:
+        if isinstance(part, several):
+            found += rows_of(*vars(part).values())
+    return found
+
+
 def test_what_is_kept_of_a_token() -> None:
     head, heads, rank, indexer = 8, 4, 16, 8
     expected = {
@@ -55,13 +99,39 @@ def test_what_is_kept_of_a_token() -> None:
         decoder = Decoder(tiny_model(arch))
         decoder.feed(some_tokens(1, 10))
         for cache in decoder.caches:
-            assert sum(tensor.numel() for tensor in cache.tensors.values()) == 10 * count
+            rows = rows_of(cache)
+            assert {part.length for part in rows} == {10}
+            assert sum(part.room.numel() for part in rows) == decoder.capacity * count
+
+
+@pytest.mark.parametrize(("num_local", "waiting"), [(0, 2), (2, 2), (7, 6)])
+def test_of_a_closed_window_one_row_is_kept(num_local: int, waiting: int) -> None:
+    decoder = Decoder(tiny_model("dsa", **BLOCK, block_local=num_local))
+    for length in (7, 9, 1):
+        decoder.feed(some_tokens(1, length))
+    for cache in decoder.caches:
+        assert isinstance(cache, DsaCache)
+        assert isinstance(cache.compressed, BlockRows)
+        assert cache.compressed.windows.length == 3
+        assert {part.shape[2] for part in cache.compressed.tail} == {waiting}
+
+
+@pytest.mark.parametrize(("arch", "overrides"), MODELS)
+def test_what_is_kept_stays_where_it_is(arch: str, overrides: dict[str, int | str]) -> None:
+    decoder, tokens_BT = Decoder(tiny_model(arch, **overrides), 20), some_tokens(2)
+    decoder.feed(tokens_BT[:, :1])
+    places = [rows.room.data_ptr() for cache in decoder.caches for rows in rows_of(cache)]
+    for i in range(1, 20):
+        decoder.feed(tokens_BT[:, i : i + 1])
+    assert places == [part.room.data_ptr() for cache in decoder.caches for part in rows_of(cache)]
+    with pytest.raises(ValueError, match="21 tokens exceed the capacity, 20"):
+        decoder.feed(tokens_BT[:, 20:21])
 
 
 def test_a_full_context_is_said() -> None:
-    decoder = Decoder(tiny_model("dsa"))
+    decoder = Decoder(tiny_model("dsa"), 1000)
     decoder.feed(some_tokens(1))
-    with pytest.raises(ValueError, match=f"{CONTEXT + 1} tokens exceed the context"):
+    with pytest.raises(ValueError, match=f"{CONTEXT + 1} tokens exceed the capacity, {CONTEXT}"):
         decoder.feed(some_tokens(1, 1))
 
 

@@ -44,28 +44,39 @@ class BlockFlow(CompressedFlow):
         self.gate = linear(model.width, num_heads)
         self.gate_bias = nn.Parameter(torch.zeros(num_heads * self.window))  # born as the mean
 
-    def project(self, x_BTD: Tensor, table: Rope, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BTD: Tensor, table: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, N, T, H]; of each token its row [B, N, S, F] and its gate logit [B, N, S, 1].
 
         A row is content key, rotary key turned at the window's start, value, and where single
-        tokens are seen the rotary key turned at its own place. `table` begins with the first token
-        of the sequence, the tokens are those from `start` on.
+        tokens are seen the rotary key turned at its own place.
         """
-        q_BTF, latent_BTR, k_rope_BTH, gate_BTN = stacked(
-            x_BTD, self.q, self.down, self.k_rope, self.gate
-        )
-        position_T = torch.arange(start, start + x_BTD.shape[1], device=x_BTD.device)
-        own, opening = (at(table, p) for p in (position_T, position_T - position_T % self.window))
+        layers = self.q, self.down, self.k_rope, self.gate
+        q_BTF, latent_BTR, k_rope_BTH, gate_BTN = stacked(x_BTD, *layers)
         content, position = heads(q_BTF, self.head_width).chunk(2, dim=-1)
-        latent_BTR = self.norm(latent_BTR.float())
-        k_BTF, v_BTF = stacked(latent_BTR, self.k_up, self.v_up)
+        q_BNTH = torch.cat([content, rotate(position, table)], dim=-1)
+        opening = None if table is None else self.opening(table)
+        tables = [opening, table] if self.num_local else [opening]
+        rotary_keys = [rotate(k_rope_BTH, turn) for turn in tables]
+        return q_BNTH, self.rows(latent_BTR, *rotary_keys), self.logits(gate_BTN)
+
+    def opening(self, table: Table) -> Table:
+        """The table in which every token stands where its window begins."""
+        position_T = torch.arange(len(table.cos_TH), device=table.cos_TH.device)
+        begin_T = position_T - position_T % self.window
+        return Table(table.cos_TH[begin_T], table.sin_TH[begin_T])
+
+    def rows(self, latent_BTR: Tensor, *k_rope_BTH: Tensor) -> Tensor:
+        """The rows of tokens, from what of them serves all heads."""
+        k_BTF, v_BTF = stacked(self.norm(latent_BTR.float()), self.k_up, self.v_up)
         k_BNTH, v_BNTH = heads(k_BTF, self.half_width), heads(v_BTF, self.head_width)
-        tables = [opening, own] if self.num_local else [opening]
-        pooled, *near = (rotate(k_rope_BTH, t).unsqueeze(1).expand_as(k_BNTH) for t in tables)
+        pooled, *near = (part.unsqueeze(1).expand_as(k_BNTH) for part in k_rope_BTH)
+        return torch.cat([k_BNTH, pooled, v_BNTH, *near], dim=-1)
+
+    def logits(self, gate_BTN: Tensor, start: int = 0) -> Tensor:
+        """Gate logits [B, N, T, 1] of the tokens from `start` on, in fp32."""
+        position_T = torch.arange(start, start + gate_BTN.shape[1], device=gate_BTN.device)
         bias_NT = self.gate_bias.view(-1, self.window)[:, position_T % self.window]
-        logits_BNT = gate_BTN.transpose(1, 2).float() + bias_NT
-        q_BNTH = torch.cat([content, rotate(position, own)], dim=-1)
-        return q_BNTH, torch.cat([k_BNTH, pooled, v_BNTH, *near], dim=-1), logits_BNT.unsqueeze(-1)
+        return (gate_BTN.transpose(1, 2).float() + bias_NT).unsqueeze(-1)
 
     def mix(self, q_BNTH: Tensor, *states: Tensor, kept: Tensor | None = None) -> Tensor:
         rows_BNSF, gate_BNS1 = states
@@ -106,9 +117,7 @@ class BlockFlow(CompressedFlow):
         far_BNTW = (q_BNTH @ closed_BNWF[..., :width].mT).masked_fill(unseen_TW, -torch.inf)
         logits = [far_BNTW, (q_BNTH * open_BNTF[..., :width]).sum(-1, keepdim=True)]
         if self.num_local:
-            content, position = rows_BNSF[..., : self.half_width], rows_BNSF[..., 2 * width :]
-            near_BNSH = torch.cat([content, position], dim=-1)
-            logits.append(band_logits(q_BNTH, near_BNSH, self.num_local))
+            logits.append(band_logits(q_BNTH, self.near_keys(rows_BNSF), self.num_local))
         weights = torch.cat(logits, dim=-1).float().softmax(-1).to(open_BNTF.dtype)
         far, own, near = weights.tensor_split([num_closed, num_closed + 1], dim=-1)
         values = slice(width, 2 * width)
@@ -117,10 +126,10 @@ class BlockFlow(CompressedFlow):
             y_BNTH = y_BNTH + band_mean(near, rows_BNSF[..., values], self.num_local)
         return self.o(merged(y_BNTH))
 
-
-def at(table: Rope, position_T: Tensor) -> Rope:
-    """The rows of the table at some positions."""
-    return None if table is None else Table(table.cos_TH[position_T], table.sin_TH[position_T])
+    def near_keys(self, rows_BNSF: Tensor) -> Tensor:
+        """Keys [B, N, S, H] of single tokens."""
+        content, position = rows_BNSF[..., : self.half_width], rows_BNSF[..., 2 * self.head_width :]
+        return torch.cat([content, position], dim=-1)
 
 
 def band_logits(q_BNTH: Tensor, k_BNSH: Tensor, num_local: int) -> Tensor:
