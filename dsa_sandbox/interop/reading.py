@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from dsa_sandbox import settings, sizes, store
@@ -16,6 +15,7 @@ from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.interop import vocabulary
 from dsa_sandbox.interop.huggingface import END_ID, LATENT_EPS, LAYOUTS, read_json
+from dsa_sandbox.interop.vocabulary import Words
 from dsa_sandbox.registry import nearest
 from dsa_sandbox.settings import Model, Resolved, Settings
 
@@ -56,8 +56,7 @@ class Folder(NamedTuple):
     architecture: str
     config: dict[str, Any]
     weights: dict[str, Tensor]
-    tokenizer: Tokenizer  # as it is used here
-    end: int  # id of the token that ends a text, there
+    words: Words
     fixed: dict[str, Any]
     likely: dict[str, Any]
     longest: int  # tokens that its positions reach
@@ -85,7 +84,7 @@ def opened(path: Path) -> Folder:
     weights, files = read_weights(path)
     own = config.get("dsa_sandbox")
     own = own if isinstance(own, dict) else {}
-    arch = own.get("arch")
+    arch = str(own.get("arch"))
     if arch not in LAYOUTS or LAYOUTS[arch].architecture != architecture:
         arch = ARCHS[architecture]
     notes = []
@@ -104,34 +103,12 @@ def opened(path: Path) -> Folder:
     }
     likely = {key: value for key, value in likely.items() if key not in fixed}
     likely["model.context"] = min(longest, LONGEST)
-    tokenizer = vocabulary.read(path)
-    end = vocabulary.end_of(path, config, tokenizer)
-    if end != END_ID:
-        names = " and ".join(repr(tokenizer.id_to_token(number)) for number in (END_ID, end))
-        notes.append(f"{names} change places: what ends a text has id 0 here")
-    begin: Any = config.get("bos_token_id")
-    if begin in tokenizer.get_vocab().values() and begin != end:
-        names = " not by ".join(repr(tokenizer.id_to_token(number)) for number in (end, begin))
-        notes.append(f"a text is opened by {names}")
-    file = path / "tokenizer.json"
-    tokenizer = vocabulary.filled(tokenizer, config["vocab_size"], file)
-    tokenizer = vocabulary.opened_by_end(tokenizer, end, file)
+    words = vocabulary.brought(path, config)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         if (path / name).is_file():
             files[name] = store.file_digest(path / name)
-    return Folder(
-        path,
-        architecture,
-        config,
-        weights,
-        tokenizer,
-        end,
-        fixed,
-        likely,
-        longest,
-        files,
-        notes,
-    )
+    notes += words.notes
+    return Folder(path, architecture, config, weights, words, fixed, likely, longest, files, notes)
 
 
 def architecture_of(config: dict[str, Any], file: Path) -> str:
@@ -329,9 +306,9 @@ def state_of(folder: Folder, resolved: Settings) -> dict[str, Tensor]:
         state = dict(translated(drawer, model))
     drawer.close()
     for name in ("embedding.weight", "output.weight"):
-        if name in state and folder.end != END_ID:
+        if name in state and folder.words.end != END_ID:
             rows_VD = state[name].clone()
-            rows_VD[[END_ID, folder.end]] = state[name][[folder.end, END_ID]]
+            rows_VD[[END_ID, folder.words.end]] = state[name][[folder.words.end, END_ID]]
             state[name] = rows_VD
     return state
 

@@ -2,12 +2,35 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.interop.huggingface import END_ID, read_json
+
+
+class Words(NamedTuple):
+    """A tokenizer as it is used here, the id that ends a text there, and what is worth saying."""
+
+    tokenizer: Tokenizer
+    end: int
+    notes: list[str]
+
+
+def brought(folder: Path, config: dict[str, Any]) -> Words:
+    """The tokenizer of a folder; UserError where it cannot be made ours."""
+    tokenizer, file = read(folder), folder / "tokenizer.json"
+    end, begin = end_of(folder, config, tokenizer), config.get("bos_token_id")
+    named = {number: repr(token) for token, number in tokenizer.get_vocab().items()}
+    notes = []
+    if end != END_ID:
+        both = f"{named[END_ID]} and {named[end]}"
+        notes.append(f"{both} change places: what ends a text has id 0 here")
+    if begin in named and begin != end:
+        notes.append(f"a text is opened by {named[end]}, not by {named[begin]}")
+    tokenizer = filled(tokenizer, config["vocab_size"], file)
+    return Words(opened_by_end(tokenizer, end, file), end, notes)
 
 
 def read(folder: Path) -> Tokenizer:
