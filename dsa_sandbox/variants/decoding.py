@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dsa_sandbox.core.attention import DenseAttention, DsaAttention, Flow
-from dsa_sandbox.core.indexer import causal_mask, kept_mask, select
+from dsa_sandbox.core.indexer import kept_mask, select
 from dsa_sandbox.core.rope import Table, half
 from dsa_sandbox.core.transformer import Block, Transformer
 from dsa_sandbox.variants.v32 import V32Attention
@@ -58,7 +58,9 @@ class Decoder:
             self.tokens_BS = torch.cat([*seen, tokens_BT], dim=1)
             return self.model(self.tokens_BS)[:, start:]
         table = Table(self.model.cos_TH[start:], self.model.sin_TH[start:])
-        past_TS = causal_mask(self.length, tokens_BT.device)[start:]
+        # of these rows alone: a mask of all would cost T^2 a token
+        num_new = tokens_BT.shape[1]
+        past_TS = tokens_BT.new_ones(num_new, self.length, dtype=torch.bool).tril(start)
         past_BTS = past_TS.expand(len(tokens_BT), -1, -1)
         x_BTD = self.model.embed(tokens_BT)
         for block, cache in zip(self.model.blocks, self.caches):
