@@ -1,6 +1,7 @@
 """A network computes the same whatever computes its selection, and its losses stay apart.
 
-A new backend is one entry of BACKENDS, a new architecture one of ARCHS.
+A new backend is one entry of BACKENDS, a new architecture one of ARCHS ("dsa block": with
+compression=block). Triton's interpreter is slow, so it has fewer cases of its own.
 
 B batch, T tokens, D width, Q queries that are taught.
 """
@@ -25,7 +26,7 @@ from dsa_sandbox.listener import SILENT
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.variants import backends, policies
 
-ARCHS = ["dsa", "dsa-full", "dsa-v32"]
+ARCHS = ["dsa", "dsa block", "dsa-full", "dsa-v32"]
 BACKENDS = ["reference", "gather"]
 QUERIES = torch.tensor([3, 5, 17, 30])
 TEACH = {"not taught": False, "taught": True, "taught about some": QUERIES}
@@ -39,6 +40,8 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def network(arch: str, backend: str, **overrides: Any) -> Transformer:
     """A tiny network computed by `backend`."""
+    if arch == "dsa block":
+        arch, overrides = "dsa", {"compression": "block", "block_size": 5} | overrides
     if arch == "dsa-v32":
         overrides = {"force_sink": 0, "force_local": 0} | overrides
     model = tiny_model(arch, **overrides)
@@ -46,9 +49,11 @@ def network(arch: str, backend: str, **overrides: Any) -> Transformer:
     return model
 
 
-def step(model: Transformer, sparse: bool, teach: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def step(
+    model: Transformer, sparse: bool, teach: Any, length: int = CONTEXT
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Logits, the indexer losses of all layers, and the gradients of both together by name."""
-    tokens_BT = some_tokens()
+    tokens_BT = some_tokens(2, length)
     x_BTD, losses = model.hidden(tokens_BT, sparse=sparse, teach=teach)
     logits_BTV = model.logits(x_BTD)
     objective = nll_sum(logits_BTV.flatten(0, 1), tokens_BT.roll(-1, 1).flatten())
@@ -79,6 +84,21 @@ def test_logits_losses_and_gradients_are_those_of_the_masked_path(
     close(ours[0], expected[0])
     close(ours[1], expected[1])
     assert ours[1].shape == expected[1].shape
+    assert ours[2].keys() == expected[2].keys()
+    for name, gradient in expected[2].items():
+        close(ours[2][name], gradient)
+
+
+@pytest.mark.parametrize("arch", ["dsa", "dsa block", "dsa-v32"])
+@pytest.mark.parametrize("teach", ["not taught", "taught"])
+def test_triton_computes_what_the_masked_path_does(arch: str, teach: str) -> None:
+    pytest.importorskip("triton")
+    ours, expected = (
+        step(network(arch, name, num_layers=1, context=16), True, TEACH[teach], length=12)
+        for name in ("triton", "masked")
+    )
+    close(ours[0], expected[0])
+    close(ours[1], expected[1])
     assert ours[2].keys() == expected[2].keys()
     for name, gradient in expected[2].items():
         close(ours[2][name], gradient)
