@@ -31,7 +31,7 @@ from dsa_sandbox.tasks import stream
 from dsa_sandbox.tasks.stream import KINDS, Task
 from dsa_sandbox.training.loop import Phase, train
 from dsa_sandbox.training.pretrain import optimizer_tensors, restore_optimizer
-from dsa_sandbox.variants import policies
+from dsa_sandbox.variants import moe, policies
 
 
 class Lesson(NamedTuple):
@@ -219,6 +219,8 @@ class Stream:
         self.moves = strategy.moves(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self.moves)
+        if settings.machine.compile:
+            moe.leave_uncompiled(model)
         self.learning: str = settings.train.selection  # who chooses the keys
         self.measuring: str = settings.train.selection
         self.probes = Probes(tasks, tokenizer)

@@ -172,6 +172,8 @@ def pretrain(
             balance.watch(batch.targets_BT != IGNORED for batch in found)
         return found
 
+    if machine.compile:
+        moe.leave_uncompiled(model)
     forward = torch.compile(model.hidden) if machine.compile else None
     steps = train(
         model,

@@ -101,6 +101,13 @@ def mixtures(model: nn.Module) -> list[Mixture]:
     return [module for module in model.modules() if isinstance(module, Mixture)]
 
 
+def leave_uncompiled(model: nn.Module) -> None:
+    """Keep routed experts out of `torch.compile`: their slices are as long as they happen to be."""
+    for mixture in mixtures(model):
+        eager = torch.compiler.disable(mixture.experts.forward)
+        mixture.experts.forward = eager  # type: ignore[method-assign]
+
+
 class Balance:
     """Keeps experts in use: after a step, b += rate * sign(mean load - load) (arXiv 2408.15664).
 
