@@ -96,7 +96,7 @@ def kept_mask(ids_BTK: Tensor, length: int) -> Tensor:
     num_queries, device = ids_BTK.shape[1], ids_BTK.device
     slots_BTK = ids_BTK.long() % (length + 1)  # -1 falls into a spare last column
     spare_BTS = torch.zeros(*ids_BTK.shape[:2], length + 1, dtype=torch.bool, device=device)
-    past_TS = causal_mask(length, device)[length - num_queries :]
+    past_TS = spare_BTS.new_ones(num_queries, length).tril(length - num_queries)
     return spare_BTS.scatter_(-1, slots_BTK, True)[..., :length] & past_TS
 
 
