@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from dsa_sandbox import looking, making
+from dsa_sandbox import looking, making, measuring
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # Typer's Click is its own copy
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(making.app)
 app.add_typer(looking.app)
+app.add_typer(measuring.app)
 
 
 def show_version(value: bool) -> None:

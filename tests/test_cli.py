@@ -20,7 +20,7 @@ from dsa_sandbox.cli import app
 
 COMMANDS = (
     *("build", "pretrain", "make-tasks", "finetune", "eval", "plot"),
-    *("run", "generate", "export", "import", "ls", "settings", "rm"),
+    *("run", "generate", "export", "import", "bench", "ls", "settings", "rm"),
 )
 BIN = Path(sys.executable).parent / "dsa-sandbox"
 

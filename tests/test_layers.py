@@ -9,9 +9,9 @@ import dsa_sandbox
 
 PACKAGE = Path(dsa_sandbox.__file__).parent
 FLOORS = (
-    ("cli", "making", "looking", "options", "console", "__main__"),
+    ("cli", "making", "looking", "measuring", "options", "console", "__main__"),
     ("study",),
-    ("commands",),
+    ("commands", "bench"),
     ("job", "bases"),
     ("training", "report", "interop"),
     ("evaluation",),

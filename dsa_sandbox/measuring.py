@@ -1,0 +1,101 @@
+"""The command that measures speed and memory. Heavy imports wait until needed."""
+
+from typing import Annotated
+
+import typer
+
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.options import Device, Json, Quiet, prepare
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: dsa-sandbox bench training --length 256 --threads 1")
+def bench(
+    kinds: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KIND]...", help="training, decoding or memory (default: training)."
+        ),
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option("--width", min=8, help="Of the networks.", metavar="N")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option("--layers", min=1, help="Of the networks.", metavar="N")
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option("--heads", min=4, help="Of each layer.", metavar="N")
+    ] = None,
+    length: Annotated[
+        str | None, typer.Option("--length", help="Contexts, as in 256,1024.", metavar="N,...")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=16, help="Of a training step.", metavar="N")
+    ] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option("--vocabulary", min=2, help="Of the networks.", metavar="N")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Calls of each row, in turns.", metavar="N")
+    ] = 5,
+    clock: Annotated[
+        str,
+        typer.Option(
+            "--clock",
+            help="wall, or processor: what other programs take is not counted.",
+            metavar="NAME",
+        ),
+    ] = "wall",
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Default: physical cores.", metavar="N"),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="auto, fp32 or bf16.", metavar="NAME"),
+    ] = None,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time training steps and decoding against dense and transformers; measure memory."""
+    call = prepare(
+        options={
+            "machine.threads": (threads, "--threads"),
+            "machine.precision": (precision, "--precision"),
+            "machine.device": (device, "--device"),
+        },
+        as_json=as_json,
+        quiet=quiet,
+    )
+    options = {
+        "width": width,
+        "num_layers": layers,
+        "num_heads": heads,
+        "lengths": None if length is None else numbers(length),
+        "tokens": tokens,
+        "vocabulary": vocabulary,
+    }
+    from dsa_sandbox import bench, console, machine
+
+    result = bench.run(
+        kinds or [],
+        machine.resolve(call.settings.machine, "bench"),
+        rounds=rounds,
+        clock=clock,
+        options={name: value for name, value in options.items() if value is not None},
+        listener=call.listener,
+    )
+    if as_json:
+        console.emit_json({"command": "bench", **result})
+    else:
+        console.emit(bench.text(result))
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas; UserError for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--length={text}: write whole numbers, as in 256,1024") from None
