@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
@@ -33,11 +33,13 @@ from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.interop import huggingface
+from dsa_sandbox.kernels.attention import choose, no_triton
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.report import table
 from dsa_sandbox.training.loop import Phase, train
 from dsa_sandbox.training.pretrain import make_optimizer
+from dsa_sandbox.variants.backends import use
 from dsa_sandbox.variants.decoding import Decoder
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -199,7 +201,10 @@ def training(setup: Setup) -> list[dict[str, Any]]:
                     "speed": speeds(times, row.name),
                 }
             )
-        tables.append({"length": length, "batch": num_rows, "rows": entries})
+        attention = attention_for(setup, length)
+        tables.append(
+            {"length": length, "batch": num_rows, "attention": attention, "rows": entries}
+        )
     return tables
 
 
@@ -315,23 +320,21 @@ def training_rows(setup: Setup, length: int) -> Iterator[Row]:
     num_rows = max(1, setup.shape.tokens // length)
     batch = random_batch(setup, num_rows, length)
     taught = Phase(1.0, teach=True)
-    cases: list[tuple[str, str, Phase, dict[str, str]]] = [
-        ("dense", "dense", Phase(1.0), {}),
-        ("dsa", "dsa", taught, {}),
-        ("dsa dense phase", "dsa", Phase(1.0, sparse=False), {}),
-        ("dsa fine-tuning", "dsa", Phase(1.0), {}),
-        ("dsa-v32", "dsa-v32", taught, {}),
-        ("dsa-v32 fine-tuning", "dsa-v32", Phase(1.0), {}),
-    ]
-    if has_block():
-        cases.append(("dsa block", "dsa", taught, {"model.compression": "block"}))
-    for name, arch, phase, fields in cases:
-        network = own_network(setup, arch, length, **fields)
+    own = partial(own_network, setup, length=length)
+    chosen = attention_for(setup, length)
+    others = [name for name in backends(setup.engine) if name != chosen]
+    cases = {
+        "dense": (own("dense"), Phase(1.0)),
+        "dsa": (own("dsa", backend=chosen), taught),
+        "dsa block": (own("dsa", backend=chosen, compression="block"), taught),
+        "dsa dense phase": (own("dsa"), Phase(1.0, sparse=False)),
+        "dsa fine-tuning": (own("dsa", backend=chosen), Phase(1.0)),
+        **{f"dsa by {name}": (own("dsa", backend=name), taught) for name in others},
+        "dsa-v32": (own("dsa-v32", backend=chosen), taught),
+        **{f"dsa-v32 by {name}": (own("dsa-v32", backend=name), taught) for name in others},
+    }
+    for name, (network, phase) in cases.items():
         yield Row(name, own_step(setup, network, [batch], phase), num_parameters(network))
-    for backend in backends(setup.engine)[1:]:  # the first is the core's own
-        network = own_network(setup, "dsa", length, backend=backend)
-        step = own_step(setup, network, [batch], taught)
-        yield Row(f"dsa {backend}", step, num_parameters(network))
     for arch in peers():
         peer = peer_network(setup, arch, length)
         yield Row(PEERS[arch], peer_step(setup, peer, batch), num_parameters(peer))
@@ -340,15 +343,14 @@ def training_rows(setup: Setup, length: int) -> Iterator[Row]:
 def decoding_rows(setup: Setup, length: int) -> Iterator[Row]:
     """Each network has read all but the last tokens; a call feeds it those, one at a time."""
     tokens_BT = random_batch(setup, 1, length).tokens_BT
-    cases: list[tuple[str, str, dict[str, str]]] = [
-        ("dense", "dense", {}),
-        ("dsa", "dsa", {}),
-        ("dsa-v32", "dsa-v32", {}),
-    ]
-    if has_block():
-        cases.append(("dsa block", "dsa", {"model.compression": "block"}))
-    for name, arch, fields in cases:
-        network = own_network(setup, arch, length, **fields)
+    own = partial(own_network, setup, length=length)
+    cases = {
+        "dense": own("dense"),
+        "dsa": own("dsa"),
+        "dsa block": own("dsa", compression="block"),
+        "dsa-v32": own("dsa-v32"),
+    }
+    for name, network in cases.items():
         yield decoding_row(name, network, *own_reader(network, tokens_BT), tokens_BT)
     for arch in peers():
         peer = peer_network(setup, arch, length)
@@ -392,18 +394,17 @@ def peers() -> tuple[str, ...]:
     return tuple(PEERS) if has_transformers() else ()
 
 
-def has_block() -> bool:
-    """Whether the compressed flow can be pooled windows."""
-    return importlib.util.find_spec(registry.compressions.builtin["block"]) is not None
-
-
 def backends(engine: Engine) -> list[str]:
-    """Ways to compute a selection that work here, the core's own first."""
-    field = settings.Machine.model_fields.get("attention")
-    names = get_args(field.annotation) if field else ()
-    others = [name for name in names if name not in ("auto", "masked")]
-    cuda = engine.device.startswith("cuda")
-    return ["masked", *(name for name in others if cuda or name != "triton")]
+    """Ways to compute a selection that work here and are meant to be quick."""
+    names = ["masked", "gather", "triton"]
+    on_gpu = engine.device.startswith("cuda") and no_triton(engine.device) is None
+    return names if on_gpu else names[:2]
+
+
+def attention_for(setup: Setup, length: int) -> str:
+    """What `machine.attention=auto` chooses."""
+    model = setup.shape.resolved("dsa", length).model
+    return choose(length, model.num_kept, setup.engine.device)
 
 
 def random_batch(setup: Setup, num_rows: int, length: int) -> Batch:
@@ -423,14 +424,14 @@ def num_parameters(network: nn.Module) -> int:
 
 
 def own_network(
-    setup: Setup, arch: str, length: int, *, backend: str = "masked", **fields: str
+    setup: Setup, arch: str, length: int, *, backend: str = "masked", compression: str = "latent"
 ) -> Transformer:
     """Random weights; feed-forwards matched as in a run."""
+    fields = {} if compression == "latent" else {"model.compression": compression}
     model = setup.shape.resolved(arch, length, **fields).model
     hidden = sizes.matched_ffn_width(arch, model)
     network = Transformer(arch, model, setup.shape.vocabulary, hidden, 0).to(setup.engine.device)
-    if backend != "masked":
-        importlib.import_module("dsa_sandbox.variants.backends").use(network, backend)
+    use(network, backend)
     return network
 
 
@@ -582,7 +583,8 @@ def text(result: Mapping[str, Any]) -> str:
         what = f"width {shape['width']}, {shape['num_layers']} layers, {shape['num_heads']} heads"
         for measured in result[kind]["tables"]:
             at = [f"length {measured['length']}"] if "length" in measured else []
-            title = ", ".join([f"{kind}: {what}", *at, f"batch {measured['batch']}"])
+            by = [f"selection by {measured['attention']}"] if "attention" in measured else []
+            title = ", ".join([f"{kind}: {what}", *at, f"batch {measured['batch']}", *by])
             rows = measured["rows"]
             drawn = memory_table(rows) if kind == "memory" else speed_table(rows)
             parts.append(f"{title}\n{table.rendered(drawn)}")
