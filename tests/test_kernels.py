@@ -212,15 +212,18 @@ def test_gather_keeps_inputs_ids_and_output_alone() -> None:
     assert masked[1] > 2.5 * masked[0]  # the mask: this test sees it where there is one
 
 
-def test_a_chunk_fits_its_block_and_no_query_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(support.BLOCK, "cpu", 4000)
+@pytest.mark.parametrize("block", [1, 4000, 2**20])
+def test_a_chunk_fits_its_block_and_no_query_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setitem(support.BLOCK, "cpu", block)
     for positions in (range(500), range(100, 600), [7, 400, 3, 3, 99, 450]):
         found = list(support.chunks(positions, 4, 64, torch.device("cpu")))
         rows = [i for rows, _ in found for i in range(len(positions))[rows]]
         assert rows == list(range(len(positions)))
         for rows, end in found:
             assert end == max(positions[rows]) + 1
-            assert len(positions[rows]) <= max(8, 4000 // (4 * end))
+            assert len(positions[rows]) <= min(128, max(8, block // (4 * end)))
 
 
 # the indexer at length
