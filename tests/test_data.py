@@ -368,7 +368,7 @@ def test_a_file_without_stories_is_one_line_and_leaves_nothing(
 ) -> None:
     path = bad(tmp_path, name, content)
     home = tmp_path / "home"
-    problem = cli("pretrain", "--data", path, "--home", home, "--set", "train.steps=1").problem
+    problem = cli("pretrain", "--data", path, "--home", home, "--set", "train.steps=25").problem
     assert str(path) in problem
     assert not home.exists()
 
