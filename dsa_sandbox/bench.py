@@ -398,10 +398,10 @@ def has_block() -> bool:
 
 
 def backends(engine: Engine) -> list[str]:
-    """Ways to compute a selection that work here, the core's own first."""
+    """Ways to compute a selection that are fast somewhere and work here, the core's own first."""
     field = settings.Machine.model_fields.get("attention")
     names = get_args(field.annotation) if field else ()
-    others = [name for name in names if name not in ("auto", "masked")]
+    others = [name for name in names if name not in ("auto", "masked", "reference")]
     cuda = engine.device.startswith("cuda")
     return ["masked", *(name for name in others if cuda or name != "triton")]
 
