@@ -73,7 +73,9 @@ def run_app(arguments: list[str]) -> int:
         return 130
     except Interrupted as error:
         again = " ".join(["dsa-sandbox", *map(quoted, arguments)])
-        console.report_error([f"{error}; resume with: {again}"], error.exit_code, as_json)
+        makes_runs = arguments[0] in ("build", "pretrain", "make-tasks", "finetune", "run")
+        advice = "resume with" if makes_runs else "it starts anew with"
+        console.report_error([f"{error}; {advice}: {again}"], error.exit_code, as_json)
         return error.exit_code
     except (BrokenPipeError, console.ClosedPipe):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
