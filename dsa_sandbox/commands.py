@@ -158,6 +158,13 @@ def pretrain(
     if job.finished:
         return job.returned()
     listener.note(f"from {born.run.name}, into {job.run.path} ({job.engine.described})")
+    try:  # what the base will be asked at its end
+        contradiction.gate_items(writer_for(born.run, "test"))
+    except ValueError as error:
+        raise UserError(
+            f"model.num_kept={resolved.model.num_kept}: no probe can be made for it: {error}, and "
+            "names the world within K of it or 2K away; choose another K or a longer model.context"
+        ) from None
     text = load_corpus(resolved, home)
     model = load_model(born.run).to(job.engine.device)
     policies.use(model, resolved.train.selection)

@@ -679,6 +679,12 @@ def assert_saved_and_resumable(answer: Answer, home: Path, number: int) -> None:
     assert checkpoints(run) == [f"step-{done:08d}"]
 
 
+def test_a_selection_that_no_probe_fits_is_refused_before_training(quick_home: Path) -> None:
+    line = ("pretrain", *QUICK, "--set", "model.num_kept=2", "--home", quick_home)
+    assert "error: model.num_kept=2: no probe can be made for it" in cli(*line).problem
+    assert not list(quick_home.glob("pretrain-*"))
+
+
 ENDLESS = ["pretrain", *QUICK, "--set", "train.steps=1000000"]
 
 

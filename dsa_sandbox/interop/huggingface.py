@@ -269,7 +269,9 @@ def under(state: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]
 def write(folder: Path, model: Transformer, resolved: Settings, tokenizer: Tokenizer) -> None:
     """Config, weights and tokenizer; files that are there already are replaced."""
     vocabulary = model.embedding.num_embeddings
-    ffn_width = sizes.matched_ffn_width(resolved.arch, resolved.model)
+    own = dict(under(model.state_dict(), "blocks.0.feedforward."))
+    # where there are experts, no layer asks for the width of one feed-forward
+    ffn_width = len(own["up.weight"] if "up.weight" in own else own["shared.up.weight"])
     end = tokenizer.id_to_token(END_ID)
     special = {"bos_token": end, "eos_token": end, "pad_token": end}
     texts = {
