@@ -25,9 +25,9 @@ def brought(folder: Path, config: dict[str, Any]) -> Words:
     named = {number: repr(token) for token, number in tokenizer.get_vocab().items()}
     notes = []
     if end != END_ID:
-        both = f"{named[END_ID]} and {named[end]}"
+        both = f"{named.get(END_ID)} and {named[end]}"  # an id 0 that is missing is refused below
         notes.append(f"{both} change places: what ends a text has id 0 here")
-    if begin in named and begin != end:
+    if begin in list(named) and begin != end:  # it may be a list
         notes.append(f"a text is opened by {named[end]}, not by {named[begin]}")
     tokenizer = filled(tokenizer, config["vocab_size"], file)
     return Words(opened_by_end(tokenizer, end, file), end, notes)
