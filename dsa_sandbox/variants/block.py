@@ -74,8 +74,9 @@ class BlockFlow(CompressedFlow):
 
     def logits(self, gate_BTN: Tensor, start: int = 0) -> Tensor:
         """Gate logits [B, N, T, 1] of the tokens from `start` on, in fp32."""
-        position_T = torch.arange(start, start + gate_BTN.shape[1], device=gate_BTN.device)
-        bias_NT = self.gate_bias.view(-1, self.window)[:, position_T % self.window]
+        first, num_new = start % self.window, gate_BTN.shape[1]
+        bias_NM = self.gate_bias.view(-1, self.window)
+        bias_NT = bias_NM.repeat(1, -(-(first + num_new) // self.window))[:, first:][:, :num_new]
         return (gate_BTN.transpose(1, 2).float() + bias_NT).unsqueeze(-1)
 
     def mix(self, q_BNTH: Tensor, *states: Tensor, kept: Tensor | None = None) -> Tensor:
