@@ -78,10 +78,18 @@ def being_written(folder: Path) -> bool:
     """Whether some process holds the run's lock now."""
     if not (folder / ".lock").exists():
         return False
-    lock = FileLock(str(folder / ".lock"))
+    lock: Any = FileLock(str(folder / ".lock"))
     try:
         lock.acquire(timeout=0)
-    except (Timeout, OSError, NotImplementedError):
+    except Timeout:
         return True
+    except (
+        NotImplementedError,
+        OSError,
+    ):  # no locks here: the file that says so may be a dead one's
+        try:
+            lock = soft_lock(folder, folder / ".owner.json")
+        except (UserError, OSError):
+            return True
     lock.release()
     return False

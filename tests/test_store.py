@@ -485,3 +485,26 @@ def test_rm_of_a_run_named_twice_removes_it_once(tiny_home: TinyHome, tmp_path: 
     arm = copied(tiny_home.run("sgd"), tmp_path / "home")
     assert cli("rm", arm.name, arm.path, "--home", tmp_path / "home").code == 0
     assert not arm.path.exists()
+
+
+def test_without_locks_a_file_says_who_writes_and_a_dead_one_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(self: object, timeout: float) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(locks.FileLock, "acquire", unsupported)
+    (tmp_path / ".lock").touch()  # is left behind there
+    assert not locks.being_written(tmp_path)
+    with locks.only_writer(tmp_path):
+        assert locks.being_written(tmp_path)
+        with (
+            pytest.raises(UserError, match="another process writes here"),
+            locks.only_writer(tmp_path),
+        ):
+            pass
+    assert not locks.being_written(tmp_path)
+    dead = {"host": socket.gethostname(), "pid": 2**22 + 1, "started": 0.0}
+    (tmp_path / ".softlock").touch()
+    (tmp_path / ".owner.json").write_text(json.dumps(dead), "utf-8")
+    assert not locks.being_written(tmp_path)
