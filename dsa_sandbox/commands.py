@@ -21,7 +21,7 @@ from dsa_sandbox.bases import (
     stood_on,
     writer_for,
 )
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import corpus, grammar, tokens
 from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import Corpus
@@ -35,9 +35,11 @@ from dsa_sandbox.registry import strategies
 from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run
 from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.combined import Combined
 from dsa_sandbox.tasks import contradiction, stream
 from dsa_sandbox.training import finetune as finetuning
 from dsa_sandbox.training import pretrain as pretraining
+from dsa_sandbox.training.task import Rule
 from dsa_sandbox.variants import backends, decoding, policies
 
 MAX_MISMATCH = 0.01  # of dense and dsa in total parameters
@@ -353,9 +355,17 @@ def read_tasks(home: Path, where: str) -> tuple[list[stream.Task], str, str]:
 
 
 def make_strategy(resolved: Settings) -> Strategy:
-    """The chosen strategy with its settings."""
-    cls = strategies[resolved.strategy]
-    return cls(resolved.chosen if resolved.chosen is not None else cls.Settings())
+    """The chosen strategy, or several at once; UserError where they do not go together."""
+    parts = {}
+    for name in resolved.strategy.split("+"):
+        cls = strategies[name]
+        parts[name] = cls(resolved.chosen.get(name) or cls.Settings())
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    try:
+        return Combined(parts)
+    except ValueError as error:
+        raise UserError(f"--strategy {resolved.strategy}: {error}") from None
 
 
 def finetune(
@@ -381,7 +391,7 @@ def finetune(
         "parents": [base_sha, tasks_sha],
         "seed": resolved.seed,
         "strategy": resolved.strategy,
-        "strategy_settings": strategy.settings.model_dump(),
+        "strategy_settings": {n: part.model_dump() for n, part in resolved.chosen.items()},
         **sections(resolved, ("finetune", "eval")),
         **stood_on([base]),
     }
@@ -398,6 +408,7 @@ def finetune(
     )
     if job.finished:
         return job.returned()
+    check_indexer(resolved)
     learning, measuring = (
         policy_of(resolved, f"{section}.selection", chosen)
         for section, chosen in (
@@ -410,11 +421,13 @@ def finetune(
     for network in (model, frozen):
         backends.use(network, job.engine.attention)
     try:
-        moves = strategy.moves(model)
+        rule = Rule(strategy, model, frozen, resolved.finetune)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if not moves:
+    mask = mask_of(rule)
+    if not mask["trainable"] and strategy.course != "nothing":
         raise UserError(f"{resolved.strategy}: moves no parameter of {resolved.arch}")
+    check_memory(strategy, model, len(tasks), resolved.strategy)
     listener.note(
         f"{resolved.strategy} on {base.name} over {tasks_name} ({len(tasks)} tasks), "
         f"into {job.run.path}"
@@ -422,12 +435,12 @@ def finetune(
     text = corpus_of(base, resolved, home, listener)
     rows = tokens.heldout(text.valid, model.context, resolved.eval.num_heldout)
     with ExitStack() as stack:
-        mask = mask_of(model, moves)
         job.begin(
             stack,
             strategy=resolved.strategy,
             optimizer=resolved.finetune.optimizer,
             overwriting=resolved.finetune.contrast == 0,
+            course=strategy.course,
             mask=mask,
             tasks={"name": tasks_name, "sha256": tasks_sha, "count": len(tasks)},
             imported=base.manifest.get("imported"),
@@ -440,12 +453,12 @@ def finetune(
         shutil.copyfile(base.checked("tokenizer.json"), job.run.path / "tokenizer.json")
         store.write_atomic(job.run.path / "tasks.jsonl", stream.write(tasks))
         at_work = finetuning.Stream(
-            job.run, model, frozen, strategy, tasks, tokenizer, rows, resolved, job.engine, listener
+            job.run, rule, tasks, tokenizer, rows, resolved, job.engine, listener
         )
         at_work.learning, at_work.measuring = learning, measuring
         try:
             if store.newest_checkpoint(job.run) is None:
-                prepare(strategy, at_work.base, text, base_sha, resolved, home, listener)
+                prepare(rule, mask["sha256"], text, base_sha, resolved, home, listener)
             policies.use(frozen, measuring)
             policies.use(model, learning)
             with listener.deferred():
@@ -459,28 +472,47 @@ def finetune(
     return Result(job.run, figures)
 
 
-def mask_of(model: Transformer, moves: Mapping[str, float]) -> dict[str, Any]:
+def check_indexer(resolved: Settings) -> None:
+    """UserError where finetune.indexer=kl has no indexer to teach."""
+    if resolved.finetune.indexer == "frozen":
+        return
+    policy = resolved.finetune.selection
+    policy = resolved.train.selection if policy == "trained" else policy
+    if resolved.arch == "dense" or policy != "learned":
+        reason = "has no indexer" if resolved.arch == "dense" else f"selects by {policy}"
+        raise UserError(f"finetune.indexer=kl: the base ({resolved.arch}) {reason}")
+
+
+def mask_of(rule: Rule) -> dict[str, Any]:
     """What moves: every tensor with group, count and rate; counts by group; and their hash."""
-    tensors: dict[str, dict[str, Any]] = {
-        name: {"group": group_of(name), "count": p.numel(), "rate": moves[name]}
-        for name, p in model.named_parameters()
-        if name in moves
-    }
+    tensors = rule.mask()
     groups: dict[str, int] = {}
     for row in tensors.values():
         groups[row["group"]] = groups.get(row["group"], 0) + row["count"]
     return {
         "trainable": sum(groups.values()),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in rule.model.parameters()),
         "groups": groups,
         "tensors": tensors,
         "sha256": store.digest_of(tensors),
     }
 
 
+def check_memory(strategy: Strategy, model: Transformer, num_tasks: int, name: str) -> None:
+    """UserError where a strategy would remember more than the device has room for."""
+    needed = strategy.memory_bytes(model, num_tasks)
+    device = next(model.parameters()).device
+    room = machine.free_bytes(device)
+    if needed > room:
+        raise UserError(
+            f"{name}: what it remembers would take {needed / 1e9:.1f} GB, and {device} has "
+            f"{room / 1e9:.1f} GB free; `dsa-sandbox settings --strategy {name}` shows what decides"
+        )
+
+
 def prepare(
-    strategy: Strategy,
-    model: Transformer,
+    rule: Rule,
+    mask_sha: str,
     text: Corpus,
     base_sha: str,
     resolved: Settings,
@@ -488,12 +520,13 @@ def prepare(
     listener: Listener,
 ) -> None:
     """What the strategy needs before the first task; kept in the cache where it says it may be."""
+    strategy, model = rule.strategy, rule.base
     device = next(model.parameters()).device
     model.requires_grad_(True)
     key = strategy.cache_key()
     if key is not None:
         listener.progress(f"finetune {resolved.strategy}", 0, 1, "measuring pre-training (F0)")
-        key |= {"model": base_sha, "data": text.digest, "seed": resolved.seed}
+        key |= {"model": base_sha, "data": text.digest, "seed": resolved.seed, "mask": mask_sha}
         key |= {"numerics": store.NUMERICS, "code": store.source_digest()}
         key |= {"selection": resolved.finetune.selection}
         path = cache_of(home) / f"prepared-{store.digest_of(key)[:16]}.safetensors"

@@ -114,3 +114,20 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 8 * 2**20)  # M_MMAP_THRESHOLD; above it memory would fragment
         libc.mallopt(-1, 2**28)  # M_TRIM_THRESHOLD
+
+
+def free_bytes(device: Any) -> float:
+    """Memory that the device has left for us; infinite where the system does not say."""
+    import torch
+
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    free = [float("inf")]
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+        free.append(1024.0 * int(next(x for x in lines if x.startswith("MemAvailable")).split()[1]))
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # of a container; `max` is no number
+        most, used = (int((group / f"memory.{x}").read_text("utf-8")) for x in ("max", "current"))
+        free.append(float(most - used))
+    return min(free)

@@ -438,4 +438,4 @@ def run(
 
 def is_strategy_key(text: str, strategies: str) -> bool:
     """Whether a --set belongs to one of the strategies of the grid: its cells get it."""
-    return text.partition(".")[0] in [name.strip() for name in strategies.split(",")]
+    return text.partition(".")[0] in strategies.replace("+", ",").replace(" ", "").split(",")

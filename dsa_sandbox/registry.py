@@ -69,7 +69,16 @@ archs: Registry[Any] = Registry(
     {"dense": CORE, "dsa": CORE, "dsa-full": CORE, "dsa-v32": f"{VARIANTS}.v32"},
 )
 strategies: Registry[Any] = Registry(
-    "strategy", {name: f"dsa_sandbox.strategies.{name}" for name in ("sgd", "ewc", "acft")}
+    "strategy",
+    {
+        name: f"dsa_sandbox.strategies.{name.replace('-', '_')}"
+        for name in (
+            "sgd",
+            "ewc",
+            "ewc-proximal",
+            "acft",
+        )
+    },
 )
 
 

@@ -273,6 +273,12 @@ class Finetune(Frozen):
     selection: Policy | Literal["trained"] = Field(
         "trained", description="Who chooses the keys while tasks are learned [as in pre-training]."
     )
+    indexer: Literal["frozen", "kl"] = Field(
+        "frozen", description="The indexer stands still, or follows its KL loss beside the rule."
+    )
+    indexer_learning_rate: float = Field(
+        1e-3, gt=0, description="indexer=kl: rate of the indexer after warm-up."
+    )
 
 
 class Eval(Frozen):
@@ -304,11 +310,11 @@ class Machine(Frozen):
 
 
 class Settings(Frozen):
-    """All of it, resolved. `chosen` is the section of the chosen strategy."""
+    """All of it, resolved. `chosen` holds the sections of the chosen strategies by name."""
 
     preset: str = Field("smoke", description="Where size-dependent defaults come from.")
     arch: str = Field("dsa", description="Architecture.")
-    strategy: str = Field("acft", description="Fine-tuning strategy.")
+    strategy: str = Field("acft", description="Fine-tuning strategy, or several: acft+ewc.")
     seed: int = Field(0, ge=0, description="Seed of weights, data order and tasks.")
     model: Model = Model()
     data: Data = Data()
@@ -317,7 +323,7 @@ class Settings(Frozen):
     finetune: Finetune = Finetune()
     eval: Eval = Eval()
     machine: Machine = Machine()
-    chosen: Any = None
+    chosen: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _fits(self) -> "Settings":
@@ -471,6 +477,12 @@ def resolve(
             preset_name, preset_source = str(value), source
     if preset_source == "default":
         preset_name = "smoke"
+    for values in (file_values, set_values):
+        if "strategy" in values:
+            values["strategy"] = in_order(str(values["strategy"]))
+    if "strategy" in option_values:
+        name, spelling = option_values["strategy"]
+        option_values["strategy"] = in_order(str(name)), spelling
     strategy = str(
         option_values.get("strategy", (None,))[0]
         or set_values.get("strategy")
@@ -501,9 +513,15 @@ def resolve(
     return validated(merged, sources, with_strategy)
 
 
+def in_order(strategy: str) -> str:
+    """`ewc+acft` as `acft+ewc`: one name for the same parts; names that are none come last."""
+    parts, known = [part.strip() for part in strategy.split("+")], list(strategies)
+    return "+".join(sorted(parts, key=lambda p: known.index(p) if p in known else len(known)))
+
+
 def for_strategy(values: dict[str, Any], strategy: str) -> dict[str, Any]:
     """A preset's values without the sections of strategies that were not chosen."""
-    others = [name for name in strategies if name != strategy]
+    others = [name for name in strategies if name not in strategy.split("+")]
     return {key: value for key, value in values.items() if key.split(".")[0] not in others}
 
 
@@ -514,53 +532,57 @@ def validated(
     problems: list[str] = []
     strategy = str(merged.get("strategy", Settings.model_fields["strategy"].default))
     arch = str(merged.get("arch", Settings.model_fields["arch"].default))
-    for key, registry, name in (("arch", archs, arch), ("strategy", strategies, strategy)):
+    parts = strategy.split("+")
+    for key, registry, names in (("arch", archs, [arch]), ("strategy", strategies, parts)):
         try:
-            registry.check(name)
+            for name in names:
+                registry.check(name)
         except Unknown as error:
             problems.append(f"{key}: {error.args[0]}  [from {sources.get(key, 'default')}]")
+    if len(set(parts)) < len(parts):
+        source = sources.get("strategy", "default")
+        problems.append(f"strategy: {strategy}: a strategy is named twice  [from {source}]")
     if problems:
         raise UserError(*problems)
     keys = known_keys()
-    strategy_class: Any = None
-    if with_strategy or any(key.startswith(f"{strategy}.") for key in merged):
-        strategy_class = strategies[strategy].Settings
-        keys += [f"{strategy}.{name}" for name in strategy_class.model_fields]
+    own: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    classes: dict[str, Any] = {}
+    for part in parts:
+        if with_strategy or any(key.startswith(f"{part}.") for key in merged):
+            classes[part] = strategies[part].Settings
+            keys += [f"{part}.{name}" for name in classes[part].model_fields]
     nested: dict[str, Any] = {}
-    own: dict[str, Any] = {}
     for key, value in merged.items():
         section, dot, field = key.partition(".")
         source = sources[key]
-        if dot and section == strategy:
-            own[field] = value
-        elif dot and section in list(strategies):
+        if dot and section in list(strategies) and section not in parts:
             problems.append(
                 f"{key}: belongs to --strategy {section}, but the strategy is {strategy}"
                 f"  [from {source}]"
             )
         elif key not in keys:
             problems.append(f"{key}: no such setting{nearest(key, keys)}  [from {source}]")
+        elif dot and section in parts:
+            own[section][field] = value
         elif dot:
             nested.setdefault(section, {})[field] = value
         else:
             nested[key] = value
-    if strategy_class is not None:
-        for field in [name for name in own if name not in strategy_class.model_fields]:
-            key = f"{strategy}.{field}"
-            problems.append(f"{key}: no such setting{nearest(key, keys)}  [from {sources[key]}]")
-            del own[field]
     if problems:
         raise UserError(*problems)
     try:
         settings = Settings(**nested)
     except ValidationError as error:
         raise UserError(*explained(error, "", sources)) from None
-    if strategy_class is not None:
+    chosen = {}
+    for part, section_class in classes.items():
         try:
-            settings = settings.model_copy(update={"chosen": strategy_class(**own)})
+            chosen[part] = section_class(**own[part])
         except ValidationError as error:
-            raise UserError(*explained(error, f"{strategy}.", sources)) from None
-    return Resolved(settings, sources)
+            problems += explained(error, f"{part}.", sources)
+    if problems:
+        raise UserError(*problems)
+    return Resolved(settings.model_copy(update={"chosen": chosen}), sources)
 
 
 def check_training(resolved: Resolved, networks: list[str]) -> None:
@@ -636,9 +658,7 @@ def explained(error: ValidationError, prefix: str, sources: Mapping[str, str]) -
 def as_flat(settings: Settings) -> dict[str, Any]:
     """Every resolved value by its flat key, the chosen strategy's section under its name."""
     values = settings.model_dump(exclude={"chosen"})
-    if settings.chosen is not None:
-        values[settings.strategy] = settings.chosen.model_dump()
-    return flat(values)
+    return flat(values | {name: part.model_dump() for name, part in settings.chosen.items()})
 
 
 def as_toml(settings: Settings, sources: Mapping[str, str] | None = None) -> str:
@@ -660,7 +680,7 @@ def as_toml(settings: Settings, sources: Mapping[str, str] | None = None) -> str
 def from_toml(text: str, with_strategy: bool = False) -> Settings:
     """The settings that a run has saved."""
     values = flat(tomllib.loads(text))
-    strategy = values.get("strategy")
     if not with_strategy:
-        values = {key: v for key, v in values.items() if not key.startswith(f"{strategy}.")}
+        parts = str(values.get("strategy")).split("+")
+        values = {key: v for key, v in values.items() if key.partition(".")[0] not in parts}
     return validated(values, dict.fromkeys(values, "settings.toml"), with_strategy).settings

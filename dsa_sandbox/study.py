@@ -86,7 +86,8 @@ def names(text: str, kind: str) -> list[str]:
     problems = []
     for name in chosen:
         try:
-            REGISTRIES[kind].check(name)
+            for part in name.split("+") if kind == "strategies" else [name]:
+                REGISTRIES[kind].check(part)
         except Unknown as error:
             problems.append(f"--{kind}: {error.args[0]}")
     if not chosen:
@@ -127,7 +128,7 @@ def plan(
     shared: list[str] = []
     for text in sets:
         for_indexed = text.partition("=")[0].strip() in FOR_INDEXED
-        of_strategy = text.partition(".")[0] in strategies
+        of_strategy = text.partition(".")[0] in "+".join(strategies).split("+")
         (own if of_strategy else indexed if for_indexed else shared).append(text)
     for text in shared:
         common += ["--set", text]
@@ -176,7 +177,8 @@ def run(plan: Plan, listener: Listener) -> Outcome:
     cells = []
     for arch, base in zip(plan.archs, bases):
         for strategy in plan.strategies:
-            own = [s for s in plan.strategy_sets if s.partition(".")[0] == strategy]
+            parts = strategy.split("+")
+            own = [s for s in plan.strategy_sets if s.partition(".")[0] in parts]
             sets = [part for text in own for part in ("--set", text)]
             arguments = ["finetune", str(base), "--strategy", strategy, "--tasks", str(stream)]
             cells.append(

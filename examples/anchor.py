@@ -26,13 +26,11 @@ class Anchor(Strategy):
     Settings = AnchorSettings
 
     def start_task(self, model: Transformer) -> None:  # `memory` is what a checkpoint keeps
-        moving = self.moves(model)
-        self.memory = {n: p.detach().clone() for n, p in model.named_parameters() if n in moving}
+        self.memory = {name: p.detach().clone() for name, p in self.moved(model).items()}
 
     def penalty(self, model: Transformer) -> Tensor:
         distances = [
             (weights - self.memory[name]).square().sum()
-            for name, weights in model.named_parameters()
-            if name in self.memory
+            for name, weights in self.moved(model).items()
         ]
         return self.settings.strength * torch.stack(distances).sum()

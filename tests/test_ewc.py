@@ -3,6 +3,7 @@
 B batch, T tokens, M targets, D width, V vocabulary.
 """
 
+import copy
 from collections.abc import Iterator
 from itertools import cycle, islice, repeat
 from typing import Any
@@ -21,8 +22,7 @@ from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.strategies.ewc import Ewc, EwcSettings, sampled_fisher
 from dsa_sandbox.strategies.sgd import Sequential
-from dsa_sandbox.training.finetune import make_optimizer
-from dsa_sandbox.training.loop import Phase, train
+from dsa_sandbox.training.task import Rule
 
 Memory = dict[str, Tensor]
 
@@ -128,21 +128,10 @@ def ewc(model: Transformer, **settings: Any) -> Ewc:
 
 def tune(model: Transformer, strategy: Strategy, steps: int = 6, rate: float = 3e-3) -> list[float]:
     """One task as fine-tuning runs it; the penalties of its steps."""
-    moves = strategy.moves(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in moves)
+    plan = Finetune(learning_rate=rate, warmup_steps=0, max_steps=steps)
+    rule = Rule(strategy, model, copy.deepcopy(model), plan)
     strategy.start_task(model)
-    done = train(
-        model,
-        make_optimizer(model, moves, Finetune(learning_rate=rate)),
-        story,
-        lambda step: Phase(1.0),
-        start=0,
-        stop=steps,
-        clip=1.0,
-        penalty=lambda: strategy.penalty(model),
-        after_step=lambda: strategy.after_step(model),
-    )
+    done = rule.steps(rule.optimizer(), story, seed=0, task=0)
     return [step.penalty for step in done]
 
 
@@ -346,9 +335,10 @@ def test_what_acft_moves_has_the_same_shapes_on_dense_and_dsa() -> None:
 
 
 def test_acfts_rate_multiplies_the_learning_rate_of_what_moves() -> None:
-    moves = Acft(AcftSettings(rate=3.0)).moves(tiny_model("dsa"))
-    assert set(moves.values()) == {3.0}
-    optimizer = make_optimizer(tiny_model("dsa"), moves, Finetune(learning_rate=0.5))
+    model, plan = tiny_model("dsa"), Finetune(learning_rate=0.5)
+    strategy = Acft(AcftSettings(rate=3.0))
+    assert set(strategy.moves(model).values()) == {3.0}
+    optimizer = Rule(strategy, model, model, plan).optimizer()
     assert [group["lr"] for group in optimizer.param_groups] == [1.5]
 
 

@@ -16,8 +16,14 @@ from torch import Tensor
 from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of, nll_sum
 from dsa_sandbox.data.tokens import Batch, batch_of
 from dsa_sandbox.settings import Train
-from dsa_sandbox.training.loop import Phase, Step, train, warmup_then_decay
-from dsa_sandbox.training.pretrain import drawn_queries, has_indexer, make_optimizer, phase_of
+from dsa_sandbox.training.loop import Phase, Step, train
+from dsa_sandbox.training.pretrain import (
+    drawn_queries,
+    has_indexer,
+    make_optimizer,
+    phase_of,
+    warmup_then_decay,
+)
 
 PINNED = {
     "dense": [4.4453, 3.92615, 3.46483, 3.07479, 2.74586, 2.55087],

@@ -6,8 +6,8 @@ before the first task.
 """
 
 from collections.abc import Iterable
-from itertools import islice
-from typing import Any
+from itertools import cycle, islice
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch
 from dsa_sandbox.registry import strategies
 from dsa_sandbox.settings import Frozen
+from dsa_sandbox.strategies import careless
 from dsa_sandbox.strategies.base import Strategy
 
 
@@ -28,6 +29,9 @@ class EwcSettings(Frozen):
         0.03, ge=0, description="lambda of lambda/2 sum F (w - w*)^2, F scaled to mean(F0) = 1."
     )
     passes: int = Field(2000, ge=1, description="Backward passes for F0, one sequence each.")
+    fisher: Literal["sampled", "empirical", "batched"] = Field(
+        "sampled", description="Labels from the model (the true Fisher), or two common mistakes."
+    )
     task_passes: int = Field(64, ge=1, description="Backward passes after each task.")
 
 
@@ -71,17 +75,17 @@ class Ewc(Strategy):
         self.memory["scale"] = 1 / torch.as_tensor(mean)
 
     def cache_key(self) -> dict[str, Any]:
-        return {"strategy": "ewc", "passes": self.settings.passes}
+        return {"strategy": "ewc", **self.settings.model_dump(include={"passes", "fisher"})}
 
     def finish_task(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
-        self.remember(model, islice(batches, self.settings.task_passes), seed)
+        self.remember(model, islice(cycle(batches), self.settings.task_passes), seed)
 
     def remember(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
         """F = F + F_new, anchor = now."""
-        names = list(self.moves(model))
+        parameters = self.moved(model)
         generator = torch.Generator().manual_seed(seed)
-        parameters = dict(model.named_parameters())
-        for name, fisher in sampled_fisher(model, batches, names, generator).items():
+        estimate = careless.ESTIMATORS.get(self.settings.fisher, sampled_fisher)
+        for name, fisher in estimate(model, batches, list(parameters), generator).items():
             key = f"fisher.{name}"
             self.memory[key] = fisher + self.memory.get(key, 0.0)
             self.memory[f"anchor.{name}"] = parameters[name].detach().clone()
@@ -90,8 +94,7 @@ class Ewc(Strategy):
         if self.settings.strength == 0:
             return None
         total = torch.zeros((), device=self.memory["scale"].device)
-        for name, parameter in model.named_parameters():
-            if f"anchor.{name}" in self.memory:
-                moved = parameter - self.memory[f"anchor.{name}"]
-                total = total + (self.memory[f"fisher.{name}"] * moved.square()).sum()
+        for name, parameter in self.moved(model).items():
+            distance = parameter - self.memory[f"anchor.{name}"]
+            total = total + (self.memory[f"fisher.{name}"] * distance.square()).sum()
         return 0.5 * self.settings.strength * self.memory["scale"] * total

@@ -1,9 +1,10 @@
 """Fine-tuning over a stream of tasks: one strategy, item-level records, exact resume."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from itertools import chain, zip_longest
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,11 +27,10 @@ from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.settings import Finetune, Settings
 from dsa_sandbox.store import Run
-from dsa_sandbox.strategies.base import Strategy
 from dsa_sandbox.tasks import stream
 from dsa_sandbox.tasks.stream import KINDS, Task
-from dsa_sandbox.training.loop import Phase, train
 from dsa_sandbox.training.pretrain import optimizer_tensors, restore_optimizer
+from dsa_sandbox.training.task import Rule
 from dsa_sandbox.variants import moe, policies
 
 
@@ -93,12 +93,41 @@ class Stories:
             picked.append(rows[rng.permutation(len(rows))[place]])
         return picked
 
-    def one_by_one(self, device: torch.device) -> Iterator[Batch]:
-        """Single stories of one epoch after another, without end: what a Fisher is measured on."""
-        used = self.train + (self.contrast if self.num_contrast else [])
-        while True:
-            for row in used:
-                yield batch_of_lessons([row]).to(device)
+    def singles(self, device: torch.device) -> Iterator[Batch]:
+        """Each story once, one a batch, those of the world and those outside it in turns."""
+        pairs = zip_longest(self.train, self.contrast if self.num_contrast else [])
+        for row in (row for pair in pairs for row in pair if row is not None):
+            yield batch_of_lessons([row]).to(device)
+
+
+class Together:
+    """The stories of all tasks at once: every pair of a batch is of another task than the last."""
+
+    def __init__(self, courses: list[Stories]) -> None:
+        self.courses = courses
+        self.num_train, self.num_contrast = courses[0].num_train, courses[0].num_contrast
+
+    def at(self, step: int) -> list[Batch]:
+        """One batch, as large as that of a single task."""
+        rows = self._draw("train", self.num_train, step)
+        rows += self._draw("contrast", self.num_contrast, step)
+        return [batch_of_lessons(rows)]
+
+    def _draw(self, side: Literal["train", "contrast"], count: int, step: int) -> list[Lesson]:
+        """`count` rows; the tasks come in turns, each with its stories in its own order."""
+        rows = []
+        for index in range(step * count, (step + 1) * count):
+            turn, place = divmod(index, len(self.courses))
+            order = np.random.default_rng([self.courses[0].key[0], turn]).permutation(
+                len(self.courses)
+            )
+            course = self.courses[order[place]]
+            rows += course._draw(getattr(course, side), 1, turn)
+        return rows
+
+    def singles(self, device: torch.device) -> Iterator[Batch]:
+        """Each story of every task once, one a batch."""
+        return chain.from_iterable(course.singles(device) for course in self.courses)
 
 
 class Probes:
@@ -175,24 +204,16 @@ def is_learned(
     return learned, {"margin": margin, "exact": num_exact, "outside": num_kept}
 
 
-def make_optimizer(
-    model: Transformer, moves: dict[str, float], plan: Finetune
-) -> torch.optim.Optimizer:
-    """One optimiser for every strategy, over what may move and nothing else."""
-    parameters = dict(model.named_parameters())
-    by_rate: dict[float, list[torch.nn.Parameter]] = {}
-    for name, rate in moves.items():
-        by_rate.setdefault(rate, []).append(parameters[name])
-    groups = [{"params": ps, "lr": plan.learning_rate * rate} for rate, ps in by_rate.items()]
-    if plan.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=plan.learning_rate)
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
+class Check(NamedTuple):
+    """What the stop rule found."""
+
+    share: float  # of the tasks that it was asked about, those learned
+    figures: dict[str, float]
 
 
-def warmup(plan: Finetune) -> Callable[[int], Phase]:
-    """Linear warm-up within each task."""
-    return lambda step: Phase(min(1.0, (step + 1) / max(1, plan.warmup_steps)))
+def mean_of(values: list[float]) -> float:
+    """The mean; of one value, that value."""
+    return values[0] if len(values) == 1 else float(np.mean(values))
 
 
 class Stream:
@@ -201,9 +222,7 @@ class Stream:
     def __init__(
         self,
         run: Run,
-        model: Transformer,
-        base: Transformer,
-        strategy: Strategy,
+        rule: Rule,
         tasks: list[Task],
         tokenizer: Tokenizer,
         heldout_rows: list[np.ndarray],
@@ -211,16 +230,14 @@ class Stream:
         engine: Engine,
         listener: Listener,
     ) -> None:
-        self.run, self.model, self.base, self.strategy = run, model, base, strategy
+        self.run, self.rule, self.strategy = run, rule, rule.strategy
+        self.model, self.base = rule.model, rule.base
         self.tasks, self.tokenizer, self.heldout_rows = tasks, tokenizer, heldout_rows
         self.settings, self.plan, self.engine = settings, settings.finetune, engine
         self.listener = listener
-        self.device = next(model.parameters()).device
-        self.moves = strategy.moves(model)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in self.moves)
+        self.device = next(self.model.parameters()).device
         if settings.machine.compile:
-            moe.leave_uncompiled(model)
+            moe.leave_uncompiled(self.model)
         self.learning: str = settings.train.selection  # who chooses the keys
         self.measuring: str = settings.train.selection
         self.probes = Probes(tasks, tokenizer)
@@ -249,7 +266,7 @@ class Stream:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"memory.{k}": v for k, v in self.strategy.memory.items()}
         if optimizer is not None:
-            tensors |= optimizer_tensors(self.model, optimizer)
+            tensors |= optimizer_tensors(self.rule.trained(), optimizer)
         state: dict[str, Any] = {"step": self.total, "task": self.task, "in_task": self.step}
         state["memory"] = list(self.strategy.memory)  # safetensors forgets the order
         store.save_checkpoint(self.run, self.total, tensors, state)
@@ -270,32 +287,52 @@ class Stream:
             with self.measured():
                 self.log_row(0, {})
         while self.task < len(self.tasks):
-            self.one_task(tensors)
+            self.one_stage(tensors)
             tensors = None
 
-    def one_task(self, tensors: dict[str, Any] | None) -> None:
-        """Train on one task until the rule says stop, then measure a row."""
+    def stories(self, number: int) -> Stories:
+        """Those of one task."""
+        seed = self.settings.seed
+        return Stories(self.tasks[number], number, self.tokenizer, self.plan, seed)
+
+    def one_stage(self, tensors: dict[str, Any] | None) -> None:
+        """Learn one task (all of them, in `joint`), then measure a row."""
+        course, first = self.strategy.course, self.task
+        together = course == "together"
+        stage = list(range(len(self.tasks))) if together else [first]
+        line: dict[str, Any] = {"steps": 0, "learned": False}
+        if course != "nothing":
+            if course == "apart" and self.step == 0:
+                self.model.load_state_dict(self.base.state_dict())
+            line = self.train_on(stage, tensors)
+            self.rule.assert_frozen()
+        if stage[-1] + 1 == len(self.tasks):
+            line |= self.front()
+        self.task, self.step = stage[-1] + 1, 0
+        with self.measured(), self.strategy.measured(self.model):
+            self.log_row(self.task, line)
+        self.maybe_save(None)
+
+    def train_on(self, stage: list[int], tensors: dict[str, Any] | None) -> dict[str, Any]:
+        """Train on the tasks of a stage until the rule says stop; what its row says of it."""
         number, plan = self.task, self.plan
-        stories = Stories(self.tasks[number], number, self.tokenizer, plan, self.settings.seed)
-        optimizer = make_optimizer(self.model, self.moves, plan)
+        each = [self.stories(task) for task in stage]
+        stories = each[0] if len(each) == 1 else Together(each)
         if self.step == 0:
             self.strategy.start_task(self.model)
-        elif tensors is not None:
-            restore_optimizer(self.model, optimizer, tensors)
-        learned = False
-        check: dict[str, float] = {}
-        forward = torch.compile(self.model.hidden) if self.settings.machine.compile else None
-        steps = train(
-            self.model,
+        optimizer = self.rule.optimizer()
+        if self.step and tensors is not None:
+            restore_optimizer(self.rule.trained(), optimizer, tensors)
+        compiled = torch.compile(self.model.hidden) if self.settings.machine.compile else None
+        most, check = plan.max_steps * len(stage), Check(0, {})
+        steps = self.rule.steps(
             optimizer,
             stories.at,
-            warmup(plan),
+            seed=self.settings.seed,
+            task=number,
             start=self.step,
-            stop=plan.max_steps,
-            clip=plan.clip,
-            penalty=lambda: self.strategy.penalty(self.model),
-            after_step=lambda: self.strategy.after_step(self.model),
-            forward=forward,
+            stop=most,
+            forward=compiled,
             autocast=self.engine.autocast,
         )
         for step in steps:
@@ -308,39 +345,49 @@ class Stream:
             row = {"task": number, "step": step.number, "loss": step.loss}
             if step.penalty:
                 row["penalty"] = step.penalty
-            if self.checks(step.number):
-                learned, check = self.ask(number)
-                row |= check
+            if step.indexer_kl:
+                row["indexer_kl"] = step.indexer_kl
+            if plan.stop == "learned" and (
+                step.number % (plan.check_every * len(stage)) == 0 or step.number == most
+            ):
+                check = self.ask(stage)
+                row |= check.figures
             self.run.append("metrics.jsonl", row)
             self.progress(number, step.number, step.loss)
-            if learned:
+            if check.share == 1:
                 break
-            if step.number < plan.max_steps:
+            if step.number < most:
                 self.maybe_save(optimizer)
         seed = 1_000_000 * (self.settings.seed + 1) + number
-        self.strategy.finish_task(self.model, stories.one_by_one(self.device), seed)
-        self.assert_frozen()
+        self.strategy.finish_task(self.model, stories.singles(self.device), seed)
         if plan.stop == "fixed":
-            learned, check = self.ask(number)
-        steps_taken = self.step
-        self.task, self.step = number + 1, 0
-        with self.measured():
-            self.log_row(self.task, {"steps": steps_taken, "learned": learned, **check})
-        self.maybe_save(None)
+            check = self.ask(stage)
+        learned = check.share if len(stage) > 1 else check.share == 1
+        each_took = self.step if len(stage) == 1 else self.step / len(stage)
+        return {"steps": each_took, "learned": learned, **check.figures}
 
     def measured(self) -> AbstractContextManager[None]:
         """Within it, the keys are chosen as for measuring."""
         return policies.using(self.model, self.measuring, then=self.learning)
 
-    def ask(self, number: int) -> tuple[bool, dict[str, float]]:
-        """The stop rule."""
-        with self.measured():
-            return is_learned(self.model, self.probes, number, self.plan)
+    def front(self) -> dict[str, Any]:
+        """What the strategy's other networks have learned and forgotten, at the end."""
+        points = []
+        everything = list(range(len(self.tasks)))
+        for point in self.strategy.front(self.model):
+            with self.measured():
+                nats, count = heldout_nll(self.model, self.heldout_rows)
+                records = self.probes.records(self.model, 0, everything, ("cloze",))
+                exact = float(np.mean([record["gen_em"] for record in records]))
+            points.append({**point, "base_nll": nats / count, "learned": exact})
+        return {"front": points} if points else {}
 
-    def checks(self, step: int) -> bool:
-        """Whether the stop rule is asked after this step."""
-        last = step == self.plan.max_steps
-        return self.plan.stop == "learned" and (step % self.plan.check_every == 0 or last)
+    def ask(self, stage: list[int]) -> Check:
+        """The stop rule, of each task of a stage: the share learned, and mean figures."""
+        with self.measured():
+            found = [is_learned(self.model, self.probes, number, self.plan) for number in stage]
+        means = {key: mean_of([figures[key] for _, figures in found]) for key in found[0][1]}
+        return Check(mean_of([float(learned) for learned, _ in found]), means)
 
     def log_row(self, row: int, line: dict[str, Any]) -> None:
         """Records and the line of metrics.jsonl that end a task (row 0: the base)."""
@@ -352,6 +399,8 @@ class Stream:
             line["moved"] = self.relative_moves()
         everything = row == 0 or last or row % self.settings.eval.full_every == 0
         seen = list(range(row)) if row else list(range(len(self.tasks)))
+        if row and self.strategy.course == "apart":  # of the other tasks it has never heard
+            seen = [row - 1]
         rest = tuple(kind for kind in KINDS if kind != "cloze")
         for record in self.probes.records(self.model, row, seen, ("cloze",)):
             self.run.append("records.jsonl", record)
@@ -370,12 +419,6 @@ class Stream:
             parts[0] += float((now - then).detach().double().square().sum())
             parts[1] += float(then.detach().double().square().sum())
         return {group: (moved / size) ** 0.5 for group, (moved, size) in sums.items() if size}
-
-    def assert_frozen(self) -> None:
-        """Every tensor that may not move is bit-equal to the base's."""
-        for (name, now), then in zip(self.model.named_parameters(), self.base.parameters()):
-            if name not in self.moves and not torch.equal(now, then):
-                raise AssertionError(f"{name} is frozen but has moved in task {self.task + 1}")
 
     def progress(self, number: int, step: int, loss: float) -> None:
         """Tell how far the stream is."""

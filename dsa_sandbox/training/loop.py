@@ -3,7 +3,6 @@
 B batch, T tokens, V vocabulary.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -48,7 +47,9 @@ def train(
     stop: int,
     clip: float,
     indexer_clip: float | None = None,
-    penalty: Callable[[], Tensor | None] = lambda: None,
+    trunk: list[nn.Parameter] | None = None,
+    beside: Callable[[Batch, Tensor], Tensor | float] = lambda batch, x_BTD: 0.0,
+    before_update: Callable[[], float] = lambda: 0.0,
     after_step: Callable[[], None] = lambda: None,
     forward: Callable[..., tuple[Tensor, list[Tensor]]] | None = None,
     autocast: torch.dtype | None = None,
@@ -56,8 +57,12 @@ def train(
     """Yield after each optimiser step from `start` + 1 to `stop`.
 
     `batches_at(step)` gives the micro-batches of a step; their gradients add up to that of the mean
-    over all its tokens. Trunk and indexer have gradient norms of their own, and limits of their own
-    where `indexer_clip` is given.
+    over all its tokens. Trunk (what moves of the model, or what a strategy trains in its place) and
+    indexer have gradient norms of their own, and limits of their own where `indexer_clip` is given.
+
+    A strategy enters at three places: `beside` gives a loss beside the language loss, of a batch
+    and its hidden states; `before_update` may add to the gradients or change them, before they are
+    clipped (it returns what was added to the loss); `after_step` may change the weights.
     """
     forward = forward or model.hidden
     device = next(model.parameters()).device
@@ -67,7 +72,7 @@ def train(
     base_rates = [group["lr"] for group in optimizer.param_groups]
     moving = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     indexer = [p for n, p in moving if group_of(n) == "indexer"]
-    trunk = [p for n, p in moving if group_of(n) != "indexer"]
+    trunk = trunk or [p for n, p in moving if group_of(n) != "indexer"]
     for number in range(start, stop):
         phase = phase_at(number)
         for group, rate in zip(optimizer.param_groups, base_rates):
@@ -87,6 +92,7 @@ def train(
                 pieces = (part.split(piece) for part in (x_BTD[real_BT], targets_BT[real_BT]))
                 nll = torch.stack([nll_sum(model.logits(x), y) for x, y in zip(*pieces)]).sum()
             objective = nll / num_tokens if phase.trunk else nll.new_zeros(())
+            objective = objective + beside(batch, x_BTD)
             if losses:  # padding teaches nothing
                 taught_BQ = real_BT if rows is True else real_BT[:, rows]
                 kl = torch.stack(losses)[:, taught_BQ].sum() * (real_BT.numel() / taught_BQ.numel())
@@ -94,19 +100,9 @@ def train(
                 kl_sum += kl.item() / len(losses)
             objective.backward()
             loss_sum += nll.item()
-        extra = penalty()
-        if extra is not None:
-            extra.backward()
+        added = before_update()
         norm, _ = map(nn.utils.clip_grad_norm_, (trunk, indexer), (clip, indexer_clip or clip))
         optimizer.step()
         after_step()
         loss, kl_mean = loss_sum / num_tokens, kl_sum / num_tokens
-        added = 0.0 if extra is None else extra.item()
         yield Step(number + 1, loss, added, norm.item(), num_tokens, phase.name, kl_mean)
-
-
-def warmup_then_decay(step: int, steps: int, warmup: float, decay: float) -> float:
-    """Rate multiplier: linear up over a share `warmup`, flat, linear to 0 over a share `decay`."""
-    up = (step + 1) / max(1, math.ceil(warmup * steps))
-    down = (steps - step) / max(1, math.ceil(decay * steps))
-    return min(1.0, up, down)

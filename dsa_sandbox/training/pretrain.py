@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.settings import Settings, Train
 from dsa_sandbox.store import Run
-from dsa_sandbox.training.loop import Phase, Step, train, warmup_then_decay
+from dsa_sandbox.training.loop import Phase, Step, train
 from dsa_sandbox.variants import moe
 
 NUM_CHECKS = 10  # validations during a run, at equal shares of its steps
@@ -98,11 +98,21 @@ def make_optimizer(model: torch.nn.Module, plan: Train) -> torch.optim.AdamW:
     )
 
 
+def warmup_then_decay(step: int, steps: int, warmup: float, decay: float) -> float:
+    """Rate multiplier: linear up over a share `warmup`, flat, linear to 0 over a share `decay`."""
+    up = (step + 1) / max(1, math.ceil(warmup * steps))
+    down = (steps - step) / max(1, math.ceil(decay * steps))
+    return min(1.0, up, down)
+
+
+Parameters = Mapping[str, torch.nn.Parameter]
+
+
 def optimizer_tensors(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    parameters: Parameters, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
     """Optimiser state by parameter name; parameters that never moved have none."""
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in parameters.items()}
     return {
         f"optimizer.{slot}.{names[id(p)]}": torch.as_tensor(value)
         for p, slots in optimizer.state.items()
@@ -111,10 +121,10 @@ def optimizer_tensors(
 
 
 def restore_optimizer(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+    parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
 ) -> None:
     """Put back what `optimizer_tensors` took."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         state = {}
         for slot in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
             value = tensors.get(f"optimizer.{slot}.{name}")
@@ -148,7 +158,7 @@ def pretrain(
         tensors, state = checkpoint
         start = int(state["step"])
         model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        restore_optimizer(model, optimizer, tensors)
+        restore_optimizer(dict(model.named_parameters()), optimizer, tensors)
         run.cut(state["offsets"])
         listener.note(f"resuming at step {start} of {plan.steps}")
     else:
@@ -162,9 +172,8 @@ def pretrain(
 
     def save(step: int) -> None:
         weights = {f"model.{k}": v for k, v in model.state_dict().items()}
-        store.save_checkpoint(
-            run, step, weights | optimizer_tensors(model, optimizer), {"step": step}
-        )
+        slots = optimizer_tensors(dict(model.named_parameters()), optimizer)
+        store.save_checkpoint(run, step, weights | slots, {"step": step})
 
     def batches_at(number: int) -> list[Batch]:
         found = micro_batches(batches[number], machine.micro_tokens)

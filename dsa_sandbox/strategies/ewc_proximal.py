@@ -1,0 +1,30 @@
+"""EWC as a proximal step: after each step of the optimiser, weights go back towards the anchor.
+
+    w = (w + a F w*) / (1 + a F),  a = rate * strength * scale
+
+which minimises strength/2 scale F (w - w*)^2 + (w - w_step)^2 / (2 rate) exactly (Parikh & Boyd 2014,
+Proximal Algorithms, section 6.1.1): stable at any strength, and not rescaled by Adam.
+"""
+
+import torch
+from torch import Tensor
+
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.registry import strategies
+from dsa_sandbox.strategies.ewc import Ewc
+
+
+@strategies.register("ewc-proximal")
+class EwcProximal(Ewc):
+    """The settings and the memory of `ewc`; no penalty in the loss."""
+
+    def penalty(self, model: Transformer) -> Tensor | None:
+        return None
+
+    @torch.no_grad()
+    def after_step(self, model: Transformer, rate: float) -> None:
+        for name, parameter in self.moved(model).items():
+            pull = rate * self.settings.strength * self.memory["scale"]
+            weight = pull * self.memory[f"fisher.{name}"]
+            share = 1 / (1 + 1 / weight)  # of the way back; 0 where the Fisher is 0
+            parameter.add_(share * (self.memory[f"anchor.{name}"] - parameter))
