@@ -114,7 +114,7 @@ class Strategy:
         """Change the gradients of a step in place, before they are clipped."""
 
     def after_step(self, model: Transformer, rate: float) -> None:
-        """After the optimiser has moved the weights, at this learning rate (without multipliers)."""
+        """After the optimiser has moved the weights; `rate` is that of the step, unmultiplied."""
 
     def finish_task(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
         """After the last step of a task; `batches` are its stories, one a batch, once."""

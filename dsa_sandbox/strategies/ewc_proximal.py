@@ -2,8 +2,8 @@
 
     w = (w + a F w*) / (1 + a F),  a = rate * strength * scale
 
-which minimises strength/2 scale F (w - w*)^2 + (w - w_step)^2 / (2 rate) exactly (Parikh & Boyd 2014,
-Proximal Algorithms, section 6.1.1): stable at any strength, and not rescaled by Adam.
+which minimises strength/2 scale F (w - w*)^2 + (w - w_step)^2 / (2 rate) exactly (Parikh & Boyd
+2014, Proximal Algorithms, section 6.1.1): stable at any strength, and not rescaled by Adam.
 """
 
 import torch
