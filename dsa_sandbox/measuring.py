@@ -15,7 +15,8 @@ def bench(
     kinds: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KIND]...", help="training, decoding or memory (default: training)."
+            metavar="[KIND]...",
+            help="training, decoding, memory or strategies (default: training).",
         ),
     ] = None,
     width: Annotated[
@@ -59,7 +60,7 @@ def bench(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time training steps and decoding against dense and transformers; measure memory."""
+    """Time training, decoding and strategies against their peers; measure memory."""
     call = prepare(
         options={
             "machine.threads": (threads, "--threads"),
@@ -77,9 +78,10 @@ def bench(
         "tokens": tokens,
         "vocabulary": vocabulary,
     }
-    from dsa_sandbox import bench, console, machine
+    from dsa_sandbox import console, machine
+    from dsa_sandbox.bench import run, tables
 
-    result = bench.run(
+    result = run.run(
         kinds or [],
         machine.resolve(call.settings.machine, "bench"),
         rounds=rounds,
@@ -90,7 +92,7 @@ def bench(
     if as_json:
         console.emit_json({"command": "bench", **result})
     else:
-        console.emit(bench.text(result))
+        console.emit(tables.text(result))
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from home import cli
 
-from dsa_sandbox import bench
+from dsa_sandbox.bench import memory, run, tables, turns
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.machine import Engine
+from dsa_sandbox.registry import strategies
 
 SMALL = ("--width", 32, "--layers", 1, "--heads", 4, "--vocabulary", 31, "--threads", 1)
 OWN = [
@@ -57,7 +58,7 @@ def test_training_gives_times_and_ratios_to_dense_and_to_both_peers() -> None:
     assert [(table["length"], table["batch"]) for table in tables] == [(16, 4), (32, 2)]
     assert finite(value)
     for table in tables:
-        assert names(table) == [*OWN, *bench.PEERS.values()]
+        assert names(table) == [*OWN, *turns.PEERS.values()]
         for row in table["rows"]:
             assert row["tokens_per_s"] == pytest.approx(64_000 / row["ms"])
             assert None not in row["speed"].values()
@@ -73,7 +74,7 @@ def test_decoding_gives_tokens_per_second() -> None:
     value = cli(*line).value
     (table,) = value["decoding"]["tables"]
     assert finite(value)
-    assert names(table) == ["dense", "dsa", "dsa block", "dsa-v32", *bench.PEERS.values()]
+    assert names(table) == ["dense", "dsa", "dsa block", "dsa-v32", *turns.PEERS.values()]
 
 
 def test_memory_is_that_of_one_step_in_a_process_of_its_own() -> None:
@@ -93,54 +94,70 @@ def test_without_transformers_its_rows_are_left_out_with_a_note(without_transfor
     answer = cli(*line, "--json")
     (table,) = answer.value["training"]["tables"]
     assert names(table) == OWN
-    assert answer.value["training"]["notes"] == [bench.NO_PEERS]
+    assert answer.value["training"]["notes"] == [run.NO_PEERS]
     assert table["rows"][0]["speed"] == {"dense": 1, "llama": None, "deepseek": None}
     answer = cli(*line)
-    assert bench.NO_PEERS in answer.out
+    assert run.NO_PEERS in answer.out
     assert "x dense" in answer.out
     assert "x Llama" not in answer.out
 
 
 def test_a_ratio_is_the_median_of_the_ratios_within_a_round() -> None:
     times = {"dense": [1.0, 4.0, 30.0], "dsa": [2.0, 2.0, 20.0], "LlamaForCausalLM": [2.0] * 3}
-    assert bench.speeds(times, "dsa") == {"dense": 1.5, "llama": 1.0, "deepseek": None}
-    assert bench.speeds(times, "dense") == {"dense": 1.0, "llama": 0.5, "deepseek": None}
+    assert turns.speeds(times, "dsa") == {"dense": 1.5, "llama": 1.0, "deepseek": None}
+    assert turns.speeds(times, "dense") == {"dense": 1.0, "llama": 0.5, "deepseek": None}
 
 
 def test_rows_take_turns_and_the_first_round_does_not_count() -> None:
     seen: list[str] = []
-    rows = [bench.Row(name, lambda name=name: seen.append(name), 0) for name in "ab"]  # type: ignore[misc]
-    setup = bench.Setup(bench.SHAPES["training"], Engine("cpu", 1, "fp32"), rounds=2)
-    times = bench.take_turns(rows, setup, "")
+    rows = [turns.Row(name, lambda name=name: seen.append(name), 0) for name in "ab"]  # type: ignore[misc]
+    setup = turns.Setup(turns.SHAPES["training"], Engine("cpu", 1, "fp32"), rounds=2)
+    times = turns.take_turns(rows, setup, "")
     assert seen == list("ababab")
     assert [len(found) for found in times.values()] == [2, 2]
 
 
 def test_the_clock_of_the_processor_does_not_count_what_others_take() -> None:
-    setup = bench.Setup(bench.SHAPES["training"], Engine("cpu", 1, "fp32"), rounds=1)
-    rows = [bench.Row("waits", partial(time.sleep, 0.05), 0)]
-    assert bench.take_turns(rows, setup, "")["waits"][0] >= 0.05
-    assert bench.take_turns(rows, setup._replace(clock="processor"), "")["waits"][0] < 0.05
+    setup = turns.Setup(turns.SHAPES["training"], Engine("cpu", 1, "fp32"), rounds=1)
+    rows = [turns.Row("waits", partial(time.sleep, 0.05), 0)]
+    assert turns.take_turns(rows, setup, "")["waits"][0] >= 0.05
+    assert turns.take_turns(rows, setup._replace(clock="processor"), "")["waits"][0] < 0.05
     with pytest.raises(UserError, match="sees the CPU alone, not --device=cuda"):
-        bench.check(["training"], Engine("cuda", 1, "fp32"), "processor")
+        run.check(["training"], Engine("cuda", 1, "fp32"), "processor")
 
 
 def test_the_exponent_is_that_of_a_power_law() -> None:
-    assert bench.exponent({n: 3 * n**1.5 for n in (16, 32, 64)}) == pytest.approx(1.5)
-    assert bench.exponent({16: 1.0, 32: None, 64: 16.0}) == pytest.approx(2)
-    assert bench.exponent({16: 1.0, 32: None}) is None
+    assert memory.exponent({n: 3 * n**1.5 for n in (16, 32, 64)}) == pytest.approx(1.5)
+    assert memory.exponent({16: 1.0, 32: None, 64: 16.0}) == pytest.approx(2)
+    assert memory.exponent({16: 1.0, 32: None}) is None
 
 
 def test_a_step_that_came_to_no_end_is_a_gap_in_the_table() -> None:
     rows = [{"name": "masked", "megabytes": {"16": 3.2, "32": None}, "exponent": None}]
-    drawn = bench.table.rendered(bench.memory_table(rows)).splitlines()
+    drawn = tables.table.rendered(tables.memory_table(rows)).splitlines()
     assert drawn[1].split() == ["masked", "3", "-", "-"]
+
+
+def test_every_strategy_has_a_row_beside_sgd_with_what_it_remembers() -> None:
+    line = ("bench", "strategies", *SMALL, "--length", "64", "--tokens", 128, "--rounds", 1)
+    value = cli(*line, "--json").value
+    (table,) = value["strategies"]["tables"]
+    rules = [name for name in strategies if strategies[name].role != "bound"]
+    found = {row["name"]: row for row in table["rows"]}
+    assert [n for n in found if "avalanche" not in n] == [
+        f"{arch} {name}" for arch in ("dense", "dsa") for name in rules
+    ]
+    assert all(row["ms"] > 0 and row["moves"] > 0 for row in found.values())
+    assert found["dense sgd"]["time_over_sgd"] == 1
+    assert found["dense sgd"]["megabytes"] == 0
+    assert found["dense ewc"]["over_weights"] == pytest.approx(2, rel=1e-3)  # F and anchor
+    assert found["dsa acft"]["moves"] == found["dense acft"]["moves"] < found["dsa sgd"]["moves"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("trainig",), "KIND=trainig: none of training, decoding, memory; did you mean training?"),
+        (("trainig",), "KIND=trainig: none of training, decoding, memory, strategies; did"),
         (("--clock", "cpu"), "--clock=cpu: none of wall, processor"),
         (("--length", "1k"), "--length=1k: write whole numbers, as in 256,1024"),
         (("--length", "256,8"), "--length=8: must be at least 16"),

@@ -50,10 +50,10 @@ def of_batches(
     return squares(model, together(batches), names, times_tokens=False)
 
 
-def together(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """BATCH batches as one, padded to the longest."""
+def together(batches: Iterable[Batch], size: int = BATCH) -> Iterator[Batch]:
+    """So many batches as one, padded to the longest."""
     iterator = iter(batches)
-    while several := list(islice(iterator, BATCH)):
+    while several := list(islice(iterator, size)):
         longest = max(batch.tokens_BT.shape[1] for batch in several)
         pads = [(0, longest - batch.tokens_BT.shape[1]) for batch in several]
         yield Batch(

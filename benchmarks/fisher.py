@@ -1,0 +1,101 @@
+"""How far two common mistakes are from the true diagonal Fisher, on a base of one's own.
+
+    python benchmarks/fisher.py pretrain-dense --home runs/demo
+
+Every estimate is made on the pre-training text of the base with the same number of sequences. The
+true one is estimated twice, with other labels: no estimate can agree with it better than it agrees
+with itself. A ratio is that of the means; the correlation is Spearman's, over all weights that a
+gradient reaches.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dsa_sandbox import bases, machine, store
+from dsa_sandbox.core.transformer import group_of
+from dsa_sandbox.data import tokens
+from dsa_sandbox.data.tokens import Batch
+from dsa_sandbox.report import table
+from dsa_sandbox.strategies import careless
+from dsa_sandbox.strategies.ewc import sampled_fisher
+
+
+def main() -> None:
+    """Print one table."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("run", help="a finished base")
+    options.add_argument("--home", type=Path, default=None)
+    options.add_argument("--sequences", type=int, default=2000, help="for each estimate")
+    options.add_argument("--json", action="store_true")
+    chosen = options.parse_args()
+    home = store.home_folder(chosen.home)
+    run = store.find_run(home, chosen.run)
+    resolved = bases.run_settings(run)
+    machine.start(machine.resolve(resolved.machine, resolved.preset))
+    model, text = bases.load_model(run), bases.corpus_of(run, resolved, home)
+    names = [name for name, _ in model.named_parameters() if group_of(name) != "indexer"]
+    batches = tokens.Batches(text.train, model.context, model.context, resolved.seed + 7919)
+
+    def singles() -> Iterator[Batch]:
+        """The first sequences, one a batch; the same for each estimate."""
+        documents = (document for step in range(10**9) for document in batches[step])
+        for document in islice(documents, chosen.sequences):
+            yield tokens.batch_of([document])
+
+    def flat(estimate: careless.Estimator, seed: int = 0) -> Tensor:
+        found = estimate(model, singles(), names, torch.Generator().manual_seed(seed))
+        return torch.cat([found[name].flatten() for name in names]).double()
+
+    true = flat(sampled_fisher)
+    rows = []
+    for title, other in (
+        ("true, other labels", flat(sampled_fisher, seed=1)),
+        ("empirical", flat(careless.empirical)),
+        *((f"batched, {size} sequences", flat(batched(size))) for size in (4, 16, 64)),
+    ):
+        rows.append(
+            {
+                "estimate": title,
+                "ratio": float(other.mean() / true.mean()),
+                "rank_correlation": rank_correlation(true, other),
+            }
+        )
+    if chosen.json:
+        print(json.dumps({"run": run.name, "sequences": chosen.sequences, "rows": rows}))
+        return
+    drawn = table.plain(f"{run.name}: {chosen.sequences} sequences, {len(true):,} weights")
+    for heading in ("estimate", "mean over that of the true", "rank correlation with it"):
+        drawn.add_column(heading)
+    for row in rows:
+        drawn.add_row(
+            row["estimate"], f"{row['ratio']:.4g}", table.number(row["rank_correlation"], 3)
+        )
+    print(table.rendered(drawn))
+
+
+def batched(size: int) -> careless.Estimator:
+    """The legacy estimator with batches of so many sequences."""
+
+    def estimate(
+        model: torch.nn.Module, found: Iterator[Batch], names: list[str], _: torch.Generator
+    ) -> dict[str, Tensor]:
+        return careless.squares(model, careless.together(found, size), names, times_tokens=False)
+
+    return estimate  # type: ignore[return-value]
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's, over the entries that are above 0 in both."""
+    seen = (a > 0) & (b > 0)
+    ranks = torch.stack([x[seen].argsort().argsort().double() for x in (a, b)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What a step of each strategy takes, and what it remembers, beside `sgd` on the same network.
+
+Each strategy has seen pre-training text and has one task behind it, so that what it remembers, it
+has. `avalanche-lib`'s EWC penalty is timed in the same step, where it is installed.
+"""
+
+import importlib.util
+import statistics
+from collections.abc import Iterable, Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsa_sandbox.bench.networks import num_parameters, own_network, random_batch
+from dsa_sandbox.bench.turns import Row, Setup, take_turns
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data.tokens import Batch
+from dsa_sandbox.registry import strategies as registered
+from dsa_sandbox.settings import Finetune
+from dsa_sandbox.strategies.base import NoSettings, Strategy
+from dsa_sandbox.training.task import Rule
+
+ARCHS = ("dense", "dsa")
+NUM_SEQUENCES = 16  # of pre-training text and of the task behind: enough for every kind of memory
+PEER = "avalanche ewc (online)"
+
+
+def has_avalanche() -> bool:
+    """Whether its EWC can be timed."""
+    return importlib.util.find_spec("avalanche") is not None
+
+
+class AvalancheEwc(Strategy):
+    """The penalty of avalanche-lib's EWCPlugin, as its own code computes it."""
+
+    def finish_task(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
+        from avalanche.training.plugins import EWCPlugin
+        from avalanche.training.utils import copy_params_dict
+
+        self.plugin = EWCPlugin(0.1, mode="online", decay_factor=1.0)
+        self.plugin.saved_params[0] = copy_params_dict(model)
+        self.plugin.importances[0] = copy_params_dict(model)
+        self.memory = {f"{kind}.{n}": p for kind in ("f", "a") for n, p in model.named_parameters()}
+
+    def penalty(self, model: Transformer) -> Tensor | None:
+        device = next(model.parameters()).device
+        loss = torch.zeros((), device=device)
+        clock = SimpleNamespace(train_exp_counter=1)
+        at_work = SimpleNamespace(model=model, device=device, loss=loss, clock=clock)
+        self.plugin.before_backward(at_work)
+        return at_work.loss
+
+
+def strategies(setup: Setup) -> list[dict[str, Any]]:
+    """One table: ms a step, times that of `sgd`, and what is remembered, of every strategy."""
+    (length, *_) = setup.shape.lengths
+    batch = random_batch(setup, max(1, setup.shape.tokens // length), length)
+    entries = []
+    for arch in ARCHS:
+        made = dict(at_work(setup, arch, length, batch))
+        steps = {name: Row(name, step, 0) for name, (_, step) in made.items()}
+        times = take_turns(list(steps.values()), setup, f"strategies, {arch}")
+        for name, (rule, _) in made.items():
+            kept = sum(t.numel() * t.element_size() for t in rule.strategy.memory.values())
+            ratios = [here / there for here, there in zip(times[name], times["sgd"])]
+            entries.append(
+                {
+                    "name": f"{arch} {name}",
+                    "moves": sum(row["count"] for row in rule.mask().values()),
+                    "ms": 1000 * statistics.median(times[name]),
+                    "time_over_sgd": statistics.median(ratios),
+                    "megabytes": kept / 1e6,
+                    "over_weights": kept / 4 / num_parameters(rule.model),
+                }
+            )
+    return [{"length": length, "batch": len(batch.tokens_BT), "rows": entries}]
+
+
+def at_work(
+    setup: Setup, arch: str, length: int, batch: Batch
+) -> Iterator[tuple[str, tuple[Rule, Any]]]:
+    """Every strategy but the bounds, in its second task, and the call that takes its next step."""
+    singles = [random_batch(setup, 1, length) for _ in range(NUM_SEQUENCES)]
+    plan = Finetune(warmup_steps=0, max_steps=10**9)
+    chosen = {n: registered[n] for n in registered if registered[n].role != "bound"}
+    peer = {PEER: AvalancheEwc} if has_avalanche() else {}
+    for name, made in {**chosen, **peer}.items():
+        network, base = (own_network(setup, arch, length) for _ in range(2))
+        strategy = made(NoSettings() if made is AvalancheEwc else made.Settings())
+        rule = Rule(strategy, network, base, plan)
+        base.requires_grad_(True)
+        strategy.prepare(base, iter(singles), seed=0)
+        strategy.start_task(network)
+        strategy.finish_task(network, iter(singles), seed=1)
+        strategy.start_task(network)
+        steps = rule.steps(
+            rule.optimizer(),
+            lambda step: [batch],
+            seed=0,
+            task=1,
+            autocast=setup.engine.autocast,
+        )
+        yield name, (rule, partial(next, steps))
