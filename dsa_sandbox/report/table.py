@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dsa_sandbox.evaluation import arms, metrics
+from dsa_sandbox.evaluation import arms
 
 Columns = dict[str, tuple[str, Callable[[float], str]]]
 EQUAL_BASES = 0.02  # nats of held-out NLL
@@ -120,7 +120,7 @@ def arm(name: str, figures: dict[str, Any]) -> str:
 
 def formulas() -> dict[str, str]:
     """Each figure's formula by its key."""
-    return {key: formula.text for key, formula in metrics.FORMULAS.items()}
+    return {key: formula.text for key, formula in arms.FORMULAS.items()}
 
 
 def label(figures: dict[str, Any]) -> str:
@@ -178,7 +178,7 @@ def results(found: dict[str, dict[str, Any]], *, width: int, with_formulas: bool
         elif figures["kind"] == "probes":
             parts.append(probes(name, figures))
     if with_formulas:
-        parts.append(formula_lines(dict.fromkeys(metrics.FORMULAS, ("", str))))
+        parts.append(formula_lines(dict.fromkeys(arms.FORMULAS, ("", str))))
     elif rows:
         parts.append(formula_lines(COLUMNS | PROBES))
     parts.append(conclusions(rows))
@@ -224,9 +224,9 @@ def arm_table(rows: dict[str, dict[str, Any]]) -> str:
 
 def formula_lines(columns: Mapping[str, tuple[str, Any]]) -> str:
     """Each figure's formula on a line of its own, under the name its column has."""
-    names = {key: title or metrics.FORMULAS[key].title for key, (title, _) in columns.items()}
+    names = {key: title or arms.FORMULAS[key].title for key, (title, _) in columns.items()}
     longest = max(len(name) for name in names.values())
-    lines = [f"{name:<{longest}}  {metrics.FORMULAS[key].text}" for key, name in names.items()]
+    lines = [f"{name:<{longest}}  {arms.FORMULAS[key].text}" for key, name in names.items()]
     return "\n".join([*lines, f"{'cap':<{longest}}  tasks that hit the cap of steps unlearned"])
 
 
