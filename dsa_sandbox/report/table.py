@@ -168,8 +168,31 @@ PROBES: Columns = {  # below it: what else became of knowledge
 }
 
 
-def results(found: dict[str, dict[str, Any]], *, width: int, with_formulas: bool = False) -> str:
-    """The first screen: an arm a row, then bases, contrasts, and what one seed can say."""
+DRIFT: Columns = {  # with eval --all: how fast tasks are learned, and what the network becomes
+    "learn_auc": ("AUC", number),
+    "steps_to_tau": ("tau", lambda v: number(v, 0)),
+    "fwt": ("FWT", number),
+    "intransigence": ("intr.", number),
+    "min_acc": ("min", percent),
+    "leakage": ("leak", number),
+    "frac_lost": ("lost", percent),
+    "kl_new": ("KL new", number),
+    "jaccard": ("Jacc.", number),
+    "recovered": ("recov.", percent),
+}
+
+
+def results(
+    found: dict[str, dict[str, Any]],
+    *,
+    width: int,
+    with_formulas: bool = False,
+    more: bool = False,
+) -> str:
+    """The first screen: an arm a row, then bases, contrasts, and what one seed can say.
+
+    `more` adds a table of learning and drift.
+    """
     parts = []
     rows = {name: figures for name, figures in found.items() if figures["kind"] == "arm"}
     for name, figures in found.items():
@@ -180,10 +203,17 @@ def results(found: dict[str, dict[str, Any]], *, width: int, with_formulas: bool
     if with_formulas:
         parts.append(formula_lines(dict.fromkeys(arms.FORMULAS, ("", str))))
     elif rows:
-        parts.append(formula_lines(COLUMNS | PROBES))
+        parts.append(formula_lines(COLUMNS | PROBES | (DRIFT if more else {})))
     parts.append(conclusions(rows))
     text = folded("\n\n".join(part for part in parts if part), max(width, 80))
-    return f"{arm_table(rows)}\n\n{text}" if rows else text
+    if not rows:
+        return text
+    tables = [
+        first_table(rows),
+        arm_table(rows, PROBES),
+        *([arm_table(rows, DRIFT)] if more else []),
+    ]
+    return "\n\n".join([*tables, text])
 
 
 def folded(text: str, width: int) -> str:
@@ -203,23 +233,28 @@ def folded(text: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def arm_table(rows: dict[str, dict[str, Any]]) -> str:
-    """An arm a row: forgetting first, then probes. As wide as its figures, none is ever cut."""
-    first = plain()
-    first.add_column("arm", no_wrap=True)
-    headers = ["moves", *(title for title, _ in COLUMNS.values()), "cap", "time"]
-    for header in headers:
-        first.add_column(header, justify="right", no_wrap=True)
-    second = plain()
-    second.add_column("arm", no_wrap=True)
-    for header, _ in PROBES.values():
-        second.add_column(header, justify="right", no_wrap=True)
+def first_table(rows: dict[str, dict[str, Any]]) -> str:
+    """An arm a row: what moved, forgetting, cost."""
+    table = plain()
+    table.add_column("arm", no_wrap=True)
+    for header in ["moves", *(title for title, _ in COLUMNS.values()), "cap", "time"]:
+        table.add_column(header, justify="right", no_wrap=True)
     for figures in rows.values():
         cells = [show(figures[key]) for key, (_, show) in COLUMNS.items()]
         moves, elapsed = f"{figures['trainable'] / 1e6:.2f}M", f"{figures['elapsed_s']:.0f}s"
-        first.add_row(label(figures), moves, *cells, str(figures["capped"]), elapsed)
-        second.add_row(label(figures), *(show(figures[key]) for key, (_, show) in PROBES.items()))
-    return f"{rendered(first)}\n\n{rendered(second)}"
+        table.add_row(label(figures), moves, *cells, str(figures["capped"]), elapsed)
+    return rendered(table)
+
+
+def arm_table(rows: dict[str, dict[str, Any]], columns: Columns) -> str:
+    """An arm a row with these figures. As wide as they are, none is ever cut."""
+    table = plain()
+    table.add_column("arm", no_wrap=True)
+    for header, _ in columns.values():
+        table.add_column(header, justify="right", no_wrap=True)
+    for figures in rows.values():
+        table.add_row(label(figures), *(show(figures[key]) for key, (_, show) in columns.items()))
+    return rendered(table)
 
 
 def formula_lines(columns: Mapping[str, tuple[str, Any]]) -> str:
