@@ -62,7 +62,7 @@ def test_intransigence_is_what_the_reference_learns_more() -> None:
 
 
 MATRIX = np.array([[0.0, 0, 0], [0.9, NAN, NAN], [0.6, 1.0, NAN], [0.7, 0.8, 1.0]])
-DENSE = [
+DENSE: list[dict[str, Any]] = [
     {"task": 1, "at_step": 0, "seen": [0.1, 0.0]},  # before its first step: row 1 once more
     {"task": 1, "at_step": 1, "seen": [0.4, 0.2]},
     {"task": 2, "at_step": 1, "seen": [0.5, 0.3, 0.0]},
@@ -244,6 +244,14 @@ def test_tasks_learned_together_have_no_figure_of_a_sequence(tmp_path: Path) -> 
     sequence = {k for k, formula in arms.FORMULAS.items() if formula.needs == "sequence"}
     assert not finite(found) & (sequence | {"learn_auc", "steps_to_tau"})
     assert (found["retention"], found["efficacy"]) == (1.0, 1.0)
+    assert found["by_task"]["exact"] == [1.0, 1.0, 1.0]
+
+
+def test_only_tasks_that_were_tried_hit_the_cap() -> None:
+    lines = [{"row": 0}, {"row": 1, "learned": True}, {"row": 2, "learned": False}]
+    assert arms.capped(lines, "sequence") == arms.capped(lines, "apart") == 1
+    assert arms.capped(lines, "nothing") == 0
+    assert arms.capped([{"row": 0}, {"row": 50, "learned": 0.94}], "together") == 3
 
 
 def test_a_task_that_is_turned_around_is_not_forgotten(tmp_path: Path) -> None:

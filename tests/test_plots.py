@@ -47,9 +47,9 @@ def test_every_kind_draws_the_arms_and_saves_the_points_it_draws(
     drawn = {point["arm"] for point in points}
     assert {"dsa sgd", "dense sgd"} <= drawn
     assert all(name in answer.out for name in drawn)
-    assert ("dsa independent" in drawn) == (
-        kind == "retention"
-    )  # its rows do not follow each other
+    # rows of tasks learned apart do not follow each other; one joint row has none before it
+    assert ("dsa independent" in drawn) == (kind == "retention")
+    assert ("dsa joint" in drawn) == (kind not in ("lag", "gap"))
 
 
 @pytest.mark.parametrize("kind", SETTING_OF)
@@ -75,6 +75,7 @@ def test_an_interpolated_arm_is_a_point_and_a_curve_in_the_front(home: Path) -> 
     found = [p for p in points if p["arm"] == "dsa wise"]
     assert [p.get("alpha") for p in found] == [None, *ALPHAS]
     assert [p["learned"] for p in found] == [1.0, *ALPHAS]
+    assert "dsa wise, interpolated" in cli("plot", "--kind", "front", "--home", home).out
     assert [p["Y"] for p in found[1:]] == pytest.approx([a * a / 5 for a in ALPHAS])
 
 

@@ -62,13 +62,19 @@ def figures_of(run: Run) -> dict[str, Any]:
         **metrics.meant(gaps.figures(matrix, dense, replaced), gaps.FORMULAS, course),
         **items.figures(records, num_tasks, course, metrics.mean(chances)),
         **drift.figures(lines, course),
-        "capped": sum(1 for line in lines if line["row"] and not line["learned"]),
+        "capped": capped(lines, course),
         "worlds": metrics.world_probabilities(records, course),
         "base_nll": lines[0]["base_nll"],
         "moved": lines[-1].get("moved", {}) if course != "apart" else {},
         "by_task": {
             "auc": [auc for auc, _ in by_task],
             "exact": metrics.own_accuracy(matrix, course).tolist(),
+        },
+        "jaccard_by_layer": (lines[-1].get("jaccard") or []) if course != "apart" else [],
+        "pairs": {
+            "before": lines[0].get("pairs"),
+            "after": lines[-1].get("pairs") if course != "apart" else None,
+            "bigram": lines[0].get("pairs_bigram"),
         },
         "by_lag": metrics.retention_by_lag(matrix) if course != "together" else [],
         "by_distance": items.by_distance(records, num_tasks, course),
@@ -91,6 +97,14 @@ def cap_of(run: Run) -> int:
     """finetune.max_steps, read as plain TOML: the strategy's section may be a stranger's."""
     settings = tomllib.loads((run.path / "settings.toml").read_text("utf-8"))
     return int(settings["finetune"]["max_steps"])
+
+
+def capped(lines: list[dict[str, Any]], course: str) -> int:
+    """Tasks that hit the cap of steps unlearned; a joint row holds the share that did not."""
+    if course == "nothing":
+        return 0
+    size = lines[-1]["row"] if course == "together" else 1
+    return round(sum(size * (1 - line["learned"]) for line in lines if line["row"]))
 
 
 def sum_of_sessions(elapsed_s: list[float]) -> float:
