@@ -48,6 +48,9 @@ def evaluate(
     formulas: Annotated[
         bool, typer.Option("--formulas", help="Show how each figure is computed.")
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also a table of learning and drift.")
+    ] = False,
     include: Include = None,
     home: Home = None,
     as_json: Json = False,
@@ -56,6 +59,7 @@ def evaluate(
     """Figures of arms from their records, or of bases by measuring them (on --tasks, if named)."""
     call = prepare(home=home, include=include, as_json=as_json, quiet=quiet)
     from dsa_sandbox import commands, console, store
+    from dsa_sandbox.evaluation import learning
     from dsa_sandbox.report import table
 
     chosen = store.chosen_runs(call.home, runs or [], finished=True)
@@ -65,6 +69,7 @@ def evaluate(
         )
         for run in chosen
     }
+    results = learning.against(results)
     if as_json:
         console.emit_json(
             {
@@ -76,7 +81,7 @@ def evaluate(
         )
         return
     width = console.width_of(sys.stdout)
-    console.emit(table.results(results, width=width, with_formulas=formulas))
+    console.emit(table.results(results, width=width, with_formulas=formulas, more=everything))
 
 
 @app.command(epilog="Example: dsa-sandbox plot --kind retention --save curves.csv")
@@ -89,7 +94,13 @@ def plot(
         ),
     ] = None,
     kind: Annotated[
-        str, typer.Option("--kind", help="forgetting, retention, front or indexer.", metavar="NAME")
+        str,
+        typer.Option(
+            "--kind",
+            help="forgetting, retention, front, lag, kl, gap, drift, recovery, recall, coherence; "
+            "of bases: indexer.",
+            metavar="NAME",
+        ),
     ] = "forgetting",
     save: Annotated[
         Path | None, typer.Option("--save", help="Also write the points to a .csv file.")
@@ -98,7 +109,7 @@ def plot(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw arms (forgetting, retention, learning against forgetting) or what an indexer learns."""
+    """Draw what arms learn, forget and become, or what an indexer learns."""
     call = prepare(home=home, as_json=as_json, quiet=quiet)
     from dsa_sandbox import console
     from dsa_sandbox.report import figures

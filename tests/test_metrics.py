@@ -79,6 +79,7 @@ def test_the_summary_of_two_tasks_is_what_a_hand_computes() -> None:
         "specificity": 1 / 2,
         "forgetting": 0.5,
         "forgetting_max": 0.5,
+        "forgetting_max0": 0.5,
         "bwt": -0.5,
         "aaa": (1.0 + 0.5) / 2,
         "ppl_ratio": math.exp(0.3),
@@ -190,7 +191,7 @@ ARM = {"learned": 0.95, "stop_margin": 1.5, "generality": 0.5, "bleed": 0.25}
 def test_arms_within_every_limit_are_at_equal_learning() -> None:
     close = {"learned": 0.9, "stop_margin": 2.0, "generality": 0.5625, "bleed": 0.1875}
     for a, b in ((ARM, ARM), (ARM, close), (close, ARM)):
-        assert metrics.equal_learning(a, b) == metrics.Matching(True, [])
+        assert arms.equal_learning(a, b) == arms.Matching(True, [])
 
 
 @pytest.mark.parametrize(
@@ -209,11 +210,11 @@ def test_arms_within_every_limit_are_at_equal_learning() -> None:
 def test_a_difference_beyond_a_limit_or_a_nan_ends_equal_learning(key: str, value: float) -> None:
     other = ARM | {key: value}
     for a, b in ((ARM, other), (other, ARM)):
-        match = metrics.equal_learning(a, b)
+        match = arms.equal_learning(a, b)
         assert not match.equal
         assert len(match.reasons) == 1
     if key != "learned":
-        assert metrics.equal_learning(other, other).equal != math.isnan(value)
+        assert arms.equal_learning(other, other).equal != math.isnan(value)
 
 
 def arm(arch: str, strategy: str, y: float, **more: object) -> dict[str, object]:

@@ -1,44 +1,142 @@
 """The figures of fine-tuning runs and the contrasts between them, from stored records; no torch."""
 
+import json
+import tomllib
 from collections import Counter
 from typing import Any, NamedTuple
 
-from dsa_sandbox.evaluation import metrics
+from dsa_sandbox.evaluation import drift, gaps, items, learning, metrics
+from dsa_sandbox.evaluation.learning import parts
 from dsa_sandbox.store import Run
 
-SEEDS_NEEDED = {"H2c": 6, "H2": 8, "H2a": 8, "H2b": 8}  # below, no exact test can reach p < 0.05
+SEEDS_NEEDED = {
+    "H2c": 6,
+    "H2": 8,
+    "H2a": 8,
+    "H2b": 8,
+    "H2e": 8,
+}  # below, no exact test has p < 0.05
+MASKS = ("random-mask", "complement", "attention-only", "bottom-frozen")  # beside acft
+PRACTICE = ("lora", "l2sp", "wise", "replay")  # what one would do without ACFT
+Alike = tuple[str, frozenset[str]]  # architecture and what the strategy is combined of
+FORMULAS = metrics.FORMULAS | learning.FORMULAS | gaps.FORMULAS | items.FORMULAS | drift.FORMULAS
 
 
 def figures_of(run: Run) -> dict[str, Any]:
-    """Everything `eval` says of an arm."""
-    lines = [row for row in run.rows("metrics.jsonl") if "row" in row]
-    records = run.rows("records.jsonl")
+    """Everything `eval` says of an arm; NaN where its run has not stored what a figure needs."""
+    rows = run.rows("metrics.jsonl")
+    lines = [row for row in rows if "row" in row]
     manifest = run.manifest
+    course = manifest.get("course", "sequence")
+    replaced = metrics.overwritten(rows_of_tasks(run))
+    records = metrics.current(run.rows("records.jsonl"), replaced)
+    num_tasks = lines[-1]["row"]
+    matrix = metrics.accuracy_matrix(records, num_tasks)
+    cap = cap_of(run)
+    by_task = learning.areas(
+        [row for row in rows if "step" in row],
+        Counter(r["task"] for r in metrics.select(records, "cloze", row=0)),
+        matrix[0].tolist(),
+        cap,
+    )
+    dense = [row for row in rows if "at_step" in row]
+    chances = [share for kind, share in lines[0].get("chance", {}).items() if kind in items.KNOWN]
     timing = [row["elapsed_s"] for row in run.rows("timing.jsonl") if "row" in row]
+    stream = manifest["tasks"]["sha256"]
     return {
         "kind": "arm",
         "arch": manifest["arch"],
         "strategy": manifest["strategy"],
+        "course": course,
         "optimizer": manifest["optimizer"],
         "overwriting": manifest["overwriting"],
         "seed": manifest["seed"],
-        "stream": manifest["tasks"]["sha256"],
+        "stream": stream,
+        "base": sorted(sha for sha in manifest["parents"].values() if sha != stream),
         "trainable": manifest["mask"]["trainable"],
         "mask": manifest["mask"]["sha256"],
-        "tasks": len(lines) - 1,
-        **metrics.summary(records, lines),
-        "capped": sum(1 for line in lines if line["row"] and not line["learned"]),
-        "worlds": metrics.world_probabilities(records),
+        "tasks": num_tasks,
+        "cap": cap,
+        **metrics.summary(records, lines, course),
+        **learning.figures(by_task, course),
+        **metrics.meant(gaps.figures(matrix, dense, replaced), gaps.FORMULAS, course),
+        **items.figures(records, num_tasks, course, metrics.mean(chances)),
+        **drift.figures(lines, course),
+        "capped": capped(lines, course),
+        "worlds": metrics.world_probabilities(records, course),
         "base_nll": lines[0]["base_nll"],
-        "moved": lines[-1].get("moved", {}),
+        "moved": lines[-1].get("moved", {}) if course != "apart" else {},
+        "by_task": {
+            "auc": [auc for auc, _ in by_task],
+            "exact": metrics.own_accuracy(matrix, course).tolist(),
+        },
+        "jaccard_by_layer": (lines[-1].get("jaccard") or []) if course != "apart" else [],
+        "pairs": {
+            "before": lines[0].get("pairs"),
+            "after": lines[-1].get("pairs") if course != "apart" else None,
+            "bigram": lines[0].get("pairs_bigram"),
+        },
+        "by_lag": metrics.retention_by_lag(matrix) if course != "together" else [],
+        "by_distance": items.by_distance(records, num_tasks, course),
+        "recall_by_distance": {"before": lines[0].get("recall"), "after": lines[-1].get("recall")},
+        "recovery": drift.recovery(lines[-1]),
+        "stories": {"before": lines[0].get("stories"), "after": lines[-1].get("stories")},
+        "front": lines[-1].get("front", []),
         "elapsed_s": sum_of_sessions(timing),
     }
+
+
+def rows_of_tasks(run: Run) -> list[dict[str, Any]]:
+    """The task rows that the run keeps; none where it has no tasks.jsonl."""
+    path = run.path / "tasks.jsonl"
+    lines = path.read_text("utf-8").split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def cap_of(run: Run) -> int:
+    """finetune.max_steps, read as plain TOML: the strategy's section may be a stranger's."""
+    settings = tomllib.loads((run.path / "settings.toml").read_text("utf-8"))
+    return int(settings["finetune"]["max_steps"])
+
+
+def capped(lines: list[dict[str, Any]], course: str) -> int:
+    """Tasks that hit the cap of steps unlearned; a joint row holds the share that did not."""
+    if course == "nothing":
+        return 0
+    size = lines[-1]["row"] if course == "together" else 1
+    return round(sum(size * (1 - line["learned"]) for line in lines if line["row"]))
 
 
 def sum_of_sessions(elapsed_s: list[float]) -> float:
     """Seconds over all sessions of a run: each begins again at zero."""
     following = [*elapsed_s[1:], 0.0]
     return sum(now for now, after in zip(elapsed_s, following) if after < now)
+
+
+class Matching(NamedTuple):
+    """Whether two arms are at equal learning, and where they are not."""
+
+    equal: bool
+    reasons: list[str]
+
+
+def equal_learning(
+    a: dict[str, float], b: dict[str, float], names: tuple[str, str] = ("first", "second")
+) -> Matching:
+    """Both learn >= 90 % of the tasks, stop within 0.5 nats, generality and bleed within 0.1.
+
+    A NaN counts as a difference.
+    """
+    reasons = []
+    for name, arm in zip(names, (a, b)):
+        if not arm["learned"] >= 0.9:
+            reasons.append(f"{name} learned {arm['learned']:.0%} of its tasks")
+    for key, limit in (("stop_margin", 0.5), ("generality", 0.1), ("bleed", 0.1)):
+        difference = abs(a[key] - b[key])
+        if not difference <= limit:
+            title = FORMULAS[key].title
+            reasons.append(f"{title} differs by {difference:.2f} (limit {limit})")
+    return Matching(not reasons, reasons)
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
@@ -58,36 +156,61 @@ def comparable(results: dict[str, dict[str, Any]]) -> Comparable:
     found = [figures for figures in results.values() if figures["kind"] == "arm"]
     if len({(figures["stream"], figures["seed"]) for figures in found}) > 1:
         return Comparable({}, ["arms of several streams or seeds: none is compared to another"])
-    times = Counter((figures["arch"], figures["strategy"]) for figures in found)
+    named: dict[Alike, list[dict[str, Any]]] = {}
+    for figures in found:
+        named.setdefault((figures["arch"], parts(figures["strategy"])), []).append(figures)
     left_out = [
-        f"{count} arms are {' '.join(arm)}: no contrast uses them; name the runs to compare"
-        for arm, count in times.items()
-        if count > 1
+        f"{len(several)} arms are {arch} {several[0]['strategy']}: no contrast uses them; name the "
+        "runs to compare"
+        for (arch, _), several in named.items()
+        if len(several) > 1
     ]
-    named = {(figures["arch"], figures["strategy"]): figures for figures in found}
-    return Comparable({arm: named[arm] for arm in named if times[arm] == 1}, left_out)
+    alone = [several[0] for several in named.values() if len(several) == 1]
+    return Comparable({(arm["arch"], arm["strategy"]): arm for arm in alone}, left_out)
+
+
+def planned(arms: list[tuple[str, str]]) -> list[tuple[str, tuple[str, str], tuple[str, str]]]:
+    """Claim, first and second arm of every difference that is planned and can be taken.
+
+    H2: DSA with ACFT against what it is to replace. H2a: the architecture alone; with acft, against
+    dense under the homologous mask. H2b: the mask alone, against none and against other masks.
+    H2e: DSA with ACFT against what one would do in practice.
+    """
+    at_hand = {(arch, parts(strategy)): (arch, strategy) for arch, strategy in arms}
+    archs, rules = (list(dict.fromkeys(column)) for column in zip(*at_hand))
+    acft, ours = parts("acft"), ("dsa", parts("acft"))
+    wanted: list[tuple[str, Alike, Alike]] = [
+        ("H2", ours, ("dense", parts("ewc"))),
+        ("H2", ours, ("dense", parts("sgd"))),
+        *(("H2a", ("dsa", rule), ("dense", rule)) for rule in rules),
+    ]
+    for arch in archs:
+        for masked in (rule for rule in rules if acft <= rule):
+            others = [masked - acft, *(masked - acft | {mask} for mask in MASKS)]
+            wanted += [("H2b", (arch, masked), (arch, other)) for other in others]
+    wanted += [("H2e", ours, (arch, parts(name))) for arch in archs for name in PRACTICE]
+    return [
+        (claim, at_hand[first], at_hand[second])
+        for claim, first, second in wanted
+        if first in at_hand and second in at_hand
+    ]
 
 
 def contrasts(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The pre-registered contrasts that the arms at hand allow, and whether learning is matched.
 
-    One seed carries no test: every verdict is `undecided`.
+    Bounds take no part. One seed carries no test: every verdict is `undecided`.
     """
-    arms = comparable(results).arms
+    arms = {
+        name: arm
+        for name, arm in comparable(results).arms.items()
+        if arm.get("course", "sequence") == "sequence"
+    }
     found = []
-
-    def simple(name: str, a: tuple[str, str], b: tuple[str, str]) -> None:
-        if a in arms and b in arms:
-            match = metrics.equal_learning(arms[a], arms[b], (" ".join(a), " ".join(b)))
-            title = f"{' '.join(a)} - {' '.join(b)}"
-            found.append(entry(name, title, difference(arms[a], arms[b]), match))
-
-    simple("H2", ("dsa", "acft"), ("dense", "ewc"))
-    simple("H2", ("dsa", "acft"), ("dense", "sgd"))
-    for strategy in dict.fromkeys(strategy for _, strategy in arms):
-        simple("H2a", ("dsa", strategy), ("dense", strategy))
-    for arch in dict.fromkeys(arch for arch, _ in arms):
-        simple("H2b", (arch, "acft"), (arch, "sgd"))
+    for claim, a, b in planned(list(arms)) if arms else ():
+        match = equal_learning(arms[a], arms[b], (" ".join(a), " ".join(b)))
+        title = f"{' '.join(a)} - {' '.join(b)}"
+        found.append(entry(claim, title, difference(arms[a], arms[b]), match))
     for control in ("dense", "dsa-full"):
         four = [("dsa", "acft"), ("dsa", "sgd"), (control, "acft"), (control, "sgd")]
         if all(arm in arms for arm in four):
@@ -96,20 +219,18 @@ def contrasts(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             first, reasons = " ".join(four[0]), []
             for arm in four[1:]:
                 other = " ".join(arm)
-                match = metrics.equal_learning(arms[four[0]], arms[arm], (first, other))
+                match = equal_learning(arms[four[0]], arms[arm], (first, other))
                 reasons += [
                     reason if " learned " in reason else f"{reason} against {other}"
                     for reason in match.reasons
                 ]
-            match = metrics.Matching(not reasons, list(dict.fromkeys(reasons)))
+            match = Matching(not reasons, list(dict.fromkeys(reasons)))
             title = f"[dsa acft - dsa sgd] - [{control} acft - {control} sgd]"
             found.append(entry("H2c", title, value, match))
     return found
 
 
-def entry(
-    name: str, title: str, value: dict[str, float], match: metrics.Matching
-) -> dict[str, Any]:
+def entry(name: str, title: str, value: dict[str, float], match: Matching) -> dict[str, Any]:
     """One contrast as plain values."""
     return {
         "claim": name,

@@ -169,7 +169,7 @@ def _draw_points(page: Page, series: list[Series], line: str | None) -> str:
         for number, one in enumerate(series)
     ]
     for points, (_, _, colour) in zip(points_of, legend, strict=True):
-        if line:
+        if line and len(points) > 1:
             x, y = [x for x, _ in points], [y for _, y in points]
             figure.draw(figure.signal(x, y, marker=_marker(line, colour)).lines(True))
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dsa_sandbox.evaluation import arms, metrics
+from dsa_sandbox.evaluation import arms
 
 Columns = dict[str, tuple[str, Callable[[float], str]]]
 EQUAL_BASES = 0.02  # nats of held-out NLL
@@ -120,7 +120,7 @@ def arm(name: str, figures: dict[str, Any]) -> str:
 
 def formulas() -> dict[str, str]:
     """Each figure's formula by its key."""
-    return {key: formula.text for key, formula in metrics.FORMULAS.items()}
+    return {key: formula.text for key, formula in arms.FORMULAS.items()}
 
 
 def label(figures: dict[str, Any]) -> str:
@@ -168,8 +168,31 @@ PROBES: Columns = {  # below it: what else became of knowledge
 }
 
 
-def results(found: dict[str, dict[str, Any]], *, width: int, with_formulas: bool = False) -> str:
-    """The first screen: an arm a row, then bases, contrasts, and what one seed can say."""
+DRIFT: Columns = {  # with eval --all: how fast tasks are learned, and what the network becomes
+    "learn_auc": ("AUC", number),
+    "steps_to_tau": ("tau", lambda v: number(v, 0)),
+    "fwt": ("FWT", number),
+    "intransigence": ("intr.", number),
+    "min_acc": ("min", percent),
+    "leakage": ("leak", number),
+    "frac_lost": ("lost", percent),
+    "kl_new": ("KL new", number),
+    "jaccard": ("Jacc.", number),
+    "recovered": ("recov.", percent),
+}
+
+
+def results(
+    found: dict[str, dict[str, Any]],
+    *,
+    width: int,
+    with_formulas: bool = False,
+    more: bool = False,
+) -> str:
+    """The first screen: an arm a row, then bases, contrasts, and what one seed can say.
+
+    `more` adds a table of learning and drift.
+    """
     parts = []
     rows = {name: figures for name, figures in found.items() if figures["kind"] == "arm"}
     for name, figures in found.items():
@@ -178,12 +201,19 @@ def results(found: dict[str, dict[str, Any]], *, width: int, with_formulas: bool
         elif figures["kind"] == "probes":
             parts.append(probes(name, figures))
     if with_formulas:
-        parts.append(formula_lines(dict.fromkeys(metrics.FORMULAS, ("", str))))
+        parts.append(formula_lines(dict.fromkeys(arms.FORMULAS, ("", str))))
     elif rows:
-        parts.append(formula_lines(COLUMNS | PROBES))
+        parts.append(formula_lines(COLUMNS | PROBES | (DRIFT if more else {})))
     parts.append(conclusions(rows))
     text = folded("\n\n".join(part for part in parts if part), max(width, 80))
-    return f"{arm_table(rows)}\n\n{text}" if rows else text
+    if not rows:
+        return text
+    tables = [
+        first_table(rows),
+        arm_table(rows, PROBES),
+        *([arm_table(rows, DRIFT)] if more else []),
+    ]
+    return "\n\n".join([*tables, text])
 
 
 def folded(text: str, width: int) -> str:
@@ -203,30 +233,35 @@ def folded(text: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def arm_table(rows: dict[str, dict[str, Any]]) -> str:
-    """An arm a row: forgetting first, then probes. As wide as its figures, none is ever cut."""
-    first = plain()
-    first.add_column("arm", no_wrap=True)
-    headers = ["moves", *(title for title, _ in COLUMNS.values()), "cap", "time"]
-    for header in headers:
-        first.add_column(header, justify="right", no_wrap=True)
-    second = plain()
-    second.add_column("arm", no_wrap=True)
-    for header, _ in PROBES.values():
-        second.add_column(header, justify="right", no_wrap=True)
+def first_table(rows: dict[str, dict[str, Any]]) -> str:
+    """An arm a row: what moved, forgetting, cost."""
+    table = plain()
+    table.add_column("arm", no_wrap=True)
+    for header in ["moves", *(title for title, _ in COLUMNS.values()), "cap", "time"]:
+        table.add_column(header, justify="right", no_wrap=True)
     for figures in rows.values():
         cells = [show(figures[key]) for key, (_, show) in COLUMNS.items()]
         moves, elapsed = f"{figures['trainable'] / 1e6:.2f}M", f"{figures['elapsed_s']:.0f}s"
-        first.add_row(label(figures), moves, *cells, str(figures["capped"]), elapsed)
-        second.add_row(label(figures), *(show(figures[key]) for key, (_, show) in PROBES.items()))
-    return f"{rendered(first)}\n\n{rendered(second)}"
+        table.add_row(label(figures), moves, *cells, str(figures["capped"]), elapsed)
+    return rendered(table)
+
+
+def arm_table(rows: dict[str, dict[str, Any]], columns: Columns) -> str:
+    """An arm a row with these figures. As wide as they are, none is ever cut."""
+    table = plain()
+    table.add_column("arm", no_wrap=True)
+    for header, _ in columns.values():
+        table.add_column(header, justify="right", no_wrap=True)
+    for figures in rows.values():
+        table.add_row(label(figures), *(show(figures[key]) for key, (_, show) in columns.items()))
+    return rendered(table)
 
 
 def formula_lines(columns: Mapping[str, tuple[str, Any]]) -> str:
     """Each figure's formula on a line of its own, under the name its column has."""
-    names = {key: title or metrics.FORMULAS[key].title for key, (title, _) in columns.items()}
+    names = {key: title or arms.FORMULAS[key].title for key, (title, _) in columns.items()}
     longest = max(len(name) for name in names.values())
-    lines = [f"{name:<{longest}}  {metrics.FORMULAS[key].text}" for key, name in names.items()]
+    lines = [f"{name:<{longest}}  {arms.FORMULAS[key].text}" for key, name in names.items()]
     return "\n".join([*lines, f"{'cap':<{longest}}  tasks that hit the cap of steps unlearned"])
 
 

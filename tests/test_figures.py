@@ -1,0 +1,340 @@
+"""Figures of learning, gaps, items and drift by hand, and which of them an arm may have."""
+
+import math
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stored
+from stored import item, right
+
+from dsa_sandbox.evaluation import arms, drift, gaps, items, learning, metrics
+
+NAN = float("nan")
+
+
+# how fast tasks are learned
+
+
+def check(task: int, step: int, exact: int) -> dict[str, Any]:
+    return {"task": task, "step": step, "loss": 1.0, "exact": exact}
+
+
+def test_the_area_is_that_under_straight_lines_and_level_from_the_last_check_to_the_cap() -> None:
+    checks = [check(0, 10, 2), {"task": 0, "step": 11, "loss": 1.0}, check(0, 20, 4)]
+    ((auc, steps),) = learning.areas(checks, {0: 4}, [0.25], cap=40)
+    triangles = 10 * (0.25 + 0.5) / 2 + 10 * (0.5 + 1) / 2
+    assert auc == pytest.approx((triangles + 20) / 40)
+    assert steps == 20
+    assert learning.areas([check(0, 40, 4)], {0: 4}, [1.0], cap=40) == [(1.0, 40.0)]
+
+
+def test_a_task_that_is_never_learned_counts_as_the_cap() -> None:
+    checks = [check(0, 5, 4), check(1, 5, 3), check(1, 40, 3)]
+    (_, first), (_, second) = learning.areas(checks, {0: 5, 1: 5}, [0.0, 0.0], cap=40)
+    assert (first, second) == (5, 40)
+
+
+def test_a_task_whose_learning_nobody_looked_at_has_no_curve() -> None:
+    found = learning.areas([check(0, 5, 4)], {0: 5, 1: 5}, [0.0, 0.0], cap=10)
+    assert np.isnan(found[1]).all()
+    figures = learning.figures(found)
+    assert figures["learn_auc"] == found[0][0]
+    assert np.isnan(list(learning.figures(found, "together").values())).all()
+
+
+def test_forward_transfer_is_a_ratio_of_means() -> None:
+    assert learning.forward_transfer([0.8, 0.9], [0.6, 0.7]) == pytest.approx(0.2 / 0.35)
+    assert learning.forward_transfer([0.8, 0.9], [0.6, NAN]) == pytest.approx(0.2 / 0.4)
+    assert learning.forward_transfer([0.9, 0.9], [0.6, 1.0]) == pytest.approx(0.1 / 0.2)
+    assert math.isnan(learning.forward_transfer([1.0], [1.0]))  # no room to gain
+    assert math.isnan(learning.forward_transfer([NAN], [0.5]))
+
+
+def test_intransigence_is_what_the_reference_learns_more() -> None:
+    assert learning.intransigence([0.8, 0.6], [1.0, 0.5]) == pytest.approx((0.2 - 0.1) / 2)
+    assert learning.intransigence([0.8, NAN], [1.0, 0.5]) == pytest.approx(0.2)
+
+
+# the stability gap
+
+
+MATRIX = np.array([[0.0, 0, 0], [0.9, NAN, NAN], [0.6, 1.0, NAN], [0.7, 0.8, 1.0]])
+DENSE: list[dict[str, Any]] = [
+    {"task": 1, "at_step": 0, "seen": [0.1, 0.0]},  # before its first step: row 1 once more
+    {"task": 1, "at_step": 1, "seen": [0.4, 0.2]},
+    {"task": 2, "at_step": 1, "seen": [0.5, 0.3, 0.0]},
+]
+
+
+def test_min_acc_is_the_least_of_rows_and_dense_steps_after_a_task() -> None:
+    assert gaps.minimum_accuracy(MATRIX, DENSE) == pytest.approx((0.4 + 0.3) / 2)
+    higher = [{**line, "seen": [1.0] * len(line["seen"])} for line in DENSE]
+    assert gaps.minimum_accuracy(MATRIX, higher) == pytest.approx((0.6 + 0.8) / 2)
+    found = gaps.figures(MATRIX, DENSE)
+    assert found["wc_acc"] == pytest.approx(1 / 3 + 2 / 3 * 0.35)
+
+
+def test_without_a_dense_step_there_is_no_min_acc() -> None:
+    for dense in ([], [{"task": 0, "at_step": 3, "seen": [0.1]}]):
+        assert np.isnan(list(gaps.figures(MATRIX, dense).values())).all()
+
+
+def test_a_task_is_not_worst_while_another_overwrites_it() -> None:
+    assert gaps.minimum_accuracy(MATRIX, DENSE, {0: 2}) == pytest.approx((0.4 + 0.3) / 2)
+    assert gaps.minimum_accuracy(MATRIX, DENSE, {0: 1}) == pytest.approx(0.3)
+
+
+# single items
+
+
+def test_transitions_do_not_cancel() -> None:
+    before, after = [True, True, False, False, True], [False, True, True, False, False]
+    assert items.transitions(before, after) == (2, 1)
+
+
+@pytest.mark.parametrize("candidates", [2, 4])
+def test_chance_alone_moves_as_many_items_as_every_pair_of_guesses_says(candidates: int) -> None:
+    known = 0.3  # of the items before; all others are guessed, before and after, apart
+    guesses = list(product(range(candidates), repeat=2))  # 0 is right
+    moved = sum(first == 0 and second > 0 for first, second in guesses) / len(guesses)
+    share = known + (1 - known) / candidates
+    found = items.by_chance(share, 1 / candidates, 1 / candidates)
+    assert found == pytest.approx((1 - known) * moved)
+
+
+def test_known_items_are_compared_with_the_base_and_chance_is_taken_off() -> None:
+    records = [
+        *[item("outside", 0, 0, n, **right()) for n in range(4)],
+        *[item("neighbour", 0, 0, n) for n in range(4)],
+        *[item("outside", 2, 0, n, **(right() if n < 2 else {})) for n in range(4)],
+        *[item("neighbour", 2, 0, n, **(right() if n < 1 else {}), kl=0.5) for n in range(4)],
+        item("outside", 2, 0, 9),  # never asked of the base
+        item("neighbour", 1, 0, 0, kl=9.0),
+    ]
+    found = items.figures(records, 2, chance=0.25)
+    assert found["known_lost"] == 2 / 8
+    assert found["known_gained"] == 1 / 8
+    guessed = (1 - 4 / 8) * (1 - 3 / 8) / 3
+    assert found["known_lost_true"] == pytest.approx(2 / 8 - guessed)
+    assert found["known_gained_true"] == pytest.approx(1 / 8 - guessed)
+    assert found["neighbour_kl"] == 0.5
+    unknown = items.figures(records, 2)
+    assert math.isnan(unknown["known_lost_true"])
+    assert unknown["known_lost"] == 2 / 8
+
+
+def test_clozes_lost_and_gained_are_counted_from_the_row_of_their_task() -> None:
+    records = [
+        *[item("cloze", 1, 0, n, gen_em=n < 2) for n in range(3)],
+        *[item("cloze", 2, 0, n, gen_em=n == 2) for n in range(3)],
+        *[item("cloze", 2, 1, n, gen_em=True) for n in range(3)],
+    ]
+    found = items.figures(records, 2)
+    assert (found["lost"], found["gained"]) == (2, 1)
+
+
+def test_leakage_asks_only_where_no_world_is_named() -> None:
+    def heard(row: int, probability: float, **more: Any) -> dict[str, Any]:
+        return item("outside", row, 0, contra=math.log(probability), **{"number": 0} | more)
+
+    records = [heard(0, 0.1), heard(1, 0.4)]
+    records += [heard(0, 0.1, number=1, distance=30), heard(1, 0.9, number=1, distance=30)]
+    assert items.leakage(records, 1) == pytest.approx(0.3)
+
+
+def test_distances_are_told_apart_by_their_ratio() -> None:
+    near = {17: 16, 22: 16, 23: 32, 60: 64, 91: 128, 319: 256, 321: 400, 1: 16, 9999: 400}
+    assert {distance: items.nearest_distance(distance) for distance in near} == near
+    records = [item("cloze", 1, 0, 0, **right(d)) for d in (15, 70)]
+    records += [item("cloze", 1, 0, 1, distance=66), item("cloze", 1, 0, 2)]
+    assert items.right_by_distance(records) == {16: 1.0, 64: 0.5}
+
+
+# drift
+
+
+def test_what_pre_training_won_is_measured_from_the_unigram() -> None:
+    first = {"base_nll": 1.0, "unigram_nll": 5.0}
+    assert drift.fraction_lost(first, {"base_nll": 2.0}) == 0.25
+    assert math.isnan(drift.fraction_lost({"base_nll": 1.0}, {"base_nll": 2.0}))
+    assert math.isnan(drift.fraction_lost(first | {"unigram_nll": 0.5}, {"base_nll": 2.0}))
+
+
+def test_recovery_is_the_mean_over_tasks_at_each_number_of_steps() -> None:
+    rows = [
+        {"task": t, "steps": k, "right": r} for t, k, r in ((0, 0, 0.2), (1, 0, 0.4), (0, 5, 1))
+    ]
+    assert drift.recovery({"recovery": rows}) == pytest.approx({0: 0.3, 5: 1.0})
+    assert drift.recovery({}) == {}
+
+
+def test_retention_by_lag_is_the_mean_of_a_diagonal() -> None:
+    rng = np.random.default_rng(0)
+    matrix = np.where(np.tri(6, 5, -1) > 0, rng.random((6, 5)), NAN)
+    brute = [
+        np.mean([matrix[t, j] for t in range(1, 6) for j in range(t) if t - (j + 1) == lag])
+        for lag in range(5)
+    ]
+    assert metrics.retention_by_lag(matrix) == pytest.approx(brute)
+
+
+# whole arms
+
+
+def finite(figures: dict[str, Any]) -> set[str]:
+    return {key for key in arms.FORMULAS if not math.isnan(figures[key])}
+
+
+def test_an_arm_has_every_figure_and_a_cheap_one_those_that_it_stored(tmp_path: Path) -> None:
+    alone = {"fwt", "intransigence", "intransigence_joint", "pronoun"}  # null in every row
+    assert finite(arms.figures_of(stored.arm(tmp_path, "sgd"))) == arms.FORMULAS.keys() - alone
+    old = arms.figures_of(stored.arm(tmp_path, "ewc", full=False))
+    absent = gaps.FORMULAS.keys() | drift.FORMULAS.keys() | {"kl", *alone}
+    assert finite(old) == arms.FORMULAS.keys() - absent - {"known_lost_true", "known_gained_true"}
+
+
+def test_figures_of_a_stored_arm_by_hand(tmp_path: Path) -> None:
+    found = arms.figures_of(stored.arm(tmp_path, "sgd", fall=0.2))
+    expected = {
+        "Y": 0.6,
+        "frac_lost": 0.6 / 3,
+        "learn_auc": 0.75,
+        "steps_to_tau": 20,
+        "forgetting": 0.5,
+        "lost": 2,
+        "min_acc": 0.25,
+        "wc_acc": 1 / 3 + 2 / 3 * 0.25,
+        "known_lost": 0.5,
+        "known_lost_true": 0.5,  # all was right before: nothing was guessed
+        "leakage": 0,
+        "neighbour_kl": 0.75,
+        "jaccard": (0.7 + 0.4) / 2,
+        "pairs_fall": 0.15,
+        "recall_fall": 0.3,
+        "recovered": 1.0,
+        "judge_nll": 4.5,
+    }
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+    assert found["by_lag"] == [1.0, 0.5, 0.5]
+    assert found["by_distance"]["cloze"] == {"own": {16: 1.0, 64: 1.0}, "end": {16: 1.0, 64: 1 / 3}}
+
+
+def test_tasks_learned_apart_have_no_figure_of_the_end(tmp_path: Path) -> None:
+    found = arms.figures_of(stored.arm(tmp_path, "independent", course="apart"))
+    told = {
+        "learned",
+        "efficacy",
+        "generality",
+        "stop_margin",
+        "steps",
+        "learn_auc",
+        "steps_to_tau",
+    }
+    assert finite(found) == told
+    assert found["by_task"]["exact"] == [1.0, 1.0, 1.0]
+    assert found["moved"] == {}
+
+
+def test_tasks_learned_together_have_no_figure_of_a_sequence(tmp_path: Path) -> None:
+    found = arms.figures_of(stored.arm(tmp_path, "joint", course="together"))
+    assert {"Y", "retention", "efficacy", "generality", "stop_margin", "bleed"} <= finite(found)
+    sequence = {k for k, formula in arms.FORMULAS.items() if formula.needs == "sequence"}
+    assert not finite(found) & (sequence | {"learn_auc", "steps_to_tau"})
+    assert (found["retention"], found["efficacy"]) == (1.0, 1.0)
+    assert found["by_task"]["exact"] == [1.0, 1.0, 1.0]
+
+
+def test_only_tasks_that_were_tried_hit_the_cap() -> None:
+    lines = [{"row": 0}, {"row": 1, "learned": True}, {"row": 2, "learned": False}]
+    assert arms.capped(lines, "sequence") == arms.capped(lines, "apart") == 1
+    assert arms.capped(lines, "nothing") == 0
+    assert arms.capped([{"row": 0}, {"row": 50, "learned": 0.94}], "together") == 3
+
+
+def test_a_task_that_is_turned_around_is_not_forgotten(tmp_path: Path) -> None:
+    plain = arms.figures_of(stored.arm(tmp_path, "sgd"))
+    turned = arms.figures_of(stored.arm(tmp_path, "ewc", undoes={2: "t0"}))  # t2 undoes t0
+    assert plain["retention"] == pytest.approx(2 / 3)
+    assert turned["retention"] == pytest.approx((0.5 + 1.0) / 2)
+    assert turned["lost"] == 1
+    assert turned["aaa"] == pytest.approx((1 + 0.75 + 0.75) / 3)
+    assert turned["by_lag"] == [1.0, 0.5, pytest.approx(NAN, nan_ok=True)]
+    assert not math.isnan(turned["Y2"])
+
+
+# arms beside each other
+
+
+def test_bounds_give_transfer_and_intransigence_to_the_others(tmp_path: Path) -> None:
+    runs = [
+        stored.arm(tmp_path, "sgd"),
+        stored.arm(tmp_path, "independent", course="apart"),
+        stored.arm(tmp_path, "joint", course="together"),
+        stored.arm(tmp_path, "sgd", arch="dense"),
+    ]
+    found = learning.against({run.name: arms.figures_of(run) for run in runs})
+    sgd, independent, joint, dense = (found[run.name] for run in runs)
+    assert (sgd["fwt"], sgd["intransigence"], sgd["intransigence_joint"]) == (0, 0, 0)
+    for arm in (independent, joint, dense):  # the other architecture has no bounds here
+        assert all(math.isnan(arm[key]) for key in ("fwt", "intransigence", "intransigence_joint"))
+
+
+def bound(strategy: str, auc: float, **more: Any) -> dict[str, Any]:
+    same = {"arch": "dsa", "seed": 0, "stream": "s", "base": ["b"], "optimizer": "adamw"}
+    values = {"course": "apart", "cap": 40, "overwriting": False, "strategy": strategy}
+    return same | values | {"by_task": {"auc": [auc], "exact": [1.0]}} | more
+
+
+def test_the_bound_under_the_arms_own_mask_is_the_nearer_one() -> None:
+    arm = bound("acft+ewc", 0.75, course="sequence")
+    results = {"arm": arm, "any": bound("independent", 0.5), "own": bound("acft+independent", 0.25)}
+    assert learning.against(results)["arm"]["fwt"] == pytest.approx(0.5 / 0.75)
+    results["arm"] = arm | {"strategy": "ewc"}
+    assert learning.against(results)["arm"]["fwt"] == pytest.approx(0.25 / 0.5)
+    results["twice"] = bound("independent", 0.5)
+    assert "fwt" not in learning.against(results)["arm"]  # two fit alike
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"stream": "t"}, {"base": ["c"]}, {"optimizer": "sgd"}]
+)
+def test_a_bound_of_another_study_is_no_reference(other: dict[str, Any]) -> None:
+    results = {
+        "arm": bound("sgd", 0.75, course="sequence"),
+        "far": bound("independent", 0.5) | other,
+    }
+    assert "fwt" not in learning.against(results)["arm"]
+
+
+def test_areas_under_different_caps_are_not_compared() -> None:
+    results = {"arm": bound("sgd", 0.75, course="sequence"), "b": bound("independent", 0.5, cap=9)}
+    found = learning.against(results)["arm"]
+    assert "fwt" not in found
+    assert found["intransigence"] == 0
+
+
+def test_contrasts_of_masks_and_of_practice_are_planned() -> None:
+    rules = ("sgd", "ewc", "acft", "random-mask", "acft+ewc", "lora", "wise")
+    at_hand = [(arch, rule) for arch in ("dense", "dsa") for rule in rules]
+    found = [(claim, " ".join(a), " ".join(b)) for claim, a, b in arms.planned(at_hand)]
+    for arch in ("dense", "dsa"):
+        assert ("H2b", f"{arch} acft", f"{arch} sgd") in found
+        assert ("H2b", f"{arch} acft", f"{arch} random-mask") in found
+        assert ("H2b", f"{arch} acft+ewc", f"{arch} ewc") in found  # the same rule, no mask
+        assert ("H2e", "dsa acft", f"{arch} lora") in found
+        assert ("H2e", "dsa acft", f"{arch} wise") in found
+    assert ("H2a", "dsa acft+ewc", "dense acft+ewc") in found
+    assert len(found) == len(set(found)) == 2 + len(rules) + 2 * 3 + 2 * 2
+
+
+def test_bounds_are_in_no_contrast(tmp_path: Path) -> None:
+    runs = [
+        stored.arm(tmp_path, strategy, arch=arch, course=course)
+        for arch in ("dense", "dsa")
+        for strategy, course in (("acft", "sequence"), ("none", "nothing"), ("joint", "together"))
+    ]
+    results = {run.name: arms.figures_of(run) for run in runs}
+    assert [row["contrast"] for row in arms.contrasts(results)] == ["dsa acft - dense acft"]

@@ -1,0 +1,118 @@
+"""Every plot over arms written by hand: text, points, and what it says where there is nothing."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import stored
+from home import cli
+
+from dsa_sandbox.evaluation import arms
+from dsa_sandbox.report.figures import KINDS
+
+SETTING_OF = {
+    "kl": "eval.full_every",
+    "gap": "eval.dense_tasks",
+    "drift": "eval.full_every",
+    "recovery": "eval.recovery_tasks",
+    "coherence": "eval.stories",
+}
+ALPHAS = (0.0, 0.5, 1.0)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    home = tmp_path / "runs"
+    front = [{"alpha": a, "base_nll": 1 + a * a / 5, "learned": a} for a in ALPHAS]
+    stored.arm(home, "sgd", fall=0.3)
+    stored.arm(home, "sgd", arch="dense", fall=0.4)
+    stored.arm(home, "wise", front=front)
+    stored.arm(home, "joint", course="together")
+    stored.arm(home, "independent", course="apart")
+    return home
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_draws_the_arms_and_saves_the_points_it_draws(
+    kind: str, home: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "points.csv"
+    answer = cli("plot", "--kind", kind, "--save", table, "--home", home)
+    assert answer.code == 0, answer.err
+    assert max(map(len, answer.out.splitlines())) <= 80
+    points = cli("plot", "--kind", kind, "--json", "--home", home).value["points"]
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["arm"] for row in rows] == [point["arm"] for point in points]
+    drawn = {point["arm"] for point in points}
+    assert {"dsa sgd", "dense sgd"} <= drawn
+    assert all(name in answer.out for name in drawn)
+    # rows of tasks learned apart do not follow each other; one joint row has none before it
+    assert ("dsa independent" in drawn) == (kind == "retention")
+    assert ("dsa joint" in drawn) == (kind not in ("lag", "gap"))
+
+
+@pytest.mark.parametrize("kind", SETTING_OF)
+def test_runs_that_hold_nothing_of_a_kind_are_told_which_setting_stores_it(
+    kind: str, tmp_path: Path
+) -> None:
+    stored.arm(tmp_path, full=False)
+    (line,) = cli("plot", "--kind", kind, "--home", tmp_path).problem.splitlines()
+    assert line.startswith("error: nothing to draw: ")
+    assert SETTING_OF[kind] in line
+
+
+def test_a_gap_is_that_of_the_tasks_before(home: Path) -> None:
+    points = cli("plot", "--kind", "gap", "--json", "--home", home).value["points"]
+    found = {(p["task"], p["step"], p["before"], p["new"]) for p in points if p["arm"] == "dsa sgd"}
+    assert found == {
+        (task, step, 0.25 if step == 1 else 0.5, step / 2) for task in (2, 3) for step in range(3)
+    }
+
+
+def test_an_interpolated_arm_is_a_point_and_a_curve_in_the_front(home: Path) -> None:
+    points = cli("plot", "--kind", "front", "--json", "--home", home).value["points"]
+    found = [p for p in points if p["arm"] == "dsa wise"]
+    assert [p.get("alpha") for p in found] == [None, *ALPHAS]
+    assert [p["learned"] for p in found] == [1.0, *ALPHAS]
+    assert "dsa wise, interpolated" in cli("plot", "--kind", "front", "--home", home).out
+    assert [p["Y"] for p in found[1:]] == pytest.approx([a * a / 5 for a in ALPHAS])
+
+
+def test_recall_tells_stated_facts_from_the_tasks_own_items(home: Path) -> None:
+    points = cli("plot", "--kind", "recall", "--json", "--home", home).value["points"]
+    ours = [p for p in points if p["arm"] == "dsa sgd"]
+    stated = [p for p in ours if p["kind"] == "stated"]
+    assert [(p["when"], p["distance"], p["right"]) for p in stated] == [
+        ("before", 16, 0.9),
+        ("before", 64, 0.9),
+        ("after", 16, pytest.approx(0.6)),
+        ("after", 64, pytest.approx(0.6)),
+    ]
+    clozes = [p for p in ours if p["kind"] == "cloze" and p["when"] == "end"]
+    assert {p["distance"]: p["right"] for p in clozes} == {16: 1.0, 64: pytest.approx(1 / 3)}
+    out = cli("plot", "--kind", "recall", "--home", home).out
+    assert "hit rate before" in out
+    assert "paraphrase at the end" in out
+
+
+def test_eval_all_adds_a_table_and_changes_nothing_above_it(home: Path) -> None:
+    brief, whole = (cli("eval", *more, "--home", home).out for more in ([], ["--all"]))
+    above = brief.split("\n\nlearned ")[0]
+    assert whole.startswith(above + "\n\narm ")
+    header = whole.removeprefix(above + "\n\n").splitlines()[0]
+    for title in ("AUC", "tau", "FWT", "intr.", "min", "leak", "lost", "KL new", "Jacc.", "recov."):
+        assert title in header
+        assert title not in above
+    assert max(map(len, whole.splitlines())) <= 80
+
+
+def test_json_and_formulas_hold_every_figure(home: Path) -> None:
+    value = cli("eval", "--json", "--home", home).value
+    assert value["formulas"].keys() == arms.FORMULAS.keys()
+    for figures in value["runs"].values():
+        assert arms.FORMULAS.keys() <= figures.keys()
+    (sgd,) = (f for f in value["runs"].values() if (f["arch"], f["strategy"]) == ("dsa", "sgd"))
+    assert (sgd["fwt"], sgd["intransigence"], sgd["intransigence_joint"]) == (0, 0, 0)
+    text = " ".join(cli("eval", "--formulas", "--home", home).out.split())
+    assert all(formula.text in text for formula in arms.FORMULAS.values())
