@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 from dsa_sandbox import machine
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms as arms_module
+from dsa_sandbox.evaluation import learning
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.registry import Unknown, archs, strategies
 from dsa_sandbox.settings import INDEXER_KEYS, Settings
@@ -307,4 +308,4 @@ def failure(cell: Cell, code: int, lines: list[str]) -> Exception:
 
 def evaluate(outcome: Outcome) -> dict[str, dict[str, Any]]:
     """Figures of every arm."""
-    return {run.name: arms_module.figures_of(run) for run in outcome.arms}
+    return learning.against({run.name: arms_module.figures_of(run) for run in outcome.arms})
