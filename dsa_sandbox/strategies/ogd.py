@@ -7,7 +7,8 @@ sequences share are kept, by a streaming SVD (as PCA-OGD, Doan et al. 2021, arXi
 sequence counted alike. Pre-training sequences come first.
 
 AdamW, common to all strategies, rescales gradients: the gradient is projected for the sake of its
-moments, and the step that it makes once more, which is what the method is about.
+moments, and the step that it makes once more, which is what the method is about. A key that is no
+longer selected is no matter of first order: on `dsa` the promise holds as long as selections do.
 
 K directions, N numbers that move.
 """
