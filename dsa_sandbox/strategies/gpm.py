@@ -163,7 +163,8 @@ class Gpm(Strategy):
             found_DK = grown(
                 basis_DK, grams[key.removeprefix("subspace.")], self.settings.threshold
             )
-            self.memory[key] = found_DK.to(basis_DK.device)
+            # rows in order, as a checkpoint has them: products round otherwise by another layout
+            self.memory[key] = found_DK.to(basis_DK.device).contiguous()
 
     def held(self, model: Transformer) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
         """Every matrix that moves, with its subspace [D, K]."""

@@ -56,7 +56,9 @@ def leading(rows_KN: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """
     _, values_K, directions_KN = torch.linalg.svd(rows_KN, full_matrices=False)
     real_K = values_K > 1e-5 * values_K[:1]
-    return values_K[real_K][:most].clone(), directions_KN[real_K][:most].clone()
+    values_K, directions_KN = values_K[real_K][:most], directions_KN[real_K][:most]
+    # rows in order, as a checkpoint has them: products round otherwise by another layout
+    return values_K.clone(), directions_KN.clone(memory_format=torch.contiguous_format)
 
 
 @strategies.register("ogd")
