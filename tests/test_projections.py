@@ -298,6 +298,14 @@ def test_directions_hold_the_gradient_of_each_right_logit_of_pretraining() -> No
         assert rest < 1e-4 if number < 5 else rest > 0.1
 
 
+def test_directions_of_a_task_are_those_of_all_of_its_stories() -> None:
+    model = tiny_model("dsa")
+    strategy = ogd(model, directions=12, per_task=6)
+    rows = [logit_direction(model, batch) for batch in stories(6)]
+    strategy.finish_task(model, stories(6), seed=0)
+    assert max(outside(strategy.memory["directions"], row_N) for row_N in rows) < 1e-3
+
+
 def test_a_sequence_that_comes_twice_adds_no_direction() -> None:
     model = tiny_model("dense")
     strategy = Ogd(OgdSettings(directions=10, pretraining=8, per_task=2))
