@@ -49,7 +49,8 @@ def fresh(name: str, **settings: Any) -> Strategy:
     """A strategy with little to measure."""
     small = {"mas": {"passes": 6, "task_passes": 4}, "ewc-proximal": {"passes": 6}}.get(name, {})
     cls = strategies[name]
-    return cls(cls.Settings(**(small | settings)))  # type: ignore[no-any-return]
+    strategy: Strategy = cls(cls.Settings(**(small | settings)))
+    return strategy
 
 
 def made(name: str, model: Transformer, **settings: Any) -> Strategy:
@@ -382,8 +383,8 @@ def test_a_shift_of_all_logits_changes_no_importance() -> None:
     model, batch = SoftmaxRegression(), sequences(4)
     before = output_importance(model, [batch], names_of(model))  # type: ignore[arg-type]
     with torch.no_grad():
-        model.out.bias += 3.0
-        model.out.weight += noise(1, 3)
+        model.out.bias.add_(3.0)
+        model.out.weight.add_(noise(1, 3))
     after = output_importance(model, [batch], names_of(model))  # type: ignore[arg-type]
     torch.testing.assert_close(after, before)
 
@@ -513,6 +514,6 @@ def test_listening_to_the_teacher_keeps_the_network_nearer_to_what_it_said() -> 
         teacher, (batch,) = copy.deepcopy(model), story(0)
         tune(model, made("lwf", model, strength=strength), steps=15)
         with torch.no_grad():
-            logits = [network(batch.tokens_BT).flatten(0, 1) for network in (teacher, model)]
-        kls.append(softened_kl(*logits, temperature=1.0).item())
+            said, says = (network(batch.tokens_BT).flatten(0, 1) for network in (teacher, model))
+        kls.append(softened_kl(said, says, 1.0).item())
     assert kls[1] < 0.5 * kls[0]

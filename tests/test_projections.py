@@ -41,7 +41,8 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def fresh(name: str) -> Strategy:
     cls = strategies[name]
-    return cls(cls.Settings(**SMALL[name]))  # type: ignore[no-any-return]
+    strategy: Strategy = cls(cls.Settings(**SMALL[name]))
+    return strategy
 
 
 def steps_of(model: Transformer, strategy: Strategy, steps: int = 4) -> Iterator[dict[str, Tensor]]:
@@ -398,19 +399,14 @@ def test_a_matrix_changed_outside_its_subspace_reads_the_same_of_earlier_data(
 def test_what_matrices_read_is_what_their_modules_are_given() -> None:
     model, tokens_BT = tiny_model("dsa"), some_tokens(2, 20)
     given: dict[str, Tensor] = {}
-    block = model.blocks[1]
 
     def keep(name: str) -> Any:
         return lambda module, inputs: given.__setitem__(name, inputs[0].detach())
 
+    places = ("attention", "feedforward", "feedforward.down", "attention.selected.o")
     hooks = [
-        module.register_forward_pre_hook(keep(name))
-        for name, module in (
-            ("attention", block.attention),
-            ("feedforward", block.feedforward),
-            ("down", block.feedforward.down),
-            ("o", block.attention.selected.o),
-        )
+        model.get_submodule(f"blocks.1.{place}").register_forward_pre_hook(keep(place))
+        for place in places
     ]
     grams = read(model, [tokens_BT])
     for hook in hooks:
@@ -422,8 +418,8 @@ def test_what_matrices_read_is_what_their_modules_are_given() -> None:
             "attention.selected.v",
         ),
         "feedforward": ("feedforward.up", "feedforward.gate"),
-        "down": ("feedforward.down",),
-        "o": ("attention.selected.o",),
+        "feedforward.down": ("feedforward.down",),
+        "attention.selected.o": ("attention.selected.o",),
     }.items():
         x_MD = given[place].flatten(0, 1)
         for name in matrices:
@@ -435,11 +431,11 @@ def test_inputs_are_found_whatever_computes_the_selection(arch: str) -> None:
     model, tokens_BT = tiny_model(arch), some_tokens()
     expected = read(model, [tokens_BT])
     backends.use(model, "gather")
-    chosen = [block.attention.backend for block in model.blocks]
+    chosen = [model.get_submodule(f"blocks.{n}.attention").backend for n in range(2)]
     found = read(model, [tokens_BT])
     for name in Gpm(GpmSettings()).moves(model):
         torch.testing.assert_close(found[name], expected[name])
-    assert [block.attention.backend for block in model.blocks] == chosen
+    assert [model.get_submodule(f"blocks.{n}.attention").backend for n in range(2)] == chosen
     assert None not in chosen
 
 
