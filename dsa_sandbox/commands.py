@@ -531,7 +531,8 @@ def prepare(
         key |= {"selection": resolved.finetune.selection}
         path = cache_of(home) / f"prepared-{store.digest_of(key)[:16]}.safetensors"
         if path.exists():
-            strategy.memory = {k: v.to(device) for k, v in store.load_tensors(path).items()}
+            loaded = store.load_tensors(path)
+            strategy.memory = {k: v.to(device, copy=True) for k, v in loaded.items()}
             return
     batches = tokens.Batches(text.train, model.context, model.context, resolved.seed + 7919)
 

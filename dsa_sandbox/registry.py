@@ -77,6 +77,13 @@ strategies: Registry[Any] = Registry(
             "ewc",
             "ewc-proximal",
             "acft",
+            "l2sp",
+            "si",
+            "mas",
+            "lwf",
+            "agem",
+            "ogd",
+            "gpm",
         )
     },
 )

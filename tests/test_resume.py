@@ -34,9 +34,23 @@ def pretraining(arch: str, *sets: str) -> Resolved:
     )
 
 
+SETS = {
+    "ewc": ("ewc.passes=3", "ewc.task_passes=2", "ewc.strength=1000"),
+    "ewc-proximal": ("ewc-proximal.passes=3", "ewc-proximal.task_passes=2"),
+    "l2sp": ("l2sp.anchor=latest", "l2sp.strength=10"),
+    "si": ("si.strength=100",),
+    "mas": ("mas.passes=3", "mas.task_passes=2", "mas.strength=10"),
+    "lwf": ("lwf.strength=5",),
+    "agem": ("agem.size=6", "agem.batch=3"),
+    "ogd": ("ogd.directions=4", "ogd.pretraining=2", "ogd.per_task=2"),
+    "gpm": ("gpm.passes=3", "gpm.threshold=0.7"),
+}
+PULLING_OR_PROJECTING = ("ewc-proximal", "l2sp", "si", "mas", "lwf", "agem", "ogd", "gpm")
+
+
 def tuning(strategy: str, *sets: str) -> Resolved:
     """Three tasks of four steps, checked every second."""
-    own = {"ewc": ["ewc.passes=3", "ewc.task_passes=2", "ewc.strength=1000"]}.get(strategy, [])
+    own = SETS.get(strategy, ())
     return settings.resolve(
         sets=["finetune.max_steps=4", "finetune.check_every=2", "finetune.batch=4",
               "eval.num_heldout=3", "machine.threads=1", *own, *sets],
@@ -96,6 +110,7 @@ def test_pretraining_stopped_at_any_step_ends_in_the_same_bytes(
     ("arch", "strategy"),
     [
         *((arch, strategy) for arch in ("dsa", "dense") for strategy in ("sgd", "ewc", "acft")),
+        *(("dsa", strategy) for strategy in PULLING_OR_PROJECTING),
         ("dsa", "anchor"),
     ],
 )

@@ -49,6 +49,9 @@ class Combined(Strategy):
 
     def moves(self, model: Transformer) -> dict[str, float]:
         found = self.mover.moves(model)
+        for part in self.parts.values():  # a rule may know what to do with fewer
+            own = part.moves(model)
+            found = {name: rate for name, rate in found.items() if name in own}
         for part in self.parts.values():
             part.moving = list(found)
         return found

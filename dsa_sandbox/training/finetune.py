@@ -254,8 +254,8 @@ class Stream:
         self.task, self.step, self.total = (int(state[k]) for k in ("task", "in_task", "step"))
         weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
         self.model.load_state_dict(weights)
-        self.strategy.memory = {
-            name: tensors[f"memory.{name}"].to(self.device) for name in state["memory"]
+        self.strategy.memory = {  # copies: products round otherwise where memory begins otherwise
+            name: tensors[f"memory.{name}"].to(self.device, copy=True) for name in state["memory"]
         }
         self.run.cut(state["offsets"])
         self.listener.note(f"resuming in task {self.task + 1}, step {self.step}")

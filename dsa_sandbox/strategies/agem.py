@@ -1,0 +1,111 @@
+"""A-GEM: a step may not point against the gradient of a batch that is remembered.
+
+Chaudhry et al. 2019 (arXiv 1812.00420, eq. 11): where g . r < 0, g <- g - (g . r / r . r) r, over
+all that moves at once; r is the gradient of the language loss of sequences drawn from an episodic
+memory. It holds pre-training sequences, and a reservoir of the stories of finished tasks.
+
+What is promised holds for the gradient: AdamW, common to all strategies, turns a projected gradient
+into a step that may point against r again.
+
+B batch, T tokens, N remembered sequences.
+"""
+
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dsa_sandbox.core.transformer import IGNORED, Transformer, nll_sum
+from dsa_sandbox.data.tokens import Batch
+from dsa_sandbox.registry import strategies
+from dsa_sandbox.settings import Frozen
+from dsa_sandbox.strategies.base import Place, Strategy
+
+
+class AgemSettings(Frozen):
+    """What is remembered, and how much of it a step looks at."""
+
+    size: int = Field(256, ge=1, description="Sequences that are remembered.")
+    pretraining: float = Field(
+        0.5, ge=0, le=1, description="Share of them from pre-training; the rest is of tasks."
+    )
+    batch: int = Field(16, ge=1, description="Sequences drawn for the reference of a step.")
+
+
+@strategies.register("agem")
+class Agem(Strategy):
+    """Memory holds `tokens` and `targets` [N, T], padded; how many are of pre-training, and `seen`.
+
+    `seen` counts the stories of finished tasks, each of which is remembered with equal chance.
+    """
+
+    Settings = AgemSettings
+
+    def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
+        return 2 * 8 * self.settings.size * model.context
+
+    def prepare(self, model: Transformer, pretraining: Iterable[Batch], seed: int) -> None:
+        tokens_NT = torch.zeros(self.settings.size, model.context, dtype=torch.long)
+        tokens_NT = tokens_NT.to(next(model.parameters()).device)
+        self.memory = {"tokens": tokens_NT, "targets": torch.full_like(tokens_NT, IGNORED)}
+        count = 0
+        for batch in islice(pretraining, round(self.settings.size * self.settings.pretraining)):
+            self.keep(count, batch)
+            count += 1
+        self.memory |= {"pretraining": torch.tensor(count), "seen": torch.tensor(0)}
+
+    def keep(self, place: int, batch: Batch) -> None:
+        """Remember a single sequence in the place of what was there."""
+        length = batch.tokens_BT.shape[1]
+        for kept_NT, new_T, empty in (
+            (self.memory["tokens"], batch.tokens_BT[0], 0),
+            (self.memory["targets"], batch.targets_BT[0], IGNORED),
+        ):
+            kept_NT[place, :length], kept_NT[place, length:] = new_T, empty
+
+    def finish_task(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
+        """Reservoir sampling (Vitter 1985, algorithm R)."""
+        generator = torch.Generator().manual_seed(seed)
+        first, seen = int(self.memory["pretraining"]), int(self.memory["seen"])
+        room = self.settings.size - first
+        for batch in batches:
+            place = seen
+            if seen >= room:
+                place = int(torch.randint(seen + 1, (), generator=generator))
+            if place < room:
+                self.keep(first + place, batch)
+            seen += 1
+        self.memory["seen"] = torch.tensor(seen)
+
+    def before_step(self, model: Transformer, place: Place) -> list[Batch]:
+        first, seen = int(self.memory["pretraining"]), int(self.memory["seen"])
+        count = min(first + seen, self.settings.size)
+        self.drawn = torch.randperm(count, generator=place.generator())[: self.settings.batch]
+        return []
+
+    def project(self, model: Transformer) -> None:
+        if not len(self.drawn):
+            return
+        moved = list(self.moved(model).values())
+        references = self.references(model)
+        pairs = [(p.grad, r) for p, r in zip(moved, references) if p.grad is not None]
+        along = torch.stack([(g * r).sum() for g, r in pairs]).sum()
+        if along < 0:
+            length = torch.stack([r.square().sum() for _, r in pairs]).sum()
+            for gradient, reference in pairs:
+                gradient.sub_(along / length * reference)
+
+    def references(self, model: Transformer) -> tuple[Tensor, ...]:
+        """The gradient of the mean loss of the drawn sequences, for each parameter that moves."""
+        drawn_B = self.drawn.to(self.memory["tokens"].device)
+        tokens_BT, targets_BT = self.memory["tokens"][drawn_B], self.memory["targets"][drawn_B]
+        real_BT = targets_BT != IGNORED
+        longest = int(real_BT.any(0).nonzero().max()) + 1
+        tokens_BT, targets_BT, real_BT = (
+            x_BT[:, :longest] for x_BT in (tokens_BT, targets_BT, real_BT)
+        )
+        logits_MV = model.logits(model.hidden(tokens_BT)[0][real_BT])
+        loss = nll_sum(logits_MV, targets_BT[real_BT]) / real_BT.sum()
+        return torch.autograd.grad(loss, list(self.moved(model).values()))

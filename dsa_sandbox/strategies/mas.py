@@ -1,0 +1,74 @@
+"""MAS: EWC whose importance is how much the output of the network depends on a weight.
+
+Aljundi et al. 2018 (arXiv 1711.09601, section 4): the mean over sequences of |d ||f||^2 / dw|,
+without labels; never the magnitude of a mean gradient, in which sequences cancel. There f is what a
+network puts out; logits that are all shifted mean the same, so that f is here the logits less their
+mean over the vocabulary, and ||f||^2 its mean over tokens.
+
+M tokens with a target, T tokens, V vocabulary.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data.tokens import IGNORED, Batch
+from dsa_sandbox.registry import strategies
+from dsa_sandbox.settings import Frozen
+from dsa_sandbox.strategies.ewc import Ewc
+
+
+class MasSettings(Frozen):
+    """How hard, and how well the importance is measured."""
+
+    strength: float = Field(
+        0.03,
+        ge=0,
+        description="lambda of lambda/2 sum Omega (w - w*)^2, Omega of pre-training scaled to "
+        "mean 1.",
+    )
+    passes: int = Field(500, ge=1, description="Sequences of pre-training, one pass each.")
+    task_passes: int = Field(64, ge=1, description="Sequences after each task.")
+
+
+def output_importance(
+    model: Transformer, batches: Iterable[Batch], names: list[str]
+) -> dict[str, Tensor]:
+    """Mean over sequences of the magnitude of the gradient of ||f||^2, of the named parameters."""
+    chosen = [model.get_parameter(name) for name in names]
+    sums = [torch.zeros_like(p).detach() for p in chosen]
+    count = 0
+    for batch in batches:
+        for tokens_T, targets_T in zip(*batch):
+            logits_MV = model(tokens_T.unsqueeze(0))[0, targets_T != IGNORED].float()
+            centred_MV = logits_MV - logits_MV.mean(-1, keepdim=True)
+            norm = centred_MV.square().sum(-1).mean()
+            for total, gradient in zip(sums, torch.autograd.grad(norm, chosen)):
+                total += gradient.abs()
+            count += 1
+    return {name: total / max(1, count) for name, total in zip(names, sums)}
+
+
+@strategies.register("mas")
+class Mas(Ewc):
+    """The memory and the penalty of `ewc`, Omega in the place of the Fisher."""
+
+    Settings = MasSettings  # type: ignore[assignment]
+
+    def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
+        return 2 * 4 * sum(p.numel() for p in self.moved(model).values())
+
+    def cache_key(self) -> dict[str, Any]:
+        return {"strategy": "mas", "passes": self.settings.passes}
+
+    def remember(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
+        """Omega = Omega + Omega_new, anchor = now; nothing is drawn."""
+        parameters = self.moved(model)
+        for name, importance in output_importance(model, batches, list(parameters)).items():
+            key = f"fisher.{name}"
+            self.memory[key] = importance + self.memory.get(key, 0.0)
+            self.memory[f"anchor.{name}"] = parameters[name].detach().clone()

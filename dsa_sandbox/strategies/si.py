@@ -1,0 +1,82 @@
+"""SI: each weight is held by how much its own way has lowered the loss of earlier tasks.
+
+Zenke et al. 2017 (arXiv 1703.04200). The path integral w = -sum g dw (eq. 3) takes the gradient of
+the task's loss alone and the step that the optimiser really made; at the end of a task
+Omega += relu(w) / (Delta^2 + xi) (eq. 5), and the penalty is strength * sum Omega (w - w*)^2
+(eq. 4), w* the weights after the latest task.
+
+Pre-training is not protected: its path would have to be measured while the base is trained, so that
+nothing is held in the first task. Under Adam a step does not follow the gradient and the integral
+is no longer the fall of the loss; the same for all strategies, it is left as it is.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data.tokens import Batch
+from dsa_sandbox.registry import strategies
+from dsa_sandbox.settings import Frozen
+from dsa_sandbox.strategies.base import Strategy
+
+
+class SiSettings(Frozen):
+    """How hard it pulls, and how much a weight must have moved to count."""
+
+    strength: float = Field(1.0, ge=0, description="c of c sum Omega (w - w*)^2.")
+    damping: float = Field(
+        1e-3, gt=0, description="xi, squared weight: bounds the Omega of weights that hardly moved."
+    )
+
+
+@strategies.register("si")
+class Si(Strategy):
+    """Memory holds `path.<name>` (nats), `anchor.<name>`, `importance.<name>` (nats / weight^2)."""
+
+    Settings = SiSettings
+
+    def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
+        """Three of each number, and two more while a step is made."""
+        return 5 * 4 * sum(p.numel() for p in self.moved(model).values())
+
+    def start_task(self, model: Transformer) -> None:
+        if self.memory:
+            return
+        for name, parameter in self.moved(model).items():
+            self.memory[f"path.{name}"] = torch.zeros_like(parameter).detach()
+            self.memory[f"anchor.{name}"] = parameter.detach().clone()
+            self.memory[f"importance.{name}"] = torch.zeros_like(parameter).detach()
+
+    def penalty(self, model: Transformer) -> Tensor | None:
+        moved = self.moved(model)
+        self.before = {
+            name: (p.detach().clone(), p.grad.clone())
+            for name, p in moved.items()
+            if p.grad is not None
+        }
+        if self.settings.strength == 0:
+            return None
+        terms = [
+            (self.memory[f"importance.{name}"] * (p - self.memory[f"anchor.{name}"]).square()).sum()
+            for name, p in moved.items()
+        ]
+        return self.settings.strength * torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def after_step(self, model: Transformer, rate: float) -> None:
+        for name, (before, gradient) in self.before.items():
+            step = model.get_parameter(name) - before
+            self.memory[f"path.{name}"].addcmul_(gradient, step, value=-1)
+        self.before = {}
+
+    @torch.no_grad()
+    def finish_task(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
+        for name, parameter in self.moved(model).items():
+            path, anchor = self.memory[f"path.{name}"], self.memory[f"anchor.{name}"]
+            damped = (parameter - anchor).square() + self.settings.damping
+            self.memory[f"importance.{name}"] += path.relu() / damped
+            path.zero_()
+            anchor.copy_(parameter)
