@@ -74,9 +74,11 @@ strategies: Registry[Any] = Registry(
         name: f"dsa_sandbox.strategies.{name.replace('-', '_')}"
         for name in (
             "sgd",
+            *("acft", "random-mask", "complement", "attention-only", "bottom-frozen", "lora"),
+            *("none", "joint", "independent"),
             "ewc",
             "ewc-proximal",
-            "acft",
+            *("replay", "der", "wise"),
         )
     },
 )

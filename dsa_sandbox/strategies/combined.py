@@ -105,6 +105,9 @@ class Combined(Strategy):
                 stack.enter_context(part.measured(model))
             yield
 
+    def remarks(self) -> dict[str, Any]:
+        return {key: text for part in self.parts.values() for key, text in part.remarks().items()}
+
     def front(self, model: Transformer) -> Iterator[dict[str, float]]:
         for part in self.parts.values():
             yield from part.front(model)

@@ -156,7 +156,7 @@ class Rule:
             if name in self.entries:
                 rows[name]["entries"] = digest(self.entries[name])
         if trained:  # few numbers that move many: their count is what is compared
-            for name in rows:
+            for name in self.strategy.moves(self.model):
                 own = [p.numel() for key, p in trained.items() if key.startswith(f"{name}.")]
                 rows[name]["count"] = sum(own)
         return rows
