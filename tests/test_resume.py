@@ -36,10 +36,17 @@ def pretraining(arch: str, *sets: str) -> Resolved:
 
 def tuning(strategy: str, *sets: str) -> Resolved:
     """Three tasks of four steps, checked every second."""
-    own = {"ewc": ["ewc.passes=3", "ewc.task_passes=2", "ewc.strength=1000"]}.get(strategy, [])
+    own = {
+        "ewc": ["ewc.passes=3", "ewc.task_passes=2", "ewc.strength=1000"],
+        "replay": ["replay.size=5", "replay.pretraining_size=4"],
+        "der": ["der.size=5", "der.pretraining_size=4", "der.labels=0.5"],
+        "lora": ["lora.rank=2"],
+        "complement": ["complement.count=matched"],
+    }
+    parts = [text for part in strategy.split("+") for text in own.get(part, [])]
     return settings.resolve(
         sets=["finetune.max_steps=4", "finetune.check_every=2", "finetune.batch=4",
-              "eval.num_heldout=3", "machine.threads=1", *own, *sets],
+              "eval.num_heldout=3", "machine.threads=1", *parts, *sets],
         options={"strategy": (strategy, "--strategy")},
         with_strategy=True,
     )  # fmt: skip
@@ -96,6 +103,14 @@ def test_pretraining_stopped_at_any_step_ends_in_the_same_bytes(
     ("arch", "strategy"),
     [
         *((arch, strategy) for arch in ("dsa", "dense") for strategy in ("sgd", "ewc", "acft")),
+        *(
+            ("dsa", strategy)
+            for strategy in ("replay", "der", "lora", "wise", "random-mask", "none")
+        ),
+        *(
+            ("dense", strategy)
+            for strategy in ("complement", "acft+ewc", "lora+der", "wise+replay")
+        ),
         ("dsa", "anchor"),
     ],
 )
