@@ -96,7 +96,7 @@ def test_joint_mixes_tasks_and_puts_both_sides_of_a_fact_into_one_batch() -> Non
     }
     for step in range(6):
         sides = [
-            [owner[id(row.ids)] for row in together._draw(side, 4, step)]  # type: ignore[arg-type]
+            [owner[id(row.ids)] for row in together._draw(side, 4, step)]
             for side in ("train", "contrast")
         ]
         assert sides[0] == sides[1]

@@ -191,7 +191,7 @@ def first_gradients(indexer: str, rate: float) -> tuple[dict[str, Tensor], dict[
     """What the optimiser was given in the first step, and how far that moved the weights."""
     model = tiny_model("dsa")
     before = state(model)
-    plan = Finetune(indexer=indexer, indexer_learning_rate=rate, max_steps=1)  # type: ignore[arg-type]
+    plan = Finetune(indexer=indexer, indexer_learning_rate=rate, max_steps=1)
     rule = Rule(Sequential(Sequential.Settings()), model, copy.deepcopy(model), plan)
     list(rule.steps(rule.optimizer(), story, seed=0, task=0))
     rule.assert_frozen()

@@ -36,7 +36,7 @@ def made(name: str) -> Strategy:
     cls = strategies[name.split()[0]]
     mask = cls(cls.Settings(**MASKS[name]))
     assert mask.role == "mask"
-    return mask  # type: ignore[no-any-return]
+    return mask
 
 
 def story(step: int) -> list[Batch]:

@@ -38,7 +38,7 @@ def pretraining(seed: int = 0) -> Iterator[Batch]:
 def stories(count: int, seed: int = 0) -> list[Batch]:
     """Single stories of many lengths whose first ids are not learned."""
     lengths = torch.Generator().manual_seed(seed)
-    found = []
+    found: list[Batch] = []
     for length in torch.randint(8, CONTEXT + 1, (count,), generator=lengths).tolist():
         batch = batch_of(documents(length + 1, seed=10_000 * seed + len(found)))
         batch.targets_BT[:, : length // 2] = IGNORED
@@ -391,7 +391,8 @@ def test_the_gradients_of_the_factors_are_those_of_autograd(
         p.grad = None
     backward()
     named = dict(model.named_parameters())
-    sum((named[n].grad * w).sum() for n, w in factors(model, lora).items()).backward()
+    made = [(matrix, named[name].grad) for name, matrix in factors(model, lora).items()]
+    torch.stack([(matrix * g).sum() for matrix, g in made if g is not None]).sum().backward()
     expected = {key: p.grad.clone() for key, p in pairs.items() if p.grad is not None}
     assert expected.keys() == pairs.keys()
     assert all(gradient.any() for gradient in expected.values())

@@ -33,7 +33,7 @@ class Combined(Strategy):
         self.mover = mask[0] if mask else next(iter(parts.values()))
 
     @property
-    def memory(self) -> dict[str, Tensor]:  # type: ignore[override]
+    def memory(self) -> dict[str, Tensor]:
         """What all parts remember, each under its own name."""
         return {
             f"{name}/{key}": value

@@ -68,12 +68,12 @@ class Lora(Strategy):
     def trained(self, model: Transformer) -> dict[str, nn.Parameter]:
         if not self.memory:  # asked before the first task, how many there will be
             return self.factors(model)
-        found = {}
+        found: dict[str, nn.Parameter] = {}
         for name in self.moved(model):
             for key in (f"{name}.a", f"{name}.b"):
-                if not isinstance(self.memory[key], nn.Parameter):  # it comes from a checkpoint
-                    self.memory[key] = nn.Parameter(self.memory[key])
-                found[key] = self.memory[key]
+                kept = self.memory[key]  # from a checkpoint it comes as a plain tensor
+                found[key] = kept if isinstance(kept, nn.Parameter) else nn.Parameter(kept)
+        self.memory |= found
         return found
 
     def memory_bytes(self, model: Transformer, num_tasks: int) -> int:

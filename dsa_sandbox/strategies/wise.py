@@ -4,7 +4,7 @@ Wortsman et al. 2022, arXiv 2109.01903, eq. 1: w(a) = (1 - a) w_base + a w. One 
 front over a.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -38,7 +38,7 @@ class Wise(Strategy):
     def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
         return sum(p.numel() * p.element_size() for p in self.moved(model).values())
 
-    def prepare(self, model: Transformer, pretraining: Iterator[Batch], seed: int) -> None:
+    def prepare(self, model: Transformer, pretraining: Iterable[Batch], seed: int) -> None:
         self.memory = {name: p.detach().clone() for name, p in self.moved(model).items()}
 
     @contextmanager

@@ -136,13 +136,13 @@ class Rule:
 
         Raises AssertionError.
         """
-        for name, now in self.model.named_parameters():
-            then = self.base.get_parameter(name)
+        for name, parameter in self.model.named_parameters():
+            pair: list[Tensor] = [parameter, self.base.get_parameter(name)]
             if name in self.entries:
-                now, then = (p[~self.entries[name]] for p in (now, then))
+                pair = [p[~self.entries[name]] for p in pair]
             elif name in self.moves:
                 continue
-            if not torch.equal(now, then):
+            if not torch.equal(*pair):
                 raise AssertionError(f"{name} is frozen but has moved")
 
     def mask(self) -> dict[str, dict[str, Any]]:
