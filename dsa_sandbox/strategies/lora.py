@@ -24,7 +24,7 @@ class LoraSettings(Frozen):
         0, ge=0, description="Rank of B A; 0: the one whose count is nearest to what acft moves."
     )
     alpha: float = Field(16.0, gt=0, description="W = W_0 + alpha / rank B A.")
-    rate: float = Field(10.0, gt=0, description="Multiplies the learning rate of A and B.")
+    rate: float = Field(3.0, gt=0, description="Multiplies the learning rate of A and B.")
 
 
 @strategies.register("lora")
