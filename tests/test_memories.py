@@ -98,6 +98,15 @@ def test_a_kept_story_comes_back_as_it_was() -> None:
     assert together.tokens_BT.shape == (5, length)
 
 
+def test_of_what_stood_in_a_row_before_nothing_comes_back() -> None:
+    model, short = tiny_model("dsa"), batch_of(documents(9))
+    for strategy in (Replay(RehearsalSettings(size=1)), Der(DerSettings(size=1, top=3))):
+        for batch in (batch_of(documents(30)), short):
+            strategy.keep(model, "tasks", 0, batch)
+        for one, other in zip(strategy.batch("tasks", torch.tensor([0])), short):
+            assert torch.equal(one, other)
+
+
 def test_the_reservoir_keeps_every_story_with_the_same_chance() -> None:
     model, kept = tiny_model("dsa"), [batch_of(documents(9, seed=s)) for s in range(24)]
     hits = torch.zeros(24)
