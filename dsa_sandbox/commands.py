@@ -467,7 +467,8 @@ def finetune(
             job.fail(error)
             raise
         figures = arms.figures_of(job.run)
-        store.save_model(job.run, model)
+        with strategy.measured(model):  # what was measured is what is kept
+            store.save_model(job.run, model)
         job.run.finish(figures=figures)
     return Result(job.run, figures)
 

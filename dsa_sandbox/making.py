@@ -323,6 +323,8 @@ def finetune(
     bases.pretrained(base)
     resolved = bases.for_base(call.settings, base, call.resolved.sources)
     resolved = bases.with_seed_of(resolved, base, call.resolved.sources)
+    commands.make_strategy(resolved)  # what does not go together is refused before tasks are made
+    commands.check_indexer(resolved)
     rows, name, sha = commands.tasks_for(
         resolved, call.home, base, tasks, dry_run=dry_run, listener=call.listener, asked=count
     )
@@ -398,11 +400,13 @@ def run(
 
     networks = study.names(archs, "archs")
     settings.check_training(call.resolved, networks)
+    chosen = study.names(strategies, "strategies")
+    study.check_strategies(chosen, preset, config, set_ or [])
     plan = study.plan(
         call.settings,
         call.home,
         archs=networks,
-        strategies=study.names(strategies, "strategies"),
+        strategies=chosen,
         preset=preset,
         config=config,
         sets=set_ or [],

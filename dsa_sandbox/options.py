@@ -13,7 +13,9 @@ Arch = Annotated[
 ]
 Strategy = Annotated[
     str | None,
-    typer.Option("--strategy", help="sgd, ewc or acft, or one of yours.", metavar="NAME"),
+    typer.Option(
+        "--strategy", help="sgd, ewc, acft, .. (ls strategies); acft+ewc: both.", metavar="NAME"
+    ),
 ]
 Seed = Annotated[
     int | None,

@@ -74,16 +74,10 @@ strategies: Registry[Any] = Registry(
         name: f"dsa_sandbox.strategies.{name.replace('-', '_')}"
         for name in (
             "sgd",
-            "ewc",
-            "ewc-proximal",
-            "acft",
-            "l2sp",
-            "si",
-            "mas",
-            "lwf",
-            "agem",
-            "ogd",
-            "gpm",
+            *("acft", "random-mask", "complement", "attention-only", "bottom-frozen", "lora"),
+            *("ewc", "ewc-proximal", "l2sp", "si", "mas", "lwf", "agem", "ogd", "gpm"),
+            *("replay", "der", "wise"),
+            *("none", "joint", "independent"),
         )
     },
 )

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from dsa_sandbox import machine
+from dsa_sandbox import commands, machine
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms as arms_module
 from dsa_sandbox.evaluation import learning
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.registry import Unknown, archs, strategies
-from dsa_sandbox.settings import INDEXER_KEYS, Settings
+from dsa_sandbox.settings import INDEXER_KEYS, Settings, in_order, resolve
 from dsa_sandbox.store import Run
 
 REGISTRIES = {"archs": archs, "strategies": strategies}
@@ -83,7 +83,8 @@ class Outcome(NamedTuple):
 
 def names(text: str, kind: str) -> list[str]:
     """A comma-separated list of registered names; UserError for one that is not there."""
-    chosen = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    chosen = [name.strip() for name in text.split(",") if name.strip()]
+    chosen = list(dict.fromkeys(map(in_order, chosen) if kind == "strategies" else chosen))
     problems = []
     for name in chosen:
         try:
@@ -96,6 +97,23 @@ def names(text: str, kind: str) -> list[str]:
     if problems:
         raise UserError(*problems)
     return chosen
+
+
+def check_strategies(
+    chosen: list[str], preset: str | None, config: Path | None, sets: Sequence[str]
+) -> None:
+    """UserError, before anything is trained, for what a cell would refuse in the end."""
+    sections = "+".join(chosen).split("+")
+    for name in chosen:
+        others = set(sections) - set(name.split("+"))
+        resolved = resolve(
+            preset=preset,
+            config=config,
+            sets=[text for text in sets if text.partition(".")[0] not in others],
+            options={"strategy": (name, "--strategies")},
+            with_strategy=True,
+        )
+        commands.make_strategy(resolved.settings)
 
 
 def plan(

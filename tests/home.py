@@ -226,7 +226,8 @@ def forget_includes() -> Iterator[None]:
     """Afterwards, what the test has included is not there any more."""
     before = dict(registry.strategies.entries)
     yield
-    for name in registry.strategies.entries.keys() - before.keys():
+    added = registry.strategies.entries.keys() - before.keys()
+    for name in added - registry.strategies.builtin.keys():
         del registry.strategies.entries[name]
     for name in [name for name in sys.modules if name.startswith("dsa_sandbox_include")]:
         del sys.modules[name]

@@ -612,6 +612,7 @@ def test_two_included_files_may_share_a_name(tmp_path: Path) -> None:
     ]
     rows = cli("ls", "strategies", "--json", *include).value["rows"]
     assert {"one", "two"} < {row["strategy"] for row in rows}
+    assert all(row["what"] for row in rows if row["strategy"] not in ("one", "two"))
 
 
 def test_the_ci_script_runs(tmp_path: Path) -> None:

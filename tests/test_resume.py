@@ -44,16 +44,20 @@ SETS = {
     "agem": ("agem.size=6", "agem.batch=3"),
     "ogd": ("ogd.directions=4", "ogd.pretraining=2", "ogd.per_task=2"),
     "gpm": ("gpm.passes=3", "gpm.threshold=0.7"),
+    "replay": ("replay.size=5", "replay.pretraining_size=4"),
+    "der": ("der.size=5", "der.pretraining_size=4", "der.labels=0.5"),
+    "lora": ("lora.rank=2",),
+    "complement": ("complement.count=matched",),
 }
 PULLING_OR_PROJECTING = ("ewc-proximal", "l2sp", "si", "mas", "lwf", "agem", "ogd", "gpm")
 
 
 def tuning(strategy: str, *sets: str) -> Resolved:
     """Three tasks of four steps, checked every second."""
-    own = SETS.get(strategy, ())
+    parts = [text for part in strategy.split("+") for text in SETS.get(part, ())]
     return settings.resolve(
         sets=["finetune.max_steps=4", "finetune.check_every=2", "finetune.batch=4",
-              "eval.num_heldout=3", "machine.threads=1", *own, *sets],
+              "eval.num_heldout=3", "machine.threads=1", *parts, *sets],
         options={"strategy": (strategy, "--strategy")},
         with_strategy=True,
     )  # fmt: skip
@@ -111,6 +115,11 @@ def test_pretraining_stopped_at_any_step_ends_in_the_same_bytes(
     [
         *((arch, strategy) for arch in ("dsa", "dense") for strategy in ("sgd", "ewc", "acft")),
         *(("dsa", strategy) for strategy in PULLING_OR_PROJECTING),
+        *(("dsa", strategy) for strategy in ("replay", "der", "lora", "wise", "random-mask")),
+        *(
+            ("dense", strategy)
+            for strategy in ("complement", "acft+ewc", "lora+der", "wise+replay")
+        ),
         ("dsa", "anchor"),
     ],
 )

@@ -1,5 +1,7 @@
 """What `ls` shows."""
 
+import ast
+import importlib.util
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,25 @@ def rows(kind: str, home: Path) -> list[dict[str, Any]]:
     if kind == "presets":
         return [of_preset(name) for name in preset_names()]
     if kind == "strategies":
-        return [{"strategy": name} for name in strategies]
+        return [{"strategy": name, "what": about(name)} for name in strategies]
     if kind == "archs":
         return [{"arch": name} for name in archs]
     if kind == "tasks":
         return [{"family": name} for name in FAMILIES]
     hint = nearest(kind, list(KINDS))
     raise UserError(f"{kind}: nothing of that kind{hint}  (there are: {', '.join(KINDS)})")
+
+
+def about(strategy: str) -> str:
+    """The first line of its documentation; of a built-in one it is read, not imported (torch)."""
+    text = None
+    if strategy in strategies.builtin:
+        spec = importlib.util.find_spec(strategies.builtin[strategy])
+        if spec and spec.origin:
+            text = ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8")))
+    else:
+        text = strategies[strategy].__doc__
+    return (text or "").strip().partition("\n")[0]
 
 
 def of_run(run: Run) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Acft(Strategy):
     """Move matrices of the selected flow (q, k, v, o), or experts; all else stays bit-equal."""
 
     Settings = AcftSettings
+    role = "mask"
 
     def moves(self, model: Transformer) -> dict[str, float]:
         focus = getattr(model.blocks[0].attention, "focus", {})

@@ -125,6 +125,10 @@ class Strategy:
         """Within it, `model` is the network that rows are measured on."""
         return nullcontext()
 
+    def remarks(self) -> dict[str, Any]:
+        """What the row of a task says beside its figures."""
+        return {}
+
     def front(self, model: Transformer) -> Iterator[dict[str, float]]:
         """Other networks that one run gives: what each is called, while `model` is that network."""
         return iter(())

@@ -33,7 +33,7 @@ class Combined(Strategy):
         self.mover = mask[0] if mask else next(iter(parts.values()))
 
     @property
-    def memory(self) -> dict[str, Tensor]:  # type: ignore[override]
+    def memory(self) -> dict[str, Tensor]:
         """What all parts remember, each under its own name."""
         return {
             f"{name}/{key}": value
@@ -107,6 +107,9 @@ class Combined(Strategy):
             for part in self.parts.values():
                 stack.enter_context(part.measured(model))
             yield
+
+    def remarks(self) -> dict[str, Any]:
+        return {key: text for part in self.parts.values() for key, text in part.remarks().items()}
 
     def front(self, model: Transformer) -> Iterator[dict[str, float]]:
         for part in self.parts.values():

@@ -364,7 +364,8 @@ class Stream:
             check = self.ask(stage)
         learned = check.share if len(stage) > 1 else check.share == 1
         each_took = self.step if len(stage) == 1 else self.step / len(stage)
-        return {"steps": each_took, "learned": learned, **check.figures}
+        line = {"steps": each_took, "learned": learned, **check.figures}
+        return line | self.strategy.remarks()
 
     def measured(self) -> AbstractContextManager[None]:
         """Within it, the keys are chosen as for measuring."""

@@ -136,13 +136,13 @@ class Rule:
 
         Raises AssertionError.
         """
-        for name, now in self.model.named_parameters():
-            then = self.base.get_parameter(name)
+        for name, parameter in self.model.named_parameters():
+            pair: list[Tensor] = [parameter, self.base.get_parameter(name)]
             if name in self.entries:
-                now, then = (p[~self.entries[name]] for p in (now, then))
+                pair = [p[~self.entries[name]] for p in pair]
             elif name in self.moves:
                 continue
-            if not torch.equal(now, then):
+            if not torch.equal(*pair):
                 raise AssertionError(f"{name} is frozen but has moved")
 
     def mask(self) -> dict[str, dict[str, Any]]:
@@ -156,7 +156,7 @@ class Rule:
             if name in self.entries:
                 rows[name]["entries"] = digest(self.entries[name])
         if trained:  # few numbers that move many: their count is what is compared
-            for name in rows:
+            for name in self.strategy.moves(self.model):
                 own = [p.numel() for key, p in trained.items() if key.startswith(f"{name}.")]
                 rows[name]["count"] = sum(own)
         return rows

@@ -1,0 +1,22 @@
+"""All attention matrices, of both flows: is it enough to leave the rest of the network alone?"""
+
+from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.registry import strategies
+from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.masks import MaskSettings
+
+
+@strategies.register("attention-only")
+class AttentionOnly(Strategy):
+    """Move every matrix of attention but the indexer's; norms and feed-forward stay."""
+
+    Settings = MaskSettings
+    role = "mask"
+
+    def moves(self, model: Transformer) -> dict[str, float]:
+        names = (
+            name
+            for name, parameter in model.named_parameters()
+            if "attention" in name.split(".") and parameter.dim() > 1
+        )
+        return {name: self.settings.rate for name in names if group_of(name) != "indexer"}

@@ -1,0 +1,49 @@
+"""What masks have in common: a rate, and the count that `acft` moves."""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.settings import Frozen
+from dsa_sandbox.strategies.acft import Acft, AcftSettings
+
+
+class MaskSettings(Frozen):
+    """How fast that moves which the mask leaves free."""
+
+    rate: float = Field(1.0, gt=0, description="Multiplies the learning rate of what moves.")
+
+
+def moved_by_acft(model: Transformer) -> dict[str, int]:
+    """Names of what `acft` moves by default, with the number of entries of each.
+
+    Raises ValueError where the network has no selected flow.
+    """
+    names = Acft(AcftSettings()).moves(model)
+    return {name: model.get_parameter(name).numel() for name in names}
+
+
+def random_lines(
+    matrices: dict[str, Tensor], axis: int, count: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """True at `count` entries of the matrices: random rows (axis 0) or columns (axis 1).
+
+    Lines are whole and every one is as likely as any other, whichever matrix it is of; as matrices
+    differ in width, the last one drawn is cut where the count is full.
+    """
+    moves = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in matrices.items()}
+    lines = [(name, i) for name, p in matrices.items() for i in range(p.shape[axis])]
+    for pick in torch.randperm(len(lines), generator=generator).tolist():
+        name, i = lines[pick]
+        line = moves[name].select(axis, i)
+        line[:count] = True
+        count -= min(count, len(line))
+    return moves
+
+
+def random_entries(numel: int, count: int, generator: torch.Generator) -> Tensor:
+    """[numel], True at `count` random places."""
+    moves = torch.zeros(numel, dtype=torch.bool)
+    moves[torch.randperm(numel, generator=generator)[:count]] = True
+    return moves

@@ -1,0 +1,93 @@
+"""A stream of tasks over a network that knows nothing, without the command around it."""
+
+import copy
+from collections.abc import Iterator
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from home import STREAM
+from tiny import documents
+from tokenizers import Tokenizer
+
+from dsa_sandbox import commands, settings, sizes
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data import tokens
+from dsa_sandbox.data.tokens import batch_of
+from dsa_sandbox.listener import SILENT, Listener
+from dsa_sandbox.machine import Engine
+from dsa_sandbox.settings import Model
+from dsa_sandbox.store import Run
+from dsa_sandbox.tasks import stream
+from dsa_sandbox.tasks.stream import Task
+from dsa_sandbox.training.finetune import Stream
+from dsa_sandbox.training.task import Rule
+
+SMALL = Model(num_layers=2, width=32, num_heads=4, ffn_width=48, context=112, num_kept=12)
+
+
+@cache
+def words() -> Tokenizer:
+    return tokens.word_tokenizer()
+
+
+def some_tasks(count: int) -> list[Task]:
+    """Tasks of the example, over and over."""
+    rows = stream.read(STREAM)
+    return [rows[number % len(rows)] for number in range(count)]
+
+
+def network(arch: str) -> Transformer:
+    hidden = sizes.matched_ffn_width(arch, SMALL)
+    return Transformer(arch, SMALL, words().get_vocab_size(), hidden, 0)
+
+
+def heldout() -> list[np.ndarray]:
+    return documents(20, 30, seed=5)
+
+
+def stream_of(
+    folder: Path,
+    strategy: str,
+    *sets: str,
+    arch: str = "dsa",
+    tasks: int = 3,
+    listener: Listener = SILENT,
+) -> Stream:
+    """A stream before its first task, its strategy prepared; stories are four to a step."""
+    plan = ["finetune.max_steps=2", "finetune.batch=4", "finetune.stop='fixed'"]
+    resolved = settings.resolve(
+        sets=[*plan, *sets],
+        options={"strategy": (strategy, "--strategy"), "arch": (arch, "--arch")},
+        with_strategy=True,
+    ).settings
+    base = network(arch)
+    rule = Rule(commands.make_strategy(resolved), copy.deepcopy(base), base, resolved.finetune)
+    singles = [batch_of([document]) for document in documents(*[20] * 6)]
+    base.requires_grad_(True)
+    rule.strategy.prepare(base, cycle(singles), resolved.seed)
+    folder.mkdir(exist_ok=True)
+    engine = Engine("cpu", 1, "fp32")
+    return Stream(
+        Run(folder), rule, some_tasks(tasks), words(), heldout(), resolved, engine, listener
+    )
+
+
+def learned(at_work: Stream) -> list[dict[str, Any]]:
+    """Learn all tasks; the lines of metrics.jsonl that end one, from row 0."""
+    try:
+        at_work.learn()
+    finally:
+        at_work.run.close()
+    return [line for line in at_work.run.rows("metrics.jsonl") if "row" in line]
+
+
+def each_task(at_work: Stream) -> Iterator[dict[str, Any]]:
+    """Learn every task without measuring between them; what their rows would say."""
+    for number in range(len(at_work.tasks)):
+        at_work.task, at_work.step = number, 0
+        yield at_work.train_on([number], None)
+        at_work.rule.assert_frozen()
+    at_work.run.close()
