@@ -49,7 +49,7 @@ SETS = {
     "lora": ("lora.rank=2",),
     "complement": ("complement.count=matched",),
 }
-PULLING_OR_PROJECTING = ("ewc-proximal", "l2sp", "si", "mas", "lwf", "agem", "ogd", "gpm")
+BOUNDS = ("none", "joint", "independent")
 
 
 def tuning(strategy: str, *sets: str) -> Resolved:
@@ -113,12 +113,11 @@ def test_pretraining_stopped_at_any_step_ends_in_the_same_bytes(
 @pytest.mark.parametrize(
     ("arch", "strategy"),
     [
-        *((arch, strategy) for arch in ("dsa", "dense") for strategy in ("sgd", "ewc", "acft")),
-        *(("dsa", strategy) for strategy in PULLING_OR_PROJECTING),
-        *(("dsa", strategy) for strategy in ("replay", "der", "lora", "wise", "random-mask")),
+        # bounds: tests/test_bounds.py
+        *(("dsa", name) for name in registry.strategies if name not in BOUNDS),
         *(
-            ("dense", strategy)
-            for strategy in ("complement", "acft+ewc", "lora+der", "wise+replay")
+            ("dense", name)
+            for name in ("sgd", "ewc", "acft", "acft+ewc", "lora+der", "wise+replay")
         ),
         ("dsa", "anchor"),
     ],
