@@ -253,11 +253,18 @@ def make_tasks(
     resolved = bases.with_seed_of(resolved, chosen[0], call.resolved.sources)
     if dry_run:
         names = ", ".join(base.name for base in chosen)
-        plan = {"bases": names, "count": resolved.tasks.count, "stream": resolved.tasks.stream}
+        plan = {"bases": names, "family": resolved.tasks.family, "count": resolved.tasks.count}
+        plan |= {"stream": resolved.tasks.stream, "order": resolved.tasks.order}
         answer_plan(call, "make-tasks", plan)
         return
     result = commands.make_tasks(
-        resolved, call.home, chosen, force=force, listener=call.listener, rows=tasks
+        resolved,
+        call.home,
+        chosen,
+        rows=tasks,
+        force=force,
+        includes=call.includes,
+        listener=call.listener,
     )
     show_notes(call, table.stream(result.run.name, result.figures))
     answer_run(call, "make-tasks", result)
@@ -323,8 +330,19 @@ def finetune(
     bases.pretrained(base)
     resolved = bases.for_base(call.settings, base, call.resolved.sources)
     resolved = bases.with_seed_of(resolved, base, call.resolved.sources)
+    asked = {} if count is None else {"tasks": count}
+    for key in ("family", "order"):
+        if f"tasks.{key}" in call.resolved.sources:
+            asked[key] = getattr(resolved.tasks, key)
     rows, name, sha = commands.tasks_for(
-        resolved, call.home, base, tasks, dry_run=dry_run, listener=call.listener, asked=count
+        resolved,
+        call.home,
+        base,
+        tasks,
+        asked=asked,
+        dry_run=dry_run,
+        includes=call.includes,
+        listener=call.listener,
     )
     if dry_run:
         plan = {

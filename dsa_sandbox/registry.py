@@ -1,4 +1,4 @@
-"""Names that settings may choose from: architectures and strategies.
+"""Names that settings may choose from: architectures, strategies, families of tasks.
 
 A kind's built-in names are known without importing torch, so help and did-you-mean are quick; the
 module behind a name is imported when the name is used. `--include FILE` adds more.
@@ -71,8 +71,13 @@ archs: Registry[Any] = Registry(
 strategies: Registry[Any] = Registry(
     "strategy", {name: f"dsa_sandbox.strategies.{name}" for name in ("sgd", "ewc", "acft")}
 )
-
-
+families: Registry[Any] = Registry(
+    "task family",
+    {
+        name: f"dsa_sandbox.tasks.{name}"
+        for name in ("contradiction", "novel", "style", "reversal", "roleplay")
+    },
+)
 feedforwards: Registry[Any] = Registry("feed-forward", {"mlp": CORE, "moe": f"{VARIANTS}.moe"})
 compressions: Registry[Any] = Registry(
     "compression", {"latent": "dsa_sandbox.core.attention", "block": f"{VARIANTS}.block"}

@@ -224,9 +224,11 @@ def quick_home(tmp_path: Path, warm_cache: Path) -> Path:
 @pytest.fixture
 def forget_includes() -> Iterator[None]:
     """Afterwards, what the test has included is not there any more."""
-    before = dict(registry.strategies.entries)
+    kinds = (registry.strategies, registry.families)
+    before = [set(kind.entries) for kind in kinds]
     yield
-    for name in registry.strategies.entries.keys() - before.keys():
-        del registry.strategies.entries[name]
+    for kind, names in zip(kinds, before):
+        for name in kind.entries.keys() - names:
+            del kind.entries[name]
     for name in [name for name in sys.modules if name.startswith("dsa_sandbox_include")]:
         del sys.modules[name]
