@@ -226,6 +226,7 @@ def make_tasks(
     """Make the stream of tasks from facts that the bases know; or check rows of yours (--tasks)."""
     from dsa_sandbox import bases, commands, console, store
     from dsa_sandbox.report import table
+    from dsa_sandbox.tasks import orders
 
     place, listener = store.home_folder(home), console.Terminal(quiet)
     load_includes(include or [])
@@ -253,6 +254,8 @@ def make_tasks(
     resolved = bases.with_seed_of(resolved, chosen[0], call.resolved.sources)
     if dry_run:
         names = ", ".join(base.name for base in chosen)
+        if tasks is None:
+            orders.check(resolved.tasks.order, resolved.tasks.count)
         plan = {"bases": names, "family": resolved.tasks.family, "count": resolved.tasks.count}
         plan |= {"stream": resolved.tasks.stream, "order": resolved.tasks.order}
         answer_plan(call, "make-tasks", plan)
