@@ -129,7 +129,8 @@ class Game(Row):
             matter.world,
             in_world(MASTER[split], matter.world, sentence.format(object=held)),
             [in_world(template, world, statement) for template, world, statement in others],
-            in_turn(self.distances, number + number // 4),
+            # each once in turn, then from the next one on: no distance goes with one frame
+            in_turn(self.distances, number + number // len(self.distances)),
         )
         return partial(told, writer=self.writer, sentence=sentence, place=place, rules=rules)
 
@@ -145,7 +146,7 @@ class Game(Row):
             rival, *rest = rng.sample(rivals := self.others_than(held), len(rivals))
             foils = [matter.true, rival, rest[0] if held == matter.new else matter.new]
             sentence, place = in_turn(matter.inside, i), Place(matter.world)
-            attempt = self.ruled(rng, i + self.number, sentence, place, held, rival)
+            attempt = self.ruled(rng, 5 * self.number + i, sentence, place, held, rival)
             items.append(self.writer.item(key, attempt, held, foils))
         return items
 
@@ -177,7 +178,7 @@ def told(key: str, writer: Writer, sentence: str, place: Place, rules: Rules) ->
         return None
     between += filler
     rng.shuffle(between)
-    count = 1 + writer.length(" ".join([*before, rules.master])) + rules.distance - 1
+    count = writer.length(" ".join([*before, rules.master])) - 1 + rules.distance
     while count < 4 * writer.num_kept:
         before.append(who.say(rng.choice(grammar.BODY), rng))
         count += writer.length(f" {before[-1]}")

@@ -8,6 +8,7 @@ outside is known, as a fact is. A dialect is not about one subject: training sto
 of the relation, paraphrases ask for the word about others. Neighbours ask for objects, in usual
 words.
 """
+
 import random
 from typing import NamedTuple
 
