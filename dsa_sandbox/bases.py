@@ -15,7 +15,7 @@ from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.registry import nearest
 from dsa_sandbox.settings import Policy, Settings
 from dsa_sandbox.store import Run
-from dsa_sandbox.tasks import contradiction
+from dsa_sandbox.tasks.writing import Writer
 from dsa_sandbox.variants import policies
 
 BASES = ("pretrain", "import")  # commands whose runs may be stood on
@@ -106,11 +106,11 @@ def policy_of(resolved: Settings, key: str, chosen: str) -> str:
     return trained if chosen == "trained" else chosen
 
 
-def writer_for(run: Run, split: Any) -> contradiction.Writer:
+def writer_for(run: Run, split: Any) -> Writer:
     """A writer of texts for the tokenizer, context and K of a base."""
     resolved = run_settings(run)
     model = resolved.model
-    return contradiction.Writer(load_tokenizer(run), model.context, model.num_kept, split)
+    return Writer(load_tokenizer(run), model.context, model.num_kept, split)
 
 
 def pretrained(run: Run) -> Run:

@@ -31,19 +31,20 @@ from dsa_sandbox.interop import huggingface, reading
 from dsa_sandbox.job import Job, Result, sections
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.machine import Engine
-from dsa_sandbox.registry import strategies
+from dsa_sandbox.registry import families, strategies
 from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run
 from dsa_sandbox.strategies.base import Strategy
 from dsa_sandbox.strategies.combined import Combined
-from dsa_sandbox.tasks import contradiction, stream
+from dsa_sandbox.tasks import orders, stream, writing
+from dsa_sandbox.tasks.writing import Writer
 from dsa_sandbox.training import finetune as finetuning
 from dsa_sandbox.training import pretrain as pretraining
 from dsa_sandbox.training.task import Rule
 from dsa_sandbox.variants import backends, decoding, policies
 
 MAX_MISMATCH = 0.01  # of dense and dsa in total parameters
-LEAST_KNOWN = 5  # facts below which there is nothing to contradict
+LEAST_KNOWN = 5  # facts below which there is nothing to make tasks of
 
 
 def check_match(resolved: Settings, vocabulary: int, allow_mismatch: bool) -> None:
@@ -161,7 +162,7 @@ def pretrain(
         return job.returned()
     listener.note(f"from {born.run.name}, into {job.run.path} ({job.engine.described})")
     try:  # what the base will be asked at its end
-        contradiction.gate_items(writer_for(born.run, "test"))
+        writing.gate_items(writer_for(born.run, "test"))
     except ValueError as error:
         raise UserError(
             f"model.num_kept={resolved.model.num_kept}: no probe can be made for it: {error}, and "
@@ -199,6 +200,7 @@ def make_tasks(
     *,
     rows: str | None = None,
     force: bool = False,
+    includes: Mapping[str, str] | None = None,
     listener: Listener = SILENT,
 ) -> Result:
     """A stream of tasks over the facts that every base knows; figures hold gate and density.
@@ -215,8 +217,10 @@ def make_tasks(
         if run_settings(other).model.num_kept != run_settings(first).model.num_kept:
             raise UserError(f"{other.name}: another model.num_kept than {first.name}'s")
     parents = {base.name: base.manifest["files"]["model.safetensors"] for base in bases}
-    values = {"parents": sorted(parents.values()), "seed": resolved.seed}
+    values: dict[str, Any] = {"parents": sorted(parents.values()), "seed": resolved.seed}
     values |= sections(resolved, ("tasks",)) | stood_on(bases)
+    if not resolved.tasks.order:
+        del values["tasks"]["order"]  # streams as made are known by the name they always had
     parts = [resolved.tasks.family, resolved.tasks.stream, resolved.preset, f"s{resolved.seed}"]
     given: list[stream.Task] = []
     if rows is not None:
@@ -225,6 +229,8 @@ def make_tasks(
         stream.check_length(given, load_tokenizer(first), run_settings(first).model.context, name)
         values |= {"rows": sha}
         parts[:2] = ["given"]
+    orders.check(resolved.tasks.order, len(given) or resolved.tasks.count)
+    built_in = given or resolved.tasks.family in families.builtin
     job = Job(
         home,
         "make-tasks",
@@ -233,7 +239,7 @@ def make_tasks(
         resolved,
         parents,
         force=force,
-        includes={},
+        includes={} if built_in else includes,
         listener=listener,
     )
     if job.finished:
@@ -241,9 +247,10 @@ def make_tasks(
     machine.start(job.engine)
     writer = writer_for(first, resolved.tasks.stream)
     known, figures = measure_bases(bases, writer, job.engine)
-    tasks = given or contradicting(resolved, writer, known, figures)
-    density = contradiction.density(tasks, writer.tokenizer, writer.num_kept)
-    figures |= {"tasks": len(tasks), "density": density}
+    tasks = given or made_tasks(resolved, writer, known, figures)
+    tasks = orders.arranged(tasks, resolved.tasks.order)
+    density = writing.density(tasks, writer.tokenizer, writer.num_kept)
+    figures |= {"tasks": len(tasks), "density": density, "order": resolved.tasks.order}
     if density > resolved.tasks.max_density and not given:
         raise UserError(
             f"tasks: mean density K/t at answers is {density:.3f}, above tasks.max_density="
@@ -260,7 +267,7 @@ def make_tasks(
 
 
 def measure_bases(
-    bases: list[Run], writer: contradiction.Writer, engine: Engine
+    bases: list[Run], writer: Writer, engine: Engine
 ) -> tuple[list[Fact], dict[str, Any]]:
     """Facts that every base knows, and known facts and worlds gate of each."""
     common: list[Fact] = []
@@ -279,38 +286,37 @@ def measure_bases(
     return common, {"bases": rows, "asked_facts": asked, "known_by_all": len(common)}
 
 
-def contradicting(
-    resolved: Settings, writer: contradiction.Writer, known: list[Fact], figures: dict[str, Any]
+def made_tasks(
+    resolved: Settings, writer: Writer, known: list[Fact], figures: dict[str, Any]
 ) -> list[stream.Task]:
-    """Tasks over the known facts of the stream; notes in `figures` how many there were."""
-    families = grammar.table().families
-    usable = [
-        fact
-        for fact in known
-        if families[fact.family].split == resolved.tasks.stream and not fact.reserved
-    ]
-    figures |= {"usable": len(usable)}
-    figures["reused_facts"] = max(0, resolved.tasks.count - len(usable))
+    """Tasks of the chosen family over the known facts; `figures` get how many facts there were."""
+    plan, table = resolved.tasks, grammar.table().families
+    usable = [f for f in known if table[f.family].split == plan.stream and not f.reserved]
     if len(usable) < LEAST_KNOWN:
         raise RunFailed(
-            f"the bases know {len(usable)} facts that tasks may contradict, fewer than "
+            f"the bases know {len(usable)} facts that tasks may be about, fewer than "
             f"{LEAST_KNOWN}: pre-train longer (train.steps) or on more facts (data.fact_share)"
         )
     try:
-        return contradiction.make(writer, usable, resolved.tasks.count, resolved.seed)
+        tasks: list[stream.Task] = families[plan.family](writer, usable, plan.count, resolved.seed)
     except ValueError as error:
         raise UserError(f"tasks: {error}; choose a larger model.context or smaller K") from None
+    facts = {(task.relation, task.subject) for task in tasks}
+    figures |= {"usable": len(usable), "reused_facts": len(tasks) - len(facts)}
+    figures |= {"family": plan.family}
+    return tasks
 
 
-def fitting_tasks(home: Path, base: Run, resolved: Settings, asked: int | None) -> Run | None:
-    """The newest finished stream that was made with this base (and has `asked` tasks)."""
+def fitting_tasks(home: Path, base: Run, asked: Mapping[str, Any]) -> Run | None:
+    """The newest finished stream that was made with this base and has the figures asked for."""
     sha = base.manifest["files"]["model.safetensors"]
     imported = base.manifest["command"] == "import"  # others may have its weights, and read other
 
     def fits(manifest: dict[str, Any]) -> bool:
-        enough = asked in (None, manifest["figures"]["tasks"])
+        figures = {"family": "contradiction", "order": 0, **manifest["figures"]}
+        wanted = all(figures[key] == value for key, value in asked.items())
         parents = manifest["parents"]
-        return enough and (base.name in parents if imported else sha in parents.values())
+        return wanted and (base.name in parents if imported else sha in parents.values())
 
     return store.newest(home, "make-tasks", fits=fits)
 
@@ -321,21 +327,25 @@ def tasks_for(
     base: Run,
     where: str | None,
     *,
-    asked: int | None = None,
+    asked: Mapping[str, Any],
     dry_run: bool = False,
+    includes: Mapping[str, str] | None = None,
     listener: Listener = SILENT,
 ) -> tuple[list[stream.Task], str, str]:
-    """The stream to learn: the one named, else the newest that fits, else one made now."""
+    """The stream to learn: the one named, else the newest that fits, else one made now.
+
+    `asked` holds figures of make-tasks that the user has set: tasks, family, order.
+    """
     if where is not None:
         return read_tasks(home, where)
-    run = fitting_tasks(home, base, resolved, asked)
+    run = fitting_tasks(home, base, asked)
     if run is not None:
         listener.note(f"tasks: {run.name} (the newest made with this base)")
         return read_tasks(home, str(run.path))
     listener.note("tasks: none made with this base yet; making them as make-tasks would")
     if dry_run:
         return [], "", ""
-    made = make_tasks(resolved, home, [base], listener=listener)
+    made = make_tasks(resolved, home, [base], includes=includes, listener=listener)
     listener.note(f"tasks: {made.run.name}")
     return read_tasks(home, str(made.run.path))
 

@@ -226,6 +226,7 @@ def make_tasks(
     """Make the stream of tasks from facts that the bases know; or check rows of yours (--tasks)."""
     from dsa_sandbox import bases, commands, console, store
     from dsa_sandbox.report import table
+    from dsa_sandbox.tasks import orders
 
     place, listener = store.home_folder(home), console.Terminal(quiet)
     load_includes(include or [])
@@ -253,11 +254,20 @@ def make_tasks(
     resolved = bases.with_seed_of(resolved, chosen[0], call.resolved.sources)
     if dry_run:
         names = ", ".join(base.name for base in chosen)
-        plan = {"bases": names, "count": resolved.tasks.count, "stream": resolved.tasks.stream}
+        if tasks is None:
+            orders.check(resolved.tasks.order, resolved.tasks.count)
+        plan = {"bases": names, "family": resolved.tasks.family, "count": resolved.tasks.count}
+        plan |= {"stream": resolved.tasks.stream, "order": resolved.tasks.order}
         answer_plan(call, "make-tasks", plan)
         return
     result = commands.make_tasks(
-        resolved, call.home, chosen, force=force, listener=call.listener, rows=tasks
+        resolved,
+        call.home,
+        chosen,
+        rows=tasks,
+        force=force,
+        includes=call.includes,
+        listener=call.listener,
     )
     show_notes(call, table.stream(result.run.name, result.figures))
     answer_run(call, "make-tasks", result)
@@ -325,8 +335,19 @@ def finetune(
     resolved = bases.with_seed_of(resolved, base, call.resolved.sources)
     commands.make_strategy(resolved)  # what does not go together is refused before tasks are made
     commands.check_indexer(resolved)
+    asked = {} if count is None else {"tasks": count}
+    for key in ("family", "order"):
+        if f"tasks.{key}" in call.resolved.sources:
+            asked[key] = getattr(resolved.tasks, key)
     rows, name, sha = commands.tasks_for(
-        resolved, call.home, base, tasks, dry_run=dry_run, listener=call.listener, asked=count
+        resolved,
+        call.home,
+        base,
+        tasks,
+        asked=asked,
+        dry_run=dry_run,
+        includes=call.includes,
+        listener=call.listener,
     )
     if dry_run:
         plan = {

@@ -28,9 +28,17 @@ Data = Annotated[
     ),
 ]
 Count = Annotated[
-    int | None, typer.Option("--count", help="Tasks in the stream (default: 50).", metavar="N")
+    int | None,
+    typer.Option("--count", help="Tasks in the stream (default: 50; reversal: 100).", metavar="N"),
 ]
-Family = Annotated[str | None, typer.Option("--family", help="Kind of task.", metavar="NAME")]
+Family = Annotated[
+    str | None,
+    typer.Option(
+        "--family",
+        help="contradiction, novel, style, reversal or roleplay, or one of yours.",
+        metavar="NAME",
+    ),
+]
 TasksFrom = Annotated[
     str | None, typer.Option("--tasks", help="A make-tasks run, or a .jsonl file.", metavar="WHERE")
 ]
@@ -57,7 +65,7 @@ Include = Annotated[
     list[Path] | None,
     typer.Option(
         "--include",
-        help="A Python file that registers a strategy or architecture.",
+        help="A Python file that registers a strategy, architecture or task family.",
         rich_help_panel=SETTINGS,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Names that settings may choose from: architectures and strategies.
+"""Names that settings may choose from: architectures, strategies, families of tasks.
 
 A kind's built-in names are known without importing torch, so help and did-you-mean are quick; the
 module behind a name is imported when the name is used. `--include FILE` adds more.
@@ -81,8 +81,13 @@ strategies: Registry[Any] = Registry(
         )
     },
 )
-
-
+families: Registry[Any] = Registry(
+    "task family",
+    {
+        name: f"dsa_sandbox.tasks.{name}"
+        for name in ("contradiction", "novel", "style", "reversal", "roleplay")
+    },
+)
 feedforwards: Registry[Any] = Registry("feed-forward", {"mlp": CORE, "moe": f"{VARIANTS}.moe"})
 compressions: Registry[Any] = Registry(
     "compression", {"latent": "dsa_sandbox.core.attention", "block": f"{VARIANTS}.block"}

@@ -12,10 +12,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.registry import Unknown, archs, nearest, strategies
+from dsa_sandbox.registry import Unknown, archs, families, nearest, strategies
 
 
 class Frozen(BaseModel):
@@ -231,11 +239,22 @@ class Train(Frozen):
         return self
 
 
+MOST_TASKS = {"reversal": 100}  # where a stream needs fewer worlds than tasks
+
+
+def most_tasks(family: Any) -> int:
+    """Tasks in a stream of a family, at most and by default."""
+    return MOST_TASKS.get(family, 50)
+
+
 class Tasks(Frozen):
     """The stream of tasks."""
 
-    family: Literal["contradiction"] = Field("contradiction", description="Kind of task.")
-    count: int = Field(50, ge=1, le=50, description="Tasks in the stream.")
+    family: str = Field("contradiction", description="Kind of task.")
+    count: int = Field(50, ge=1, description="Tasks in the stream [50; reversal: 100].")
+    order: int = Field(
+        0, ge=0, description="Row of a Latin square over the tasks, below count; 0: as made."
+    )
     stream: Literal["test", "development"] = Field(
         "test", description="Development tasks share no family, name or template with test tasks."
     )
@@ -243,9 +262,24 @@ class Tasks(Frozen):
         0.25, gt=0, le=1, description="Refuse a mean K/t at answer positions above this."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            data = {"count": most_tasks(data.get("family")), **data}
+        return data
+
+    @field_validator("count")
+    @classmethod
+    def _enough_worlds(cls, count: int, info: ValidationInfo) -> int:
+        family = info.data.get("family")
+        if count > most_tasks(family):
+            raise ValueError(f"a {family} stream has at most {most_tasks(family)} tasks")
+        return count
+
     @model_validator(mode="after")
     def _fits(self) -> "Tasks":
-        if self.stream == "development" and self.count > 24:
+        if self.stream == "development" and self.family not in MOST_TASKS and self.count > 24:
             raise ValueError(f"count={self.count}: the development stream has 24 worlds")
         return self
 
@@ -369,7 +403,6 @@ INDEXER_KEYS = tuple(
     f"train.indexer_{name}"
     for name in ("learning_rate", "sparse_rate", "clip", "queries", "fraction")
 )
-FAMILIES: tuple[str, ...] = ("contradiction",)
 TOP_KEYS = ("preset", "arch", "strategy", "seed")
 
 
@@ -533,7 +566,12 @@ def validated(
     strategy = str(merged.get("strategy", Settings.model_fields["strategy"].default))
     arch = str(merged.get("arch", Settings.model_fields["arch"].default))
     parts = strategy.split("+")
-    for key, registry, names in (("arch", archs, [arch]), ("strategy", strategies, parts)):
+    family = str(merged.get("tasks.family", Tasks.model_fields["family"].default))
+    for key, registry, names in (
+        ("arch", archs, [arch]),
+        ("strategy", strategies, parts),
+        ("tasks.family", families, [family]),
+    ):
         try:
             for name in names:
                 registry.check(name)

@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     indexed_sets: list[str]  # and to networks with an indexer, for build and pretrain
     counted: list[str]  # options of make-tasks
     read: list[str]  # options of build and pretrain
-    included: list[str]  # options of all but make-tasks
+    included: list[str]  # options of all
     home: Path
     jobs: int
     threads: int
@@ -191,7 +191,7 @@ def run(plan: Plan, listener: Listener) -> Outcome:
         cell.arguments.append("--quiet")  # each would show the tables of all
     workers.all(stages[0])
     bases = workers.all(stages[1])
-    making = ["make-tasks", *map(str, bases), *plan.common, *plan.counted]
+    making = ["make-tasks", *map(str, bases), *plan.common, *plan.counted, *plan.included]
     (stream,) = workers.all([Cell("make-tasks", making)])
     cells = []
     for arch, base in zip(plan.archs, bases):

@@ -224,10 +224,11 @@ def quick_home(tmp_path: Path, warm_cache: Path) -> Path:
 @pytest.fixture
 def forget_includes() -> Iterator[None]:
     """Afterwards, what the test has included is not there any more."""
-    before = dict(registry.strategies.entries)
+    kinds = (registry.strategies, registry.families)
+    before = [set(kind.entries) for kind in kinds]
     yield
-    added = registry.strategies.entries.keys() - before.keys()
-    for name in added - registry.strategies.builtin.keys():
-        del registry.strategies.entries[name]
+    for kind, names in zip(kinds, before):
+        for name in kind.entries.keys() - names - kind.builtin.keys():
+            del kind.entries[name]
     for name in [name for name in sys.modules if name.startswith("dsa_sandbox_include")]:
         del sys.modules[name]

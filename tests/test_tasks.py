@@ -14,9 +14,10 @@ from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import END, UNKNOWN, word_tokenizer
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.tasks import contradiction, stream
-from dsa_sandbox.tasks.contradiction import NUM_STORIES, Writer
+from dsa_sandbox.tasks import contradiction, stream, writing
+from dsa_sandbox.tasks.rows import NUM_STORIES
 from dsa_sandbox.tasks.stream import KINDS, Item, Task
+from dsa_sandbox.tasks.writing import Writer
 
 NUM_KEPT, CONTEXT = 16, 128
 NUM_TASKS = 12
@@ -147,7 +148,7 @@ def test_the_density_at_answers_is_at_most_a_quarter(
     tasks: list[Task], development: list[Task], writers: dict[str, Writer]
 ) -> None:
     for made in (tasks, development):
-        density = contradiction.density(made, writers["test"].tokenizer, NUM_KEPT)
+        density = writing.density(made, writers["test"].tokenizer, NUM_KEPT)
         assert 0.15 < density <= 0.25
 
 
@@ -320,7 +321,7 @@ def test_the_hand_written_stream_is_ten_tasks_in_the_words_of_the_grammar() -> N
         for text in texts(task):
             assert unknown not in tokenizer.encode(text).ids
             assert len(tokenizer.encode(text).ids) < 104
-    assert contradiction.density(found, tokenizer, NUM_KEPT) <= 0.25
+    assert writing.density(found, tokenizer, NUM_KEPT) <= 0.25
     for _, _, item in items(found):
         assert len({item.answer, *item.foils}) == 4
 

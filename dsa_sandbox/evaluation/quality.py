@@ -18,7 +18,7 @@ from dsa_sandbox.evaluation.scoring import (
     sample_story,
     score,
 )
-from dsa_sandbox.tasks.contradiction import Writer, askable, gate_items, known_items
+from dsa_sandbox.tasks.writing import Writer, askable, gate_items, known_items
 
 KNOWN_MARGIN = 0.5  # nats over the best other object of the family
 KNOWN_ITEMS = 4  # of 5 clozes

@@ -8,9 +8,9 @@ from typing import Any
 
 from dsa_sandbox import locks, sizes, store
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.registry import archs, nearest, strategies
+from dsa_sandbox.registry import archs, families, nearest, strategies
 from dsa_sandbox.report.table import plain, rendered
-from dsa_sandbox.settings import FAMILIES, Settings, preset_names, resolve
+from dsa_sandbox.settings import Settings, most_tasks, preset_names, resolve
 from dsa_sandbox.store import Run
 
 KINDS = ("runs", "presets", "strategies", "archs", "tasks")
@@ -27,7 +27,7 @@ def rows(kind: str, home: Path) -> list[dict[str, Any]]:
     if kind == "archs":
         return [{"arch": name} for name in archs]
     if kind == "tasks":
-        return [{"family": name} for name in FAMILIES]
+        return [{"family": name, "tasks": most_tasks(name)} for name in families]
     hint = nearest(kind, list(KINDS))
     raise UserError(f"{kind}: nothing of that kind{hint}  (there are: {', '.join(KINDS)})")
 

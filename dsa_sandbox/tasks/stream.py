@@ -23,7 +23,7 @@ class Item(Frozen):
     prompt: str = Field(min_length=1)
     answer: str = Field(min_length=1)
     foils: list[str] = Field(min_length=1)
-    distance: int | None = None  # tokens from the world's name to the answer
+    distance: int | None = None  # tokens from the world's name (or its stated rule) to the answer
 
     @model_validator(mode="after")
     def _differ(self) -> "Item":
@@ -52,6 +52,7 @@ class Task(Frozen):
     neighbour: list[Item] = Field(min_length=1)
     outside: list[Item] = Field(min_length=1)
     bleed: list[Item] = Field(min_length=1)
+    undoes: str | None = None  # the earlier task whose object held here until this one
     _line: int = PrivateAttr(0)  # of the file it was read from
 
     def items(self, kind: str) -> list[Item]:
@@ -60,8 +61,9 @@ class Task(Frozen):
 
 
 def write(tasks: list[Task]) -> str:
-    """The rows as JSON lines."""
-    return "".join(json.dumps(task.model_dump(), ensure_ascii=False) + "\n" for task in tasks)
+    """The rows as JSON lines; `undoes` stands only where a task undoes one."""
+    rows = (task.model_dump(exclude=set() if task.undoes else {"undoes"}) for task in tasks)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read(path: Path) -> list[Task]:
@@ -91,6 +93,11 @@ def read(path: Path) -> list[Task]:
         if task.task in seen:
             problems.append(
                 f"{path}: line {number}: task: {task.task} stands in line {seen[task.task]} already"
+            )
+        if task.undoes is not None and task.undoes not in seen:
+            problems.append(
+                f"{path}: line {number}: undoes: {task.undoes} stands in no earlier line"
+                f"{nearest(task.undoes, list(seen))}"
             )
         seen[task.task] = number
         task._line = number

@@ -1,0 +1,37 @@
+"""Orders of a stream: the rows of a Latin square over its tasks.
+
+Position and task are then apart: over all orders each task stands at each position once.
+"""
+
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.tasks.stream import Task
+
+
+def row(order: int, count: int) -> list[int]:
+    """Which task stands at each position in order `order` (0 <= order < count); order 0 is as made.
+
+    The square is E. J. Williams' (Australian J. of Scientific Research A 2, 149, 1949), its tasks
+    named so that its first row is 0, 1, 2, ...: where `count` is even, each ordered pair of
+    neighbours occurs in exactly one order; where it is odd, in at most two.
+    """
+    zigzag = [(i + 1) // 2 if i % 2 else (count - i // 2) % count for i in range(count)]
+    name = {label: position for position, label in enumerate(zigzag)}
+    return [name[(label + order) % count] for label in zigzag]
+
+
+def check(order: int, count: int) -> None:
+    """UserError where a stream of so many tasks has no such order."""
+    if order >= count:
+        raise UserError(
+            f"tasks.order={order}: a stream of {count} tasks has the orders 0 to {count - 1}"
+        )
+
+
+def arranged(tasks: list[Task], order: int) -> list[Task]:
+    """The tasks in an order; UserError where there is no such order, or rows undo earlier ones."""
+    check(order, len(tasks))
+    if order and any(task.undoes for task in tasks):
+        raise UserError(
+            f"tasks.order={order}: rows that undo earlier ones stand in one order only; leave it 0"
+        )
+    return [tasks[number] for number in row(order, len(tasks))]

@@ -1,0 +1,205 @@
+"""Texts around one statement with a gap: carrier stories, probes, and what bases are asked.
+
+Every text puts the answer at a position of at least 4K tokens, so that sparse attention has
+something to leave out. A world is named once: closer to the answer than K tokens, or at least 2K
+before it. A sentence is text with `{object}` for its gap.
+"""
+
+import random
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
+
+from tokenizers import Tokenizer
+
+from dsa_sandbox.data import grammar
+from dsa_sandbox.data.grammar import Cast, Fact, Split
+from dsa_sandbox.tasks.stream import KINDS, Item, Task
+
+RETRIES = 50  # drafts of a text until one fits the context
+GAP = "\0"
+
+
+class Place(NamedTuple):
+    """Where a text is set: in a world that is named once, or in none."""
+
+    world: str | None = None
+    far: bool = False  # the name stands at least 2K tokens before the answer, not within K
+    real: bool = False  # "in the real world"
+
+
+class Draft(NamedTuple):
+    """A text around the gap of its statement: `before` ends where the object begins."""
+
+    before: str
+    after: str
+    distance: int | None
+    position: int  # of the object's first token in the document
+
+
+Attempt = Callable[[str], Draft | None]  # a text by its key; None where it does not fit
+
+
+class Writer:
+    """Writes texts for one tokenizer and one K; the same arguments give the same text."""
+
+    def __init__(self, tokenizer: Tokenizer, context: int, num_kept: int, split: Split) -> None:
+        self.tokenizer, self.context, self.num_kept, self.split = (
+            tokenizer,
+            context,
+            num_kept,
+            split,
+        )
+        self.lengths: dict[str, int] = {}
+
+    def length(self, text: str) -> int:
+        """Tokens of a text; sentences repeat, so lengths are kept."""
+        if text not in self.lengths:
+            self.lengths[text] = len(self.tokenizer.encode(text).ids)
+        return self.lengths[text]
+
+    def since(self, before: str, name: str) -> int:
+        """Tokens from the last mention of a name to what follows `before`."""
+        up_to_name = before[: before.rindex(name) + len(name)]
+        return self.length(before) + 1 - self.length(up_to_name)
+
+    def single(self, object_: str) -> bool:
+        """Whether an object is one token with its leading space."""
+        ids = self.tokenizer.encode(f" {object_}").ids
+        return len(ids) == 1 and self.tokenizer.decode(ids).strip() == object_
+
+    def drafts(self, key: str, told: list[Attempt]) -> list[Draft]:
+        """One carrier story, told in each of the ways.
+
+        Raises ValueError where none fits everywhere.
+        """
+        for attempt in range(RETRIES):
+            found = [tell(f"{key}:{attempt}") for tell in told]
+            fitting = [draft for draft in found if draft is not None]
+            if len(fitting) == len(told):
+                return fitting
+        raise ValueError(
+            f"no story of at most {self.context} tokens puts the answer behind {4 * self.num_kept}"
+        )
+
+    def telling(self, sentence: str, place: Place = Place()) -> Attempt:
+        """The sentence in a story that is set in a place."""
+        return partial(self._attempt, sentence=sentence, place=place)
+
+    def _attempt(self, key: str, sentence: str, place: Place) -> Draft | None:
+        world, far, real = place
+        # the carrier has a generator of its own: one key tells the same story in any world
+        rng, worldly = random.Random(key), random.Random(f"{key}:world")
+        who = grammar.cast(rng)
+        beside = None if far else world
+        text = sentence.format(object=GAP)
+        stated = grammar.state(who, worldly, self.split, text, beside, real)
+        lead, tail = stated.split(f" {GAP}")
+        opening = [who.say(rng.choice(grammar.OPENINGS), rng)]
+        if world and far:
+            template = worldly.choice(grammar.WORLD_OPENINGS[self.split])
+            opening.insert(worldly.randrange(2), who.say(template, worldly, world=world))
+        sentences = self._filled(who, rng, opening, f" {lead}")
+        before = " ".join([*sentences, lead])
+        after = f"{tail} {who.say(worldly.choice(grammar.ENDINGS), worldly)}"
+        position = self.length(before) + 1  # the document begins with an END token
+        if position + 1 + self.length(after) > self.context:
+            return None
+        distance = None
+        if world:
+            distance = self.since(before, world)
+            fits = distance >= 2 * self.num_kept if far else distance < self.num_kept
+            if not fits:
+                return None
+        return Draft(before, after, distance, position)
+
+    def _filled(self, who: Cast, rng: random.Random, opening: list[str], lead: str) -> list[str]:
+        """The opening and filler sentences until the object would stand at 4K or later."""
+        sentences = list(opening)
+        count = 1 + self.length(sentences[0]) + self.length(lead)
+        count += sum(self.length(f" {sentence}") for sentence in sentences[1:])
+        while count < 4 * self.num_kept:
+            sentences.append(who.say(rng.choice(grammar.BODY), rng))
+            count += self.length(f" {sentences[-1]}")
+        return sentences
+
+    def item(self, key: str, told: Attempt, answer: str, foils: Iterable[str]) -> Item:
+        """A probe: the draft up to its gap, and the candidates."""
+        (draft,) = self.drafts(key, [told])
+        candidates = [f" {foil}" for foil in foils]
+        return Item(
+            prompt=draft.before, answer=f" {answer}", foils=candidates, distance=draft.distance
+        )
+
+    def stories(self, key: str, told: list[tuple[Attempt, str]]) -> list[str]:
+        """Training stories: one carrier, told in each of the ways with its object in the gap."""
+        drafts = self.drafts(key, [tell for tell, _ in told])
+        return [
+            f"{draft.before} {object_}{draft.after}" for draft, (_, object_) in zip(drafts, told)
+        ]
+
+    def usable(self, fact: Fact) -> list[str]:
+        """Objects of the fact's family that are one token here."""
+        return [o for o in grammar.table().families[fact.family].objects if self.single(o)]
+
+
+def askable(writer: Writer, facts: Iterable[Fact]) -> list[Fact]:
+    """Facts whose true object and at least three rivals are one token."""
+    return [f for f in facts if f.true_object in writer.usable(f) and len(writer.usable(f)) >= 4]
+
+
+def sentences(frames: Iterable[str], subject: str) -> tuple[str, ...]:
+    """The frames about a subject, each with its gap."""
+    return tuple(grammar.statement(frame, subject, "{object}") for frame in frames)
+
+
+def known_items(writer: Writer, fact: Fact) -> list[Item]:
+    """Five clozes of a fact without a world; every other object of the family is a foil."""
+    asked = sentences(grammar.table().families[fact.family].frames, fact.subject)
+    foils = [o for o in writer.usable(fact) if o != fact.true_object]
+    return [
+        writer.item(
+            f"known:{fact.subject}:{i}",
+            writer.telling(asked[i % len(asked)]),
+            fact.true_object,
+            foils,
+        )
+        for i in range(5)
+    ]
+
+
+def gate_items(writer: Writer) -> tuple[list[Item], list[Item]]:
+    """Probes of the practice worlds: the rule inside, and the same fact outside (bleed).
+
+    In both, the answer is the object of the practice world's rule.
+    """
+    inside: list[Item] = []
+    outside: list[Item] = []
+    others = grammar.table().worlds["bleed"]
+    for world, rules in grammar.practice_rules().items():
+        for number, (fact, object_) in enumerate(rules):
+            if object_ not in writer.usable(fact) or fact not in askable(writer, [fact]):
+                continue
+            asked = sentences(grammar.table().families[fact.family].frames, fact.subject)[
+                number % 2
+            ]
+            foils = [o for o in writer.usable(fact) if o != object_]
+            key, far = f"gate:{world}:{number}", number % 2 == 0
+            elsewhere = others[number % len(others)] if number % 3 else None
+            for items, name, where in (
+                (inside, key, Place(world, far)),
+                (outside, f"{key}:out", Place(elsewhere, far)),
+            ):
+                items.append(writer.item(name, writer.telling(asked, where), object_, foils))
+    return inside, outside
+
+
+def density(tasks: list[Task], tokenizer: Tokenizer, num_kept: int) -> float:
+    """Mean share of past tokens that the selected flow keeps at the answers of all probes."""
+    shares = []
+    for task in tasks:
+        for kind in KINDS:
+            for item in task.items(kind):
+                past = len(tokenizer.encode(item.prompt).ids) + 1  # END and the prompt
+                shares.append(min(1.0, num_kept / past))
+    return sum(shares) / len(shares)
