@@ -22,6 +22,7 @@ from dsa_sandbox.store import Run
 
 REGISTRIES = {"archs": archs, "strategies": strategies}
 FOR_INDEXED = (*INDEXER_KEYS, "train.dense_fraction")  # settings that mean nothing to `dense`
+FOR_TAUGHT = ("finetune.indexer", "finetune.indexer_learning_rate")  # and those of its arms
 
 
 class Cell(NamedTuple):
@@ -39,6 +40,7 @@ class Plan(NamedTuple):
     common: list[str]  # options of every cell
     strategy_sets: list[str]  # --set values that belong to one strategy
     indexed_sets: list[str]  # and to networks with an indexer, for build and pretrain
+    taught_sets: list[str]  # or for their arms
     counted: list[str]  # options of make-tasks
     read: list[str]  # options of build and pretrain
     included: list[str]  # options of all
@@ -144,11 +146,13 @@ def plan(
             common += [option, str(value)]
     own: list[str] = []
     indexed: list[str] = []
+    taught: list[str] = []
     shared: list[str] = []
     for text in sets:
-        for_indexed = text.partition("=")[0].strip() in FOR_INDEXED
+        key = text.partition("=")[0].strip()
         of_strategy = text.partition(".")[0] in "+".join(strategies).split("+")
-        (own if of_strategy else indexed if for_indexed else shared).append(text)
+        kind = indexed if key in FOR_INDEXED else taught if key in FOR_TAUGHT else shared
+        (own if of_strategy else kind).append(text)
     for text in shared:
         common += ["--set", text]
     cores = machine.physical_cores()
@@ -170,6 +174,7 @@ def plan(
         common,
         own,
         indexed,
+        taught,
         ["--count", str(count)] if count is not None else [],
         ["--data", data] if data is not None else [],
         [part for path in include for part in ("--include", str(path))],
@@ -198,6 +203,7 @@ def run(plan: Plan, listener: Listener) -> Outcome:
         for strategy in plan.strategies:
             parts = strategy.split("+")
             own = [s for s in plan.strategy_sets if s.partition(".")[0] in parts]
+            own += [] if arch == "dense" else plan.taught_sets
             sets = [part for text in own for part in ("--set", text)]
             arguments = ["finetune", str(base), "--strategy", strategy, "--tasks", str(stream)]
             cells.append(

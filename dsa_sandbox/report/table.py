@@ -113,9 +113,14 @@ def arm(name: str, figures: dict[str, Any]) -> str:
     return (
         f"{name}: learned {percent(figures['learned'])} of {figures['tasks']} tasks "
         f"({figures['capped']} capped), {figures['steps']:.0f} steps each\n"
-        f"forgetting: Y {figures['Y']:+.3f} nats, Y2 {figures['Y2']:+.2f} nats; "
+        f"forgetting: Y {signed(figures['Y'], 3)} nats, Y2 {signed(figures['Y2'], 2)} nats; "
         f"exact match at the end {percent(figures['retention'])}"
     )
+
+
+def signed(value: float, digits: int) -> str:
+    """A figure with its sign; `-` where it means nothing."""
+    return "-" if math.isnan(value) else f"{value:+.{digits}f}"
 
 
 def formulas() -> dict[str, str]:
