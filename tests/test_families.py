@@ -359,7 +359,10 @@ def test_reversals_stand_in_one_order_only() -> None:
         (["--family", "style", "--count", "51"], "tasks.count=51: a style stream has at most 50"),
         (["--family", "reversal", "--count", "101"], "a reversal stream has at most 100 tasks"),
         (["--count", "3", "--set", "tasks.order=3"], "tasks.order=3: a stream of 3 tasks has the"),
-        (["--family", "reversal", "--set", "tasks.order=2"], "rows that undo earlier ones"),
+        (
+            ["--family", "reversal", "--count", "7", "--set", "tasks.order=2"],
+            "rows that undo earlier ones",
+        ),
     ],
 )
 def test_what_no_family_can_make_is_one_line(
