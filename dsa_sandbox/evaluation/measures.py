@@ -28,6 +28,7 @@ from dsa_sandbox.settings import Eval
 from dsa_sandbox.tasks.contradiction import Writer
 from dsa_sandbox.tasks.stream import KINDS
 
+NUM_NEW = 16  # stories of the task just learned on which the base is compared
 NUM_SELECTION = 8  # held-out stories on which selections are compared
 
 
@@ -76,7 +77,7 @@ class Measures:
         """Distance from the base, grammar, recall."""
         line: dict[str, Any] = {"kl": heldout_kl(self.base, model, self.documents)}
         if row:
-            learned = batch_rows(self.probes.tasks[row - 1].train, self.tokenizer)
+            learned = batch_rows(self.probes.tasks[row - 1].train[:NUM_NEW], self.tokenizer)
             line["kl_new"] = heldout_kl(self.base, model, learned)
         line["pairs"] = pair_shares(model, self.pairs, self.encoded_pairs, self.tokenizer)
         line["recall"] = recall(model, self.planted, self.tokenizer)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar
-from dsa_sandbox.data.grammar import Cast
+from dsa_sandbox.data.grammar import Cast, Fact
 from dsa_sandbox.data.tokens import encode
 from dsa_sandbox.evaluation.scoring import Encoded, encode_items, padded, score
 from dsa_sandbox.evaluation.selection import kept_keys
@@ -33,33 +33,37 @@ class Planted(NamedTuple):
 
 def planted(writer: Writer, count: int) -> list[Planted]:
     """`count` items for each distance that fits the context; the same for all networks."""
-    found = []
-    for distance in DISTANCES:
-        items = [item_at(writer, distance, number) for number in range(count)]
-        whole = [item for item in items if item is not None]
-        if whole and len(whole) == count:
-            encoded = encode_items([item for item, _ in whole], writer.tokenizer)
-            found.append(Planted(distance, encoded, [said for _, said in whole]))
+    facts = [fact for fact in grammar.table().facts if len(writer.usable(fact)) > NUM_CANDIDATES]
+    found: list[Planted] = []
+    for distance in DISTANCES if facts else ():
+        written = []
+        for number in range(count):
+            one = item_at(writer, facts, distance, number)
+            if one is None:  # nor will one that is further off fit
+                return found
+            written.append(one)
+        items, said = zip(*written)
+        found.append(Planted(distance, encode_items([*items], writer.tokenizer), [*said]))
     return found
 
 
-def item_at(writer: Writer, distance: int, number: int) -> tuple[Item, int] | None:
+def item_at(
+    writer: Writer, facts: list[Fact], distance: int, number: int
+) -> tuple[Item, int] | None:
     """An item, and the place of what it says; None where no draft fits."""
-    for attempt in range(RETRIES):
-        drafted = draft(writer, distance, random.Random(f"recall:{distance}:{number}:{attempt}"))
+    for attempt in range(RETRIES if distance < writer.context else 0):
+        rng = random.Random(f"recall:{distance}:{number}:{attempt}")
+        drafted = draft(writer, rng.choice(facts), distance, rng)
         if drafted is not None:
             return drafted
     return None
 
 
-def draft(writer: Writer, distance: int, rng: random.Random) -> tuple[Item, int] | None:
+def draft(writer: Writer, fact: Fact, distance: int, rng: random.Random) -> tuple[Item, int] | None:
     """One try. The distance is kept to an eighth (at least to 2 tokens), and the answer stands at
     4K or later where the context has room for that.
     """
-    facts = [fact for fact in grammar.table().facts if len(writer.usable(fact)) > NUM_CANDIDATES]
-    if not facts:
-        return None
-    who, fact = grammar.cast(rng), rng.choice(facts)
+    who = grammar.cast(rng)
     others = [object_ for object_ in writer.usable(fact) if object_ != fact.true_object]
     object_, *foils = rng.sample(others, NUM_CANDIDATES)
     frame = rng.choice(grammar.table().families[fact.family].frames)

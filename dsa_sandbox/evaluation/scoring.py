@@ -118,14 +118,19 @@ def answers(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> Answe
         tokens_BT = padded([encoded.rows[row] for row in chunk]).to(device)
         logp_MV = model.logits(hidden_at(model, tokens_BT, rows_M, places_M)).float()
         logp_MV = logp_MV.log_softmax(-1)
-        next_M1 = tokens_BT.roll(-1, dims=1)[rows_M, places_M, None]  # meant nothing at an end
-        said_M = logp_MV.gather(1, next_M1)
-        alone_M = (logp_MV >= said_M).sum(1) == 1  # of a tie, and among NaN, none is the argmax
+        next_M1 = tokens_BT.roll(-1, dims=1)[rows_M, places_M, None]  # at an end, means nothing
+        said_M1 = logp_MV.gather(1, next_M1)
+        alone_M = (logp_MV >= said_M1).sum(1) == 1  # of a tie, and among NaN, none is the argmax
         ends = np.cumsum([len(span) for span in spans]) - 1
         logp_BV = logp_MV[torch.from_numpy(ends).to(device)]
-        ended_B = logp_BV[:, boundary_V].amax(1) > logp_BV[:, ~boundary_V].amax(1)
+        ends_B, goes_on_B = (
+            logp_BV.masked_fill(others_V, -torch.inf).amax(1)
+            for others_V in (~boundary_V, boundary_V)
+        )
         end_B = logp_BV[:, boundary_V].logsumexp(1)
-        said, alone, ended, end = (x.tolist() for x in (said_M[:, 0], alone_M, ended_B, end_B))
+        said, alone, ended, end = (
+            x.tolist() for x in (said_M1[:, 0], alone_M, ends_B > goes_on_B, end_B)
+        )
         asked: list[tuple[int, int, int, int]] = []  # item, candidate, place of the gap, id
         for index, row in enumerate(chunk):
             number, candidate = encoded.owners[row]
