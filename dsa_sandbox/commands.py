@@ -27,6 +27,9 @@ from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import Corpus
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms, metrics, quality
+from dsa_sandbox.evaluation.measures import Measures
+from dsa_sandbox.evaluation.probes import Probes
+from dsa_sandbox.evaluation.telling import Judge
 from dsa_sandbox.interop import huggingface, reading
 from dsa_sandbox.job import Job, Result, sections
 from dsa_sandbox.listener import SILENT, Listener
@@ -395,6 +398,8 @@ def finetune(
     tokenizer = load_tokenizer(base)
     stream.check_vocabulary(tasks, tokenizer, tasks_name)
     stream.check_length(tasks, tokenizer, resolved.model.context, tasks_name)
+    check_dense(resolved, len(tasks))
+    judge_run = judge_of(resolved, home, base)
     strategy = make_strategy(resolved)
     base_sha = base.manifest["files"]["model.safetensors"]
     values = {
@@ -405,6 +410,7 @@ def finetune(
         **sections(resolved, ("finetune", "eval")),
         **stood_on([base]),
     }
+    values["eval"]["judge"] = judge_run and judge_run.manifest["files"]["model.safetensors"]
     job = Job(
         home,
         "finetune",
@@ -428,6 +434,9 @@ def finetune(
     )
     model, frozen = (load_model(base).to(job.engine.device) for _ in range(2))
     policies.use(frozen, learning)  # F0 is of the network as it will learn
+    judge = None
+    if judge_run is not None:
+        judge = Judge(judge_run.name, load_model(judge_run).to(job.engine.device))
     for network in (model, frozen):
         backends.use(network, job.engine.attention)
     try:
@@ -443,7 +452,14 @@ def finetune(
         f"into {job.run.path}"
     )
     text = corpus_of(base, resolved, home, listener)
-    rows = tokens.heldout(text.valid, model.context, resolved.eval.num_heldout)
+    measures = Measures(
+        resolved.eval,
+        Probes(tasks, tokenizer, frozen),
+        text,
+        writer_for(base, "test"),
+        judge or Judge(base.name, frozen),
+        resolved.seed,
+    )
     with ExitStack() as stack:
         job.begin(
             stack,
@@ -463,7 +479,7 @@ def finetune(
         shutil.copyfile(base.checked("tokenizer.json"), job.run.path / "tokenizer.json")
         store.write_atomic(job.run.path / "tasks.jsonl", stream.write(tasks))
         at_work = finetuning.Stream(
-            job.run, rule, tasks, tokenizer, rows, resolved, job.engine, listener
+            job.run, rule, tasks, tokenizer, measures, resolved, job.engine, listener
         )
         at_work.learning, at_work.measuring = learning, measuring
         try:
@@ -492,6 +508,30 @@ def check_indexer(resolved: Settings) -> None:
     if resolved.arch == "dense" or policy != "learned":
         reason = "has no indexer" if resolved.arch == "dense" else f"selects by {policy}"
         raise UserError(f"finetune.indexer=kl: the base ({resolved.arch}) {reason}")
+
+
+def judge_of(resolved: Settings, home: Path, base: Run) -> Run | None:
+    """The run that scores told stories, where one is named; UserError where it cannot."""
+    if not resolved.eval.judge:
+        return None
+    key = f"eval.judge={resolved.eval.judge}"
+    run = pretrained(store.find_run(home, resolved.eval.judge))
+    digests = [tokens.tokenizer_digest(load_tokenizer(one)) for one in (run, base)]
+    if digests[0] != digests[1]:
+        raise UserError(f"{key}: its tokenizer is not that of the base {base.name}")
+    context = run_settings(run).model.context
+    if context < resolved.model.context:
+        raise UserError(f"{key}: its context, {context}, is less than {resolved.model.context}")
+    return run
+
+
+def check_dense(resolved: Settings, num_tasks: int) -> None:
+    """UserError where a task is to be watched that there is not."""
+    for number in resolved.eval.dense_tasks:
+        if number >= num_tasks:
+            raise UserError(
+                f"eval.dense_tasks={number}: tasks are numbered from 0; the last is {num_tasks - 1}"
+            )
 
 
 def mask_of(rule: Rule) -> dict[str, Any]:
@@ -600,7 +640,7 @@ def evaluate(
         tokenizer = load_tokenizer(run)
         stream.check_vocabulary(rows, tokenizer, name)
         stream.check_length(rows, tokenizer, model.context, name)
-        probes = finetuning.Probes(rows, tokenizer)
+        probes = Probes(rows, tokenizer)
         records = list(probes.records(model, 0, list(range(len(rows))), stream.KINDS))
         right = {kind: metrics.right(metrics.select(records, kind)) for kind in stream.KINDS}
         return {"kind": "probes", "stream": name, "tasks": len(rows), "right": right}

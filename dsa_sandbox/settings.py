@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -320,6 +320,23 @@ class Eval(Frozen):
 
     num_heldout: int = Field(64, ge=1, description="Held-out stories for base NLL (Y).")
     full_every: int = Field(5, ge=1, description="Tasks between full rows of probes.")
+    pairs: int = Field(100, ge=1, description="Minimal pairs of each kind, in a full row.")
+    recall_items: int = Field(
+        16, ge=1, description="Items of recall at each distance, in a full row."
+    )
+    stories: int = Field(
+        16, ge=0, le=1000, description="Stories told in a full row and after the first task."
+    )
+    judge: str = Field(
+        "", description="A base of another seed that scores told stories [the arm's own base]."
+    )
+    recovery_tasks: int = Field(
+        2, ge=0, description="First tasks that a copy learns again, for a few steps, at the end."
+    )
+    dense_tasks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="Tasks, numbered from 0, in which clozes of all seen are asked every step."
+    )
+    dense_steps: int = Field(20, ge=1, description="First steps of them after which they are.")
     selection: Policy | Literal["trained"] = Field(
         "trained", description="Who chooses the keys when measured [as in pre-training]."
     )

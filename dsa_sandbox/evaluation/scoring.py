@@ -14,13 +14,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dsa_sandbox.core.transformer import IGNORED, Transformer, nll_sum
+from dsa_sandbox.core.rope import Table
+from dsa_sandbox.core.transformer import IGNORED, Block, Transformer, nll_sum
 from dsa_sandbox.data.grammar import Pair
 from dsa_sandbox.data.tokens import Packed, encode, micro_batches
 from dsa_sandbox.tasks.stream import Item
 from dsa_sandbox.variants.decoding import stream
 
-MICRO_TOKENS = 8192
+MICRO_TOKENS = 4096  # what a processor's cache likes best
 
 
 class Score(NamedTuple):
@@ -83,47 +84,95 @@ def boundary_of(tokenizer_json: str) -> Tensor:
     return torch.tensor([not text or not text[0].isalnum() for text in texts])
 
 
-@torch.no_grad()
+class Answers(NamedTuple):
+    """A score for each item, and what the network expects at its gap."""
+
+    scores: list[Score]
+    gap_NV: Tensor  # log-probabilities of the token behind each prompt, nats
+
+
 def score(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> list[Score]:
     """One Score for each item.
 
     A single-token candidate scores its log-probability; of longer ones, the summed log-probability
     of its tokens and of the word's end. A greedy path that spells the answer with other tokens
-    counts as a failure.
+    counts as a failure, and so does a tie.
     """
+    return answers(model, encoded, tokenizer).scores
+
+
+@torch.no_grad()
+def answers(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> Answers:
+    """One Score for each item, as `score` has it, and the log-probabilities at its gap."""
     device = next(model.parameters()).device
     boundary_V = boundary_of(tokenizer.to_str()).to(device)
     found: dict[tuple[int, int], float] = {}
     exact: dict[int, tuple[bool, bool]] = {}
-    order = sorted(range(len(encoded.rows)), key=lambda row: len(encoded.rows[row]))
-    for chunk in chunks(order, [len(row) for row in encoded.rows]):
-        rows = [encoded.rows[row] for row in chunk]
-        longest = max(len(row) for row in rows)
-        tokens_BT = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
-        x_BTD, _ = model.hidden(tokens_BT)
+    gaps: dict[int, Tensor] = {}
+    lengths = [len(row) for row in encoded.rows]
+    for chunk in chunks(sorted(range(len(lengths)), key=lengths.__getitem__), lengths):
+        # of each row, the places from the gap to the end of the candidate
+        spans = [range(encoded.starts[row] - 1, lengths[row]) for row in chunk]
+        pairs = [(index, place) for index, span in enumerate(spans) for place in span]
+        rows_M, places_M = torch.tensor(pairs, device=device).unbind(1)
+        tokens_BT = padded([encoded.rows[row] for row in chunk]).to(device)
+        logp_MV = model.logits(hidden_at(model, tokens_BT, rows_M, places_M)).float()
+        logp_MV = logp_MV.log_softmax(-1)
+        next_M1 = tokens_BT.roll(-1, dims=1)[rows_M, places_M, None]  # at an end, means nothing
+        said_M1 = logp_MV.gather(1, next_M1)
+        alone_M = (logp_MV >= said_M1).sum(1) == 1  # of a tie, and among NaN, none is the argmax
+        ends = np.cumsum([len(span) for span in spans]) - 1
+        logp_BV = logp_MV[torch.from_numpy(ends).to(device)]
+        ends_B, goes_on_B = (
+            logp_BV.masked_fill(others_V, -torch.inf).amax(1)
+            for others_V in (~boundary_V, boundary_V)
+        )
+        end_B = logp_BV[:, boundary_V].logsumexp(1)
+        said, alone, ended, end = (
+            x.tolist() for x in (said_M1[:, 0], alone_M, ends_B > goes_on_B, end_B)
+        )
+        asked: list[tuple[int, int, int, int]] = []  # item, candidate, place of the gap, id
         for index, row in enumerate(chunk):
-            start, ids = encoded.starts[row], encoded.rows[row]
             number, candidate = encoded.owners[row]
-            logp_TV = model.logits(x_BTD[index, start - 1 : len(ids)]).float().log_softmax(-1)
-            tail = tokens_BT[index, start : len(ids)]
+            last = int(ends[index])
+            first = last + 1 - len(spans[index])
             if candidate == 0:
-                greedy = logp_TV.argmax(-1)
-                tf_em = bool((greedy[:-1] == tail).all())
-                exact[number] = (tf_em, tf_em and bool(boundary_V[greedy[-1]]))
+                tf_em = all(alone[first:last])
+                exact[number] = (tf_em, tf_em and ended[index])
+                gaps[number] = logp_MV[first]
             shared = encoded.shared[number]
-            if shared is not None:
-                for other, value in enumerate(logp_TV[0, shared].tolist()):
-                    found[number, other] = value
+            if shared is None:
+                found[number, candidate] = sum(said[first:last]) + end[index]
             else:
-                said = logp_TV[:-1].gather(1, tail[:, None]).sum()
-                ends = logp_TV[-1][boundary_V].logsumexp(0)
-                found[number, candidate] = float(said + ends)
+                asked += [(number, other, first, id_) for other, id_ in enumerate(shared)]
+        if asked:
+            gap_A, id_A = torch.tensor([a[2:] for a in asked], device=device).unbind(1)
+            for (number, other, *_), value in zip(asked, logp_MV[gap_A, id_A].tolist()):
+                found[number, other] = value
     num_candidates = Counter(number for number, _ in found)
     scores = []
     for number in range(len(encoded.shared)):
         values = [found[number, candidate] for candidate in range(num_candidates[number])]
         scores.append(Score(values[0], values[1:], *exact[number]))
-    return scores
+    return Answers(scores, torch.stack([gaps[number] for number in range(len(scores))]))
+
+
+def hidden_at(model: Transformer, tokens_BT: Tensor, rows_M: Tensor, places_M: Tensor) -> Tensor:
+    """`model.hidden` at M places only, [M, D]: the last feed-forward is spared the others."""
+    x_BTD, table = model.embed(tokens_BT), Table(model.cos_TH, model.sin_TH)
+    *blocks, last = model.blocks
+    assert isinstance(last, Block)
+    for block in blocks:
+        x_BTD, _ = block(x_BTD, table, sparse=True, teach=False)
+    y_BTD, _ = last.attention(last.attention_norm(x_BTD), table)
+    x_MD = (x_BTD + y_BTD)[rows_M, places_M]
+    return model.final_norm(x_MD + last.feedforward(last.feedforward_norm(x_MD)))
+
+
+def padded(rows: list[list[int]]) -> Tensor:
+    """[B, T] rows of ids, those that are shorter filled up with 0."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
 
 def chunks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
@@ -171,23 +220,33 @@ def heldout_kl(base: Transformer, model: Transformer, documents: list[np.ndarray
     return total / count
 
 
-@torch.no_grad()
 def pair_accuracy(model: Transformer, pairs: list[Pair], tokenizer: Tokenizer) -> dict[str, float]:
     """Share of minimal pairs, per kind, whose good form is likelier; a tie is a failure."""
+    return pair_shares(model, pairs, encode_pairs(pairs, tokenizer), tokenizer)
+
+
+def encode_pairs(pairs: list[Pair], tokenizer: Tokenizer) -> Encoded:
+    """Pairs as items with one foil."""
     items = [Item(prompt=pair.prefix, answer=pair.good, foils=[pair.bad]) for pair in pairs]
-    scores = score(model, encode_items(items, tokenizer), tokenizer)
-    return by_kind(pairs, [one.margin > 0 for one in scores])
+    return encode_items(items, tokenizer)
+
+
+def pair_shares(
+    model: Transformer, pairs: list[Pair], encoded: Encoded, tokenizer: Tokenizer
+) -> dict[str, float]:
+    """As `pair_accuracy`, of pairs that are encoded already."""
+    return by_kind(pairs, [one.margin > 0 for one in score(model, encoded, tokenizer)])
 
 
 def bigram_accuracy(packed: Packed, pairs: list[Pair], tokenizer: Tokenizer) -> dict[str, float]:
     """The same for counts of neighbouring tokens in the training text; a tie counts one half."""
     ids = np.asarray(packed.ids)
+    lasts = [encode(tokenizer, pair.prefix)[-1] for pair in pairs]
+    following = {last: ids[1:][ids[:-1] == last] for last in set(lasts)}
     right = []
-    for pair in pairs:
-        last = encode(tokenizer, pair.prefix)[-1]
-        following = ids[1:][ids[:-1] == last]
+    for pair, last in zip(pairs, lasts):
         good, bad = (
-            int((following == tokenizer.encode(text).ids[0]).sum())
+            int((following[last] == tokenizer.encode(text).ids[0]).sum())
             for text in (pair.good, pair.bad)
         )
         right.append(1.0 if good > bad else 0.5 if good == bad else 0.0)
@@ -200,6 +259,22 @@ def by_kind(pairs: list[Pair], right: list[bool] | list[float]) -> dict[str, flo
     return {
         kind: float(np.mean([r for p, r in zip(pairs, right) if p.kind == kind])) for kind in kinds
     }
+
+
+def unigram_nll(packed: Packed, documents: list[np.ndarray], vocabulary: int) -> float:
+    """Nats per token of windows under the token counts of a text, each count one higher."""
+    counts_V = np.ones(vocabulary)
+    for begin in range(0, len(packed.ids), 2**24):
+        counts_V += np.bincount(packed.ids[begin : begin + 2**24], minlength=vocabulary)
+    counts_V[0] -= packed.num_documents  # the token that begins a document is never predicted
+    nats_V = -np.log(counts_V / counts_V.sum())
+    return float(nats_V[np.concatenate([document[1:] for document in documents])].mean())
+
+
+def num_bytes(documents: list[np.ndarray], tokenizer: Tokenizer) -> int:
+    """Bytes that the targets of windows say."""
+    said = (tokenizer.decode([i for i in document[1:].tolist() if i]) for document in documents)
+    return sum(len(text.encode()) for text in said)
 
 
 def sample_story(

@@ -14,21 +14,18 @@ from dsa_sandbox import store
 from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of
 from dsa_sandbox.data.tokens import Batch, batch_of
 from dsa_sandbox.errors import Interrupted, RunFailed
-from dsa_sandbox.evaluation.scoring import (
-    Encoded,
-    Score,
-    batch_rows,
-    encode_items,
-    heldout_kl,
-    heldout_nll,
-    score,
-)
+from dsa_sandbox.evaluation.measures import Measures
+from dsa_sandbox.evaluation.probes import Probes
+from dsa_sandbox.evaluation.recovery import STEPS, recovery
+from dsa_sandbox.evaluation.scoring import batch_rows, heldout_nll, score
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.settings import Finetune, Settings
 from dsa_sandbox.store import Run
+from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.tasks import stream
 from dsa_sandbox.tasks.stream import KINDS, Task
+from dsa_sandbox.training.loop import Step
 from dsa_sandbox.training.pretrain import optimizer_tensors, restore_optimizer
 from dsa_sandbox.training.task import Rule
 from dsa_sandbox.variants import moe, policies
@@ -130,67 +127,6 @@ class Together:
         return chain.from_iterable(course.singles(device) for course in self.courses)
 
 
-class Probes:
-    """All items of all tasks, encoded once."""
-
-    def __init__(self, tasks: list[Task], tokenizer: Tokenizer) -> None:
-        self.tasks, self.tokenizer = tasks, tokenizer
-        self.encoded: dict[tuple[int, str], Encoded] = {}
-
-    def of(self, number: int, kind: str) -> Encoded:
-        key = (number, kind)
-        if key not in self.encoded:
-            self.encoded[key] = encode_items(self.tasks[number].items(kind), self.tokenizer)
-        return self.encoded[key]
-
-    def records(
-        self, model: Transformer, row: int, numbers: list[int], kinds: tuple[str, ...]
-    ) -> Iterator[dict[str, Any]]:
-        """A record for each item of the named tasks and kinds, scored in one go per kind."""
-        for kind in kinds:
-            parts = [self.of(number, kind) for number in numbers]
-            scores = iter(score(model, joined(parts), self.tokenizer))
-            for number in numbers:
-                task = self.tasks[number]
-                for index, item in enumerate(task.items(kind)):
-                    one = next(scores)
-                    counter = (
-                        task.true_object if kind in ("cloze", "paraphrase") else task.new_object
-                    )
-                    yield {
-                        "row": row,
-                        "task": number,
-                        "kind": kind,
-                        "item": index,
-                        "distance": item.distance,
-                        "answer": one.answer,
-                        "rival": max(one.foils),
-                        "contra": contra(one, item.foils, counter),
-                        "tf_em": one.tf_em,
-                        "gen_em": one.gen_em,
-                    }
-
-
-def contra(one: Score, foils: list[str], counter: str) -> float:
-    """Log-probability of the object that stands against the answer, or of the best foil."""
-    for foil, value in zip(foils, one.foils):
-        if foil.strip() == counter.strip():
-            return value
-    return max(one.foils)
-
-
-def joined(parts: list[Encoded]) -> Encoded:
-    """Several encodings as one."""
-    whole = Encoded([], [], [], [])
-    for part in parts:
-        offset = len(whole.shared)
-        whole.rows.extend(part.rows)
-        whole.starts.extend(part.starts)
-        whole.owners.extend((number + offset, c) for number, c in part.owners)
-        whole.shared.extend(part.shared)
-    return whole
-
-
 def is_learned(
     model: Transformer, probes: Probes, number: int, plan: Finetune
 ) -> tuple[bool, dict[str, float]]:
@@ -225,14 +161,14 @@ class Stream:
         rule: Rule,
         tasks: list[Task],
         tokenizer: Tokenizer,
-        heldout_rows: list[np.ndarray],
+        measures: Measures,
         settings: Settings,
         engine: Engine,
         listener: Listener,
     ) -> None:
         self.run, self.rule, self.strategy = run, rule, rule.strategy
         self.model, self.base = rule.model, rule.base
-        self.tasks, self.tokenizer, self.heldout_rows = tasks, tokenizer, heldout_rows
+        self.tasks, self.tokenizer, self.measures = tasks, tokenizer, measures
         self.settings, self.plan, self.engine = settings, settings.finetune, engine
         self.listener = listener
         self.device = next(self.model.parameters()).device
@@ -240,7 +176,7 @@ class Stream:
             moe.leave_uncompiled(self.model)
         self.learning: str = settings.train.selection  # who chooses the keys
         self.measuring: str = settings.train.selection
-        self.probes = Probes(tasks, tokenizer)
+        self.probes = measures.probes
         self.task, self.step, self.total = 0, 0, 0  # tasks done, steps in this one, steps in all
         self.saved_s = self.started_s = time.monotonic()
 
@@ -325,6 +261,8 @@ class Stream:
             restore_optimizer(self.rule.trained(), optimizer, tensors)
         compiled = torch.compile(self.model.hidden) if self.settings.machine.compile else None
         most, check = plan.max_steps * len(stage), Check(0, {})
+        if self.step == 0:
+            self.watch(number, 0)
         steps = self.rule.steps(
             optimizer,
             stories.at,
@@ -353,6 +291,7 @@ class Stream:
                 check = self.ask(stage)
                 row |= check.figures
             self.run.append("metrics.jsonl", row)
+            self.watch(number, step.number)
             self.progress(number, step.number, step.loss)
             if check.share == 1:
                 break
@@ -377,7 +316,7 @@ class Stream:
         everything = list(range(len(self.tasks)))
         for point in self.strategy.front(self.model):
             with self.measured():
-                nats, count = heldout_nll(self.model, self.heldout_rows)
+                nats, count = heldout_nll(self.model, self.measures.documents)
                 records = self.probes.records(self.model, 0, everything, ("cloze",))
                 exact = float(np.mean([record["gen_em"] for record in records]))
             points.append({**point, "base_nll": nats / count, "learned": exact})
@@ -393,12 +332,12 @@ class Stream:
     def log_row(self, row: int, line: dict[str, Any]) -> None:
         """Records and the line of metrics.jsonl that end a task (row 0: the base)."""
         last = row == len(self.tasks)
-        nats, count = heldout_nll(self.model, self.heldout_rows)
-        line = {"row": row, "base_nll": nats / count, **line}
-        if last:
-            line["kl"] = heldout_kl(self.base, self.model, self.heldout_rows)
-            line["moved"] = self.relative_moves()
         everything = row == 0 or last or row % self.settings.eval.full_every == 0
+        line = {"row": row, **self.measures.row(self.model, row, full=everything), **line}
+        if everything:
+            line["moved"] = self.relative_moves()
+        if last:
+            line["recovery"] = self.recovery()
         seen = list(range(row)) if row else list(range(len(self.tasks)))
         if row and self.strategy.course == "apart":  # of the other tasks it has never heard
             seen = [row - 1]
@@ -411,6 +350,45 @@ class Stream:
         self.run.append("metrics.jsonl", line)
         elapsed_s = time.monotonic() - self.started_s
         self.run.append("timing.jsonl", {"row": row, "elapsed_s": elapsed_s})
+
+    def watch(self, number: int, step: int) -> None:
+        """Where a task is watched densely: the exact share of each task so far, after this step."""
+        plan = self.settings.eval
+        if number not in plan.dense_tasks or step > plan.dense_steps:
+            return
+        with self.measured(), self.strategy.measured(self.model):
+            seen = [self.exact(self.model, task) for task in range(number + 1)]
+        self.run.append("metrics.jsonl", {"task": number, "at_step": step, "seen": seen})
+
+    def exact(self, model: Transformer, number: int) -> float:
+        """Share of a task's clozes that are said exactly."""
+        scores = score(model, self.probes.of(number, "cloze"), self.tokenizer)
+        return float(np.mean([one.gen_em for one in scores]))
+
+    def recovery(self) -> list[dict[str, Any]]:
+        """How soon the first tasks come back; in all arms, everything but the indexer moves."""
+
+        def training(copy: Transformer, number: int) -> Iterator[Step]:
+            policies.use(copy, self.learning)
+            plan = self.plan.model_copy(update={"indexer": "frozen"})
+            rule = Rule(Strategy(NoSettings()), copy, copy, plan)
+            seed = self.settings.seed
+            stories = Stories(self.tasks[number], number, self.tokenizer, plan, seed)
+            return rule.steps(
+                rule.optimizer(),
+                stories.at,
+                seed=seed,
+                task=number,
+                stop=max(STEPS),
+                autocast=self.engine.autocast,
+            )
+
+        def right(copy: Transformer, number: int) -> float:
+            with policies.using(copy, self.measuring, then=self.learning):
+                return self.exact(copy, number)
+
+        first = range(min(self.settings.eval.recovery_tasks, len(self.tasks)))
+        return recovery(self.model, first, training, right)
 
     def relative_moves(self) -> dict[str, float]:
         """||now - base|| / ||base|| of each group of parameters."""

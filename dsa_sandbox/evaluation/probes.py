@@ -1,0 +1,96 @@
+"""The probe items of a stream, asked of a network: a record for each."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.evaluation.scoring import Encoded, Score, answers, encode_items
+from dsa_sandbox.tasks.stream import Task
+
+
+class Probes:
+    """All items of all tasks, encoded once; what the base says of neighbours is kept as well."""
+
+    def __init__(
+        self, tasks: list[Task], tokenizer: Tokenizer, base: Transformer | None = None
+    ) -> None:
+        self.tasks, self.tokenizer, self.base = tasks, tokenizer, base
+        self.encoded: dict[tuple[int, str], Encoded] = {}
+        self.before: dict[int, Tensor] = {}  # by task, the base's gap_NV of its neighbours
+
+    def of(self, number: int, kind: str) -> Encoded:
+        """The items of one kind of a task."""
+        key = (number, kind)
+        if key not in self.encoded:
+            self.encoded[key] = encode_items(self.tasks[number].items(kind), self.tokenizer)
+        return self.encoded[key]
+
+    def records(
+        self, model: Transformer, row: int, numbers: list[int], kinds: tuple[str, ...]
+    ) -> Iterator[dict[str, Any]]:
+        """A record for each item of the named tasks and kinds, scored in one go per kind.
+
+        Where there is a base, those of neighbours have `kl`: KL(base || model) of what follows the
+        prompt, nats.
+        """
+        for kind in kinds:
+            found = answers(model, joined([self.of(n, kind) for n in numbers]), self.tokenizer)
+            scores, gaps = iter(found.scores), iter(found.gap_NV)
+            for number in numbers:
+                task = self.tasks[number]
+                before_NV = self.gaps_before(number) if kind == "neighbour" else None
+                for index, item in enumerate(task.items(kind)):
+                    one, gap_V = next(scores), next(gaps)
+                    counter = (
+                        task.true_object if kind in ("cloze", "paraphrase") else task.new_object
+                    )
+                    record = {
+                        "row": row,
+                        "task": number,
+                        "kind": kind,
+                        "item": index,
+                        "distance": item.distance,
+                        "answer": one.answer,
+                        "rival": max(one.foils),
+                        "contra": contra(one, item.foils, counter),
+                        "tf_em": one.tf_em,
+                        "gen_em": one.gen_em,
+                    }
+                    if before_NV is not None:
+                        record["kl"] = float(divergence(before_NV[index], gap_V))
+                    yield record
+
+    def gaps_before(self, number: int) -> Tensor | None:
+        """What the base expects at the gaps of a task's neighbours, log-probabilities [N, V]."""
+        if self.base is not None and number not in self.before:
+            encoded = self.of(number, "neighbour")
+            self.before[number] = answers(self.base, encoded, self.tokenizer).gap_NV
+        return self.before.get(number)
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) of log-probabilities [..., V], nats."""
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def contra(one: Score, foils: list[str], counter: str) -> float:
+    """Log-probability of the object that stands against the answer, or of the best foil."""
+    for foil, value in zip(foils, one.foils):
+        if foil.strip() == counter.strip():
+            return value
+    return max(one.foils)
+
+
+def joined(parts: list[Encoded]) -> Encoded:
+    """Several encodings as one."""
+    whole = Encoded([], [], [], [])
+    for part in parts:
+        offset = len(whole.shared)
+        whole.rows.extend(part.rows)
+        whole.starts.extend(part.starts)
+        whole.owners.extend((number + offset, c) for number, c in part.owners)
+        whole.shared.extend(part.shared)
+    return whole

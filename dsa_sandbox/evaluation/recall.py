@@ -1,0 +1,132 @@
+"""Recall by distance: something is said once, and d tokens later it is asked for.
+
+What is said is arbitrary (a subject, an object that is not its own, a world without rules), so that
+no weight knows it: it can only be looked up. By chance, one item in four is right.
+"""
+
+import random
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data import grammar
+from dsa_sandbox.data.grammar import Cast, Fact
+from dsa_sandbox.data.tokens import encode
+from dsa_sandbox.evaluation.scoring import Encoded, encode_items, padded, score
+from dsa_sandbox.evaluation.selection import kept_keys
+from dsa_sandbox.tasks.stream import Item
+from dsa_sandbox.tasks.writing import RETRIES, Writer
+
+DISTANCES = (16, 32, 64, 128, 256, 400)  # tokens from the object that is said to where it is asked
+NUM_CANDIDATES = 4
+
+
+class Planted(NamedTuple):
+    """Items of one distance, encoded, and where in its row each says what is asked for."""
+
+    distance: int
+    encoded: Encoded
+    said: list[int]
+
+
+def planted(writer: Writer, count: int) -> list[Planted]:
+    """`count` items for each distance that fits the context; the same for all networks."""
+    facts = [fact for fact in grammar.table().facts if len(writer.usable(fact)) > NUM_CANDIDATES]
+    found: list[Planted] = []
+    for distance in DISTANCES if facts else ():
+        written = []
+        for number in range(count):
+            one = item_at(writer, facts, distance, number)
+            if one is None:  # nor will one that is further off fit
+                return found
+            written.append(one)
+        items, said = zip(*written)
+        found.append(Planted(distance, encode_items([*items], writer.tokenizer), [*said]))
+    return found
+
+
+def item_at(
+    writer: Writer, facts: list[Fact], distance: int, number: int
+) -> tuple[Item, int] | None:
+    """An item, and the place of what it says; None where no draft fits."""
+    for attempt in range(RETRIES if distance < writer.context else 0):
+        rng = random.Random(f"recall:{distance}:{number}:{attempt}")
+        drafted = draft(writer, rng.choice(facts), distance, rng)
+        if drafted is not None:
+            return drafted
+    return None
+
+
+def draft(writer: Writer, fact: Fact, distance: int, rng: random.Random) -> tuple[Item, int] | None:
+    """One try. The distance is kept to an eighth (at least to 2 tokens), and the answer stands at
+    4K or later where the context has room for that.
+    """
+    who = grammar.cast(rng)
+    others = [object_ for object_ in writer.usable(fact) if object_ != fact.true_object]
+    object_, *foils = rng.sample(others, NUM_CANDIDATES)
+    frame = rng.choice(grammar.table().families[fact.family].frames)
+    text = grammar.statement(frame, fact.subject, object_)
+    world = rng.choice(grammar.table().worlds["bleed"])
+    stated = grammar.state(who, rng, writer.split, text, world)
+    lead, _, tail = stated.rpartition(f" {object_}")
+    between = fillers(writer, who, rng, distance - writer.length(f"{tail} {lead}") - 1, distance)
+    if between is None:
+        return None
+    opening = who.say(rng.choice(grammar.OPENINGS), rng)
+    asked = " ".join([stated, *between, lead])
+    position = 1 + writer.length(opening) + writer.length(f" {asked}")
+    before = [opening]
+    while position < 4 * writer.num_kept:
+        sentence = who.say(rng.choice(grammar.BODY), rng)
+        position += writer.length(f" {sentence}")
+        before.append(sentence)
+    if position + 1 > writer.context:
+        return None
+    item = Item(
+        prompt=" ".join([*before, asked]),
+        answer=f" {object_}",
+        foils=[f" {foil}" for foil in foils],
+        distance=distance,
+    )
+    return item, len(encode(writer.tokenizer, " ".join([*before, lead])))
+
+
+def fillers(
+    writer: Writer, who: Cast, rng: random.Random, room: int, distance: int
+) -> list[str] | None:
+    """Sentences of about `room` tokens together, or None."""
+    slack, sentences = max(2, distance // 8), list[str]()
+    for _ in range(4 * distance):
+        if abs(room) <= slack:
+            return sentences
+        sentence = who.say(rng.choice(grammar.BODY), rng)
+        length = writer.length(f" {sentence}")
+        if length <= room + slack:
+            sentences.append(sentence)
+            room -= length
+    return None
+
+
+@torch.no_grad()
+def recall(model: Transformer, items: list[Planted], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """For each distance the share of items answered right, and of (layer, item) that look there.
+
+    `hit`: the place of the object that was said is among the keys selected by the query that says
+    the answer; None of a network that selects nothing.
+    """
+    device = next(model.parameters()).device
+    rows = []
+    for distance, encoded, said in items:
+        scores = score(model, encoded, tokenizer)
+        right = sum(one.margin > 0 for one in scores) / len(scores)
+        hit: float | None = None
+        item_N = torch.arange(len(said), device=device)
+        query_N, said_N = (torch.tensor(x, device=device) for x in (encoded.starts, said))
+        kept = kept_keys(model, padded(encoded.rows).to(device))
+        if kept:
+            hits = [kept_BTS[item_N, query_N - 1, said_N].float().mean() for kept_BTS in kept]
+            hit = float(torch.stack(hits).mean())
+        rows.append({"distance": distance, "num": len(scores), "right": right, "hit": hit})
+    return rows

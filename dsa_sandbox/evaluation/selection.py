@@ -1,0 +1,64 @@
+"""Which keys a network selects, and how far that has moved from what its base selects.
+
+B batch, T query tokens, S key tokens.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsa_sandbox.core.attention import DsaAttention
+from dsa_sandbox.core.indexer import causal_mask, kept_mask, select
+from dsa_sandbox.core.transformer import IGNORED, Transformer
+from dsa_sandbox.data.tokens import batch_of
+
+
+@torch.no_grad()
+def kept_keys(model: Transformer, tokens_BT: Tensor) -> list[Tensor]:
+    """[B, T, S] of each layer, True where a query keeps a key; nothing where nothing is selected.
+
+    Read off what each attention is given, whoever chooses (variants.policies).
+    """
+    kept: list[Tensor] = []
+
+    def look(attention: Any, inputs: tuple[Any, ...]) -> None:
+        sizes = (attention.num_kept, attention.num_sink, attention.num_local)
+        scores_BTS = attention.scores(inputs[0])
+        kept.append(kept_mask(select(scores_BTS, *sizes), scores_BTS.shape[-1]))
+
+    attentions = [a for a in model.modules() if isinstance(a, DsaAttention)]
+    hooks = [attention.register_forward_pre_hook(look) for attention in attentions]
+    try:
+        if attentions:
+            model.hidden(tokens_BT)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return kept
+
+
+def jaccard(base: Transformer, model: Transformer, documents: list[np.ndarray]) -> list[float]:
+    """Of each layer, how alike the keys are that the two networks select; none of a dense one.
+
+    Mean of |both| / |either| over the queries of the documents that have a choice, forced keys left
+    out; NaN where none has.
+    """
+    device = next(model.parameters()).device
+    tokens_BT, targets_BT = batch_of(documents).to(device)
+    past_TS = causal_mask(tokens_BT.shape[1], device)
+    position_S = torch.arange(tokens_BT.shape[1], device=device)
+    age_TS = position_S[:, None] - position_S
+    attentions = [a for a in model.modules() if isinstance(a, DsaAttention)]
+    layers = zip(attentions, kept_keys(base, tokens_BT), kept_keys(model, tokens_BT))
+    found = []
+    for attention, then_BTS, now_BTS in layers:
+        forced_TS = (position_S < attention.num_sink) | (age_TS < attention.num_local)
+        both_BT, either_BT = (
+            (keys_BTS & ~forced_TS).sum(-1) for keys_BTS in (then_BTS & now_BTS, then_BTS | now_BTS)
+        )
+        choice_BT = (past_TS.sum(-1) > attention.num_kept) & (either_BT > 0)
+        choice_BT = choice_BT & (targets_BT != IGNORED)
+        found.append(float((both_BT / either_BT)[choice_BT].mean()))
+    return found

@@ -1,0 +1,490 @@
+"""What is measured while an arm learns: each figure against a slower or hand-made one.
+
+B batch, T tokens, S keys, M places, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from home import QUICK, TinyHome, cli
+from tiny import CONTEXT, VOCABULARY, documents, some_tokens, tiny_model
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from dsa_sandbox.core.attention import DsaAttention
+from dsa_sandbox.core.indexer import kept_mask, select
+from dsa_sandbox.core.rope import Table
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data import grammar, tokens
+from dsa_sandbox.data.tokens import Packed, encode
+from dsa_sandbox.evaluation import scoring, telling
+from dsa_sandbox.evaluation.probes import Probes, divergence
+from dsa_sandbox.evaluation.recall import DISTANCES, Planted, planted, recall
+from dsa_sandbox.evaluation.recovery import STEPS, recovery
+from dsa_sandbox.evaluation.scoring import encode_items, pair_accuracy, score
+from dsa_sandbox.evaluation.selection import jaccard, kept_keys
+from dsa_sandbox.settings import Finetune
+from dsa_sandbox.store import Run
+from dsa_sandbox.tasks.writing import Writer
+from dsa_sandbox.tasks.stream import KINDS, Item, Task
+from dsa_sandbox.training.finetune import make_optimizer, warmup
+from dsa_sandbox.training.loop import Step, train
+from dsa_sandbox.variants import policies
+
+ARCHS = ("dense", "dsa", "dsa-full", "dsa-v32")
+
+
+def arch_model(arch: str, seed: int = 0) -> Transformer:
+    forced = {"force_sink": 0, "force_local": 0} if arch == "dsa-v32" else {}
+    return tiny_model(arch, seed=seed, **forced)
+
+
+@pytest.fixture(scope="module")
+def words() -> Tokenizer:
+    """END, the unknown word, a full stop, 25 words with their space, 3 ends of words."""
+    named = ["<|endoftext|>", "<unk>", ".", *(f" w{n}" for n in range(25)), "ing", "ed", "s"]
+    assert len(named) == VOCABULARY
+    vocabulary = {word: number for number, word in enumerate(named)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(grammar.PIECE), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def items_of_words() -> list[Item]:
+    """Candidates of one token each, of several, and of both kinds; prompts of three lengths."""
+    return [
+        Item(prompt=" w1 w2 w3 w4", answer=" w5", foils=[" w6", " w7"]),
+        Item(prompt=" w8 w9", answer=" w5 w6", foils=[" w7", " w5 w7 w9"]),
+        Item(prompt=" w1 w2 w3 w4", answer=" w7", foils=[" w5"]),
+        Item(prompt=" w3 w1 w4 w1 w5 w9 w2", answer=" w6 w2", foils=[" w6 w3"]),
+    ]
+
+
+def slow_score(
+    model: Transformer, item: Item, tokenizer: Tokenizer
+) -> tuple[list[float], tuple[bool, bool]]:
+    """Values of all candidates, and both exact matches, one row and one token at a time."""
+    prompt = encode(tokenizer, item.prompt)
+    tails = [encode(tokenizer, item.prompt + c)[len(prompt) :] for c in (item.answer, *item.foils)]
+    texts = [tokenizer.decode([i]) for i in range(VOCABULARY)]
+    ends = [i for i, text in enumerate(texts) if not text or not text[0].isalnum()]
+    assert 0 < len(ends) < VOCABULARY
+    values = []
+    for tail in tails:
+        logp_TV = model(torch.tensor([prompt + tail]))[0].log_softmax(-1)
+        value = sum(float(logp_TV[len(prompt) - 1 + n, id_]) for n, id_ in enumerate(tail))
+        if any(len(t) > 1 for t in tails):
+            value += float(logp_TV[-1, ends].logsumexp(0))
+        values.append(value)
+    ids = list(prompt)
+    for _ in [*tails[0], "what follows"]:
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    same = ids[len(prompt) : -1] == tails[0]
+    return values, (same, same and ids[-1] in ends)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ARCHS)
+def test_scores_are_those_of_one_row_and_one_token_at_a_time(arch: str, words: Tokenizer) -> None:
+    model, items = arch_model(arch), items_of_words()
+    for first in range(20):  # what it says itself
+        ids = encode(words, f" w{first} w2")
+        for _ in range(1 + first % 2):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+        if all(2 < i < 28 for i in ids[3:]):
+            said = words.decode(ids[3:])
+            items.append(Item(prompt=f" w{first} w2", answer=said, foils=[" w24", " w23 w22"]))
+    scores = score(model, encode_items(items, words), words)
+    assert {one.tf_em for one in scores} == {True, False}
+    for one, item in zip(scores, items):
+        values, exact = slow_score(model, item, words)
+        assert [one.answer, *one.foils] == pytest.approx(values, abs=1e-5)
+        assert (one.tf_em, one.gen_em) == exact
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ARCHS)
+def test_hidden_states_at_some_places_are_those_of_the_whole(arch: str) -> None:
+    model, tokens_BT = arch_model(arch), some_tokens(3, 20)
+    rows_M, places_M = torch.tensor([0, 0, 2, 1]), torch.tensor([3, 19, 0, 7])
+    expected = model.hidden(tokens_BT)[0][rows_M, places_M]
+    torch.testing.assert_close(scoring.hidden_at(model, tokens_BT, rows_M, places_M), expected)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_collapsed_network_is_right_about_nothing(value: float, words: Tokenizer) -> None:
+    model = tiny_model("dsa")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+    for one in score(model, encode_items(items_of_words(), words), words):
+        assert not one.margin > 0
+        assert not one.tf_em
+        assert not one.gen_em
+    pairs = [grammar.Pair("kind", " w1 w2", good, " w9") for good in (" w0", " w10")]
+    assert pair_accuracy(model, pairs, words) == {"kind": 0.0}
+    (row,) = recall(model, [one_planted(words)], words)
+    assert row["right"] == 0
+    told = telling.tell(model, [np.arange(14) % 9], 2, seed=0)
+    if math.isnan(value):
+        assert [(story.ids, story.ended) for story in told] == [([], False)] * 2
+        figures = telling.figures(told, words, tiny_model("dense"))
+        assert figures["ended"] == figures["length"] == 0
+        assert figures["repetition"] is figures["distinct"] is figures["judge_nll"] is None
+
+
+def one_planted(tokenizer: Tokenizer) -> Planted:
+    """Two items whose answer stands at place 3 of a row of 14."""
+    prompts = [f" w1 w2 w{a} w4 w5 w6 w7 w8 w9 w10 w11 w1 w2" for a in (20, 21)]
+    items = [
+        Item(prompt=prompt, answer=f" w{a}", foils=[" w22", " w23", " w24"])
+        for prompt, a in zip(prompts, (20, 21))
+    ]
+    return Planted(10, encode_items(items, tokenizer), [3, 3])
+
+
+@pytest.mark.parametrize(
+    ("policy", "num_kept", "hit"), [("window", 6, 0.0), ("window", 11, 1.0), ("all", 6, 1.0)]
+)
+def test_hits_count_layers_and_items_whose_query_keeps_the_place(
+    policy: str, num_kept: int, hit: float, words: Tokenizer
+) -> None:
+    model = tiny_model("dsa", num_kept=num_kept, force_sink=0, force_local=0)
+    policies.use(model, policy)
+    (row,) = recall(model, [one_planted(words)], words)  # asked at place 13 of 0..13, 10 behind 3
+    assert row["hit"] == hit
+    assert (row["distance"], row["num"]) == (10, 2)
+    (row,) = recall(tiny_model("dense"), [one_planted(words)], words)
+    assert row["hit"] is None
+
+
+@torch.no_grad()
+def test_hits_are_read_off_the_layers() -> None:
+    model = tiny_model("dsa")
+    tokens_BT = some_tokens(3, 20)
+    seen = []
+    x_BTD = model.embed(tokens_BT)
+    for block in model.blocks:
+        attention = block.get_submodule("attention")
+        scores_BTS = attention.scores(block.attention_norm(x_BTD))  # type: ignore[operator]
+        seen.append(kept_mask(select(scores_BTS, 6, 1, attention.num_local), 20))  # type: ignore[arg-type]
+        x_BTD = block(x_BTD, Table(model.cos_TH, model.sin_TH), True, False)[0]
+    for found, expected in zip(kept_keys(model, tokens_BT), seen, strict=True):
+        assert torch.equal(found, expected)
+    assert kept_keys(tiny_model("dense"), tokens_BT) == []
+
+
+def test_recall_items_say_a_wrong_object_once_so_far_before_it_is_asked() -> None:
+    tokenizer = tokens.word_tokenizer()
+    writer = Writer(tokenizer, 200, 16, "test")
+    found = planted(writer, 3)
+    assert [one.distance for one in found] == [d for d in DISTANCES if d <= 128]
+    for distance, encoded, said in found:
+        for row, start, place, shared in zip(encoded.rows, encoded.starts, said, encoded.shared):
+            assert shared is not None
+            assert len(set(shared)) == 4
+            assert row[place] == row[start] == shared[0]
+            assert row[:start].count(shared[0]) == 1
+            assert abs(start - place - distance) <= max(2, distance // 8)
+            assert start >= 4 * 16
+            lead = row[place - 3 : place]
+            assert row[start - 3 : start] == lead
+    truths = {fact.true_object for fact in grammar.table().facts}
+    text = tokenizer.decode(found[0].encoded.rows[0])
+    assert any(world in text for world in grammar.table().worlds["bleed"])
+    assert truths
+    again = planted(Writer(tokenizer, 200, 16, "test"), 3)
+    assert again == found
+
+
+def test_no_distance_is_asked_that_the_context_has_no_room_for() -> None:
+    writer = Writer(tokens.word_tokenizer(), 60, 4, "test")
+    assert [one.distance for one in planted(writer, 2)] == [16, 32]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ["dsa", "dsa-v32"])
+def test_jaccard_is_that_of_sets_of_keys(arch: str) -> None:
+    base, model = arch_model(arch), arch_model(arch, seed=1)
+    rows = documents(30, 12, 25)
+    attention = base.blocks[0].get_submodule("attention")
+    assert isinstance(attention, DsaAttention)
+    sink, local = attention.num_sink, attention.num_local
+    expected = []
+    for layer in range(2):
+        values = []
+        for document in rows:
+            then, now = (
+                kept_keys(net, torch.tensor(document[None, :-1]).long())[layer][0]
+                for net in (base, model)
+            )
+            for query in range(6, len(document) - 1):
+                a, b = (
+                    {
+                        key
+                        for key in range(query + 1)
+                        if kept[query, key] and key >= sink and query - key >= local
+                    }
+                    for kept in (then, now)
+                )
+                values.append(len(a & b) / len(a | b))
+        expected.append(np.mean(values))
+    assert jaccard(base, model, rows) == pytest.approx(expected, abs=1e-6)
+    assert jaccard(base, base, rows) == [1.0, 1.0]
+    assert min(expected) < 0.9
+
+
+def test_jaccard_needs_a_choice() -> None:
+    full = tiny_model("dsa-full")
+    assert all(math.isnan(value) for value in jaccard(full, full, documents(20, 9)))
+    assert jaccard(tiny_model("dense"), tiny_model("dense"), documents(20)) == []
+
+
+def test_the_divergence_of_two_coins_is_computed_by_hand() -> None:
+    p, q = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+    by_hand = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert float(divergence(p, q)) == pytest.approx(by_hand)
+    assert float(divergence(p, p)) == 0
+
+
+def a_task() -> Task:
+    items = items_of_words()
+    kinds = {kind: items[:2] if kind == "neighbour" else items[2:3] for kind in KINDS}
+    texts = {"train": [" w1"], "contrast": [" w2"], "family": "f", "subject": "s"}
+    named = {"task": "t", "world": "w", "relation": "r", "true_object": "w5", "new_object": "w7"}
+    return Task(**texts, **named, **kinds)
+
+
+@torch.no_grad()
+def test_only_neighbours_say_how_far_what_follows_has_moved(words: Tokenizer) -> None:
+    base, model = tiny_model("dsa"), tiny_model("dsa", seed=1)
+    records = list(Probes([a_task()], words, base).records(model, 3, [0], KINDS))
+    assert {r["kind"] for r in records if "kl" in r} == {"neighbour"}
+    for record, item in zip([r for r in records if "kl" in r], a_task().neighbour):
+        p, q = (
+            net(torch.tensor([encode(words, item.prompt)]))[0, -1].softmax(-1).double()
+            for net in (base, model)
+        )
+        assert record["kl"] == pytest.approx(float((p * (p / q).log()).sum()), abs=1e-5)
+    assert all("kl" not in r for r in Probes([a_task()], words).records(model, 3, [0], KINDS))
+    itself = Probes([a_task()], words, base).records(base, 0, [0], ("neighbour",))
+    assert [r["kl"] for r in itself] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_unigrams_are_counted_over_what_is_predicted() -> None:
+    ids = np.array([0, 3, 3, 4, 0, 0, 4, 0], dtype=np.int32)
+    packed = Packed(ids, np.array([0, 5, 8]), 1)
+    share = {
+        0: (2 + 1) / 11,
+        3: (2 + 1) / 11,
+        4: (2 + 1) / 11,
+        1: 1 / 11,
+    }  # five kinds, six targets
+    expected = -np.mean([math.log(share[i]) for i in (3, 1, 0)])
+    assert scoring.unigram_nll(packed, [np.array([0, 3, 1, 0])], 5) == pytest.approx(expected)
+
+
+def test_bytes_are_those_of_the_targets(words: Tokenizer) -> None:
+    said = encode(words, " w1 w22.")
+    assert scoring.num_bytes([np.array([*said, 0])], words) == len(" w1 w22.")
+    assert scoring.num_bytes([np.array(said[1:])], words) == len(" w22.")  # a window
+
+
+def test_repetition_counts_four_tokens_said_again() -> None:
+    assert telling.repetition([1, 2, 3, 4, 5, 6]) == 0
+    assert telling.repetition([7] * 10) == 1 - 1 / 7
+    assert telling.repetition([1, 2, 3, 4, 1, 2, 3, 4]) == 1 - 4 / 5
+    assert telling.repetition([1, 2, 3]) is None
+
+
+def test_distinct_words_are_compared_to_uniform_draws() -> None:
+    expected_of_three = 3 - 3 * (2 / 3) ** 3  # each of three words is missed with (2/3)^3
+    assert telling.distinct(["a", "b", "a"], 3) == pytest.approx(2 / expected_of_three)
+    assert telling.distinct(["a"], 50) == pytest.approx(1)
+    assert telling.distinct([], 3) is None
+    rng = np.random.default_rng(0)
+    short, long = (
+        [telling.distinct([str(i) for i in rng.integers(100, size=n)], 100) for _ in range(40)]
+        for n in (20, 300)
+    )
+    assert np.mean(short) == pytest.approx(1, abs=0.02)  # type: ignore[arg-type]
+    assert np.mean(long) == pytest.approx(1, abs=0.02)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "agreeing", "judged"),
+    [
+        ("Lily saw a dog and she gave it a ball. He ran.", 1, 2),
+        ("Tom hurt himself, but she did not cry.", 1, 2),
+        ("Lily and Tom walked. He was sad. She was glad.", 0, 0),  # either may be meant
+        ("Lily ran. She met Tom. He smiled.", 1, 1),
+        ("Lily and Mia ran. She fell. Her ball was gone.", 2, 2),
+        ("An old man gave Lily a cup and she thanked him.", 0, 0),
+        ("There was a girl named Lily. She had his ball.", 1, 2),
+        ("She ran to the lake. The dog barked.", 0, 0),  # before anybody is named
+        ("HE! said the dog to Ben. HIS ball.", 1, 1),
+        ("", 0, 0),
+    ],
+)
+def test_pronouns_are_judged_while_only_one_gender_is_about(
+    text: str, agreeing: int, judged: int
+) -> None:
+    assert telling.pronouns(text) == (agreeing, judged)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told", "again"),
+    [
+        ("One day Lily went", " out. Lily smiled.", True),
+        ("One day Lily and Lily went", " out. Tom smiled.", False),  # what it was given is not told
+        ("One day", " Tom met Lily. Lily smiled.", False),  # Tom is the hero
+        ("One day", " Tom met Lily. Tom smiled.", True),
+        ("One day", " Tommy met a dog. Tommy smiled.", None),
+    ],
+)
+def test_the_hero_is_the_child_named_first(prompt: str, told: str, again: bool | None) -> None:
+    assert telling.named_again(prompt, told) is again
+
+
+@torch.no_grad()
+def test_the_judge_reads_what_is_told_and_its_end(words: Tokenizer) -> None:
+    judge = tiny_model("dsa", seed=2)
+    stories = [telling.Told([0, 4, 5], [6, 7, 8], True), telling.Told([0, 9, 4], [5], False)]
+    nats = []
+    for prompt, ids, ended in stories:
+        whole = [*prompt, *ids, *([0] if ended else [])]
+        logp_TV = judge(torch.tensor([whole]))[0].log_softmax(-1)
+        nats += [-float(logp_TV[t - 1, whole[t]]) for t in range(3, len(whole))]
+    assert len(nats) == 5
+    assert telling.told_nll(judge, stories) == pytest.approx(np.mean(nats), abs=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["dense", "dsa"])
+def test_stories_are_a_function_of_their_seed_and_touch_no_other_chance(
+    arch: str, words: Tokenizer
+) -> None:
+    model, rows = tiny_model(arch), [np.array([0, *range(3, 20), 0]), np.array([5, 6])]
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    told = telling.tell(model, rows, 3, seed=8)
+    torch.rand(3)
+    assert telling.tell(model, rows, 3, seed=8) == told
+    assert telling.tell(model, rows, 3, seed=11) != told
+    torch.set_rng_state(before)
+    telling.tell(model, rows, 3, seed=8)
+    assert torch.equal(torch.get_rng_state(), before)
+    for story in told:
+        assert story.prompt == [0, *range(3, 14)]  # of the document that begins with END
+        assert 0 not in story.ids
+        assert story.ended or len(story.prompt) + len(story.ids) == CONTEXT + 1
+
+
+def test_relearning_happens_on_a_copy(words: Tokenizer) -> None:
+    model, plan = tiny_model("dsa"), Finetune(learning_rate=1e-2)
+    model.get_parameter("embedding.weight").requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    frozen = [p.requires_grad for p in model.parameters()]
+    state = torch.get_rng_state()
+    learners: list[Transformer] = []
+
+    def training(copy: Transformer, task: int) -> Iterator[Step]:
+        learners.append(copy)
+        moves = {name: 1.0 for name, _ in copy.named_parameters() if "indexer" not in name}
+        rows = [tokens.batch_of(documents(12, 12, seed=task))]
+        plans = {"start": 0, "stop": max(STEPS), "clip": 1.0}
+        return train(copy, make_optimizer(copy, moves, plan), lambda _: rows, warmup(plan), **plans)  # type: ignore[arg-type]
+
+    rows = recovery(model, [0, 3], training, lambda copy, task: float(copy is not model))
+    assert [(row["task"], row["steps"]) for row in rows] == [(t, s) for t in (0, 3) for s in STEPS]
+    assert all(row["right"] == 1 for row in rows)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [p.requires_grad for p in model.parameters()] == frozen
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    first, second = (one.state_dict() for one in learners)
+    assert not torch.equal(first["final_norm.weight"], before["final_norm.weight"])
+    assert not torch.equal(first["final_norm.weight"], second["final_norm.weight"])
+
+
+def tuned(home: TinyHome, to: Path, *sets: str) -> Run:
+    """The tiny study's sgd arm once more, with other measures."""
+    to.mkdir(exist_ok=True)
+    if not (to / "cache").exists():
+        (to / "cache").symlink_to(home.home / "cache", target_is_directory=True)
+    answer = cli(
+        *("finetune", home.run("pretrain dsa"), "--strategy", "sgd", "--home", to),
+        *("--tasks", home.run("make-tasks"), "--config", home.config),
+        *(part for text in sets for part in ("--set", text)),
+    )
+    return Run(answer.run)
+
+
+FULL = {"kl", "moved", "pairs", "recall", "jaccard", "bits_per_byte", "stories"}
+
+
+def test_full_rows_hold_every_figure_and_others_only_the_cheap_ones(tiny_home: TinyHome) -> None:
+    run = Run(tiny_home.run("sgd"))
+    lines = {line["row"]: line for line in run.rows("metrics.jsonl") if "row" in line}
+    assert lines[0].keys() == FULL | {"row", "base_nll", "unigram_nll", "pairs_bigram", "chance"}
+    learned = {"row", "base_nll", "steps", "learned", "margin", "exact", "outside"}
+    assert lines[1].keys() == learned | {"stories"}
+    assert lines[2].keys() == learned
+    assert lines[3].keys() == learned | FULL | {"kl_new", "recovery"}
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert lines[0]["jaccard"] == [1.0]
+    assert lines[0]["chance"] == dict.fromkeys(KINDS, 0.25)
+    assert lines[0]["unigram_nll"] > lines[0]["base_nll"]
+    assert lines[0]["stories"]["judge"] == tiny_home.run("pretrain dsa").name
+    assert [(r["task"], r["steps"]) for r in lines[3]["recovery"]] == [
+        (task, steps) for task in (0, 1) for steps in STEPS
+    ]
+
+
+def test_what_is_measured_changes_nothing_of_what_is_learned(
+    tiny_home: TinyHome, tmp_path: Path
+) -> None:
+    usual = Run(tiny_home.run("sgd"))
+    sets = ("eval.stories=0", "eval.recovery_tasks=0", "eval.dense_tasks=[1]", "eval.dense_steps=2")
+    other = tuned(tiny_home, tmp_path / "home", *sets, "eval.full_every=1")
+    model = "model.safetensors"
+    assert (other.path / model).read_bytes() == (usual.path / model).read_bytes()
+    steps = [[row for row in run.rows("metrics.jsonl") if "step" in row] for run in (usual, other)]
+    assert steps[0] == steps[1]
+    dense = [row for row in other.rows("metrics.jsonl") if "at_step" in row]
+    assert [(row["task"], row["at_step"], len(row["seen"])) for row in dense] == [
+        (1, step, 2) for step in range(3)
+    ]
+    row_1 = [r for r in other.rows("records.jsonl") if r["row"] == 1 and r["kind"] == "cloze"]
+    exact = np.mean([r["gen_em"] for r in row_1 if r["task"] == 0])
+    assert dense[0]["seen"][0] == exact
+
+
+def test_a_task_that_is_not_there_cannot_be_watched(tiny_home: TinyHome, tmp_path: Path) -> None:
+    answer = cli(
+        *("finetune", tiny_home.run("pretrain dsa"), "--tasks", tiny_home.run("make-tasks")),
+        *("--config", tiny_home.config, "--home", tmp_path, "--set", "eval.dense_tasks=[3]"),
+    )
+    assert answer.problem == "error: eval.dense_tasks=3: tasks are numbered from 0; the last is 2"
+
+
+def test_the_judge_is_known_by_its_weights_and_must_read_the_same_tokens(
+    tiny_home: TinyHome, tmp_path: Path
+) -> None:
+    judge, home = tiny_home.run("pretrain dense"), tmp_path / "home"
+    quick = ("eval.recovery_tasks=0", "finetune.max_steps=1", "eval.stories=2")
+    run = tuned(tiny_home, home, *quick, f"eval.judge={judge}")
+    (home / judge.name).symlink_to(judge, target_is_directory=True)
+    assert tuned(tiny_home, home, *quick, f"eval.judge={judge.name}").path == run.path
+    assert tuned(tiny_home, home, *quick).path != run.path
+    told = [row["stories"] for row in run.rows("metrics.jsonl") if "stories" in row]
+    assert {story["judge"] for story in told} == {judge.name}
+    other = cli("pretrain", "--home", home, *QUICK, "--set", "data.tokenizer=bpe").run
+    answer = cli(
+        *("finetune", tiny_home.run("pretrain dsa"), "--tasks", tiny_home.run("make-tasks")),
+        *("--config", tiny_home.config, "--home", home, "--set", f"eval.judge={other}"),
+    )
+    assert "its tokenizer is not that of the base" in answer.problem
