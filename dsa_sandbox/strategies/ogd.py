@@ -72,8 +72,9 @@ class Ogd(Strategy):
     Settings = OgdSettings
 
     def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
+        """The directions, and three times their room while new ones are joined to them."""
         moved = sum(p.numel() for p in self.moved(model).values())
-        return 4 * self.settings.directions * moved
+        return 4 * 4 * self.settings.directions * moved
 
     def prepare(self, model: Transformer, pretraining: Iterable[Batch], seed: int) -> None:
         device = next(model.parameters()).device
