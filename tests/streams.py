@@ -15,13 +15,17 @@ from tokenizers import Tokenizer
 from dsa_sandbox import commands, settings, sizes
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import tokens
-from dsa_sandbox.data.tokens import batch_of
+from dsa_sandbox.data.tokens import Corpus, Packed, batch_of
+from dsa_sandbox.evaluation.measures import Measures
+from dsa_sandbox.evaluation.probes import Probes
+from dsa_sandbox.evaluation.telling import Judge
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.settings import Model
 from dsa_sandbox.store import Run
 from dsa_sandbox.tasks import stream
 from dsa_sandbox.tasks.stream import Task
+from dsa_sandbox.tasks.writing import Writer
 from dsa_sandbox.training.finetune import Stream
 from dsa_sandbox.training.task import Rule
 
@@ -44,8 +48,12 @@ def network(arch: str) -> Transformer:
     return Transformer(arch, SMALL, words().get_vocab_size(), hidden, 0)
 
 
-def heldout() -> list[np.ndarray]:
-    return documents(20, 30, seed=5)
+def text() -> Corpus:
+    """Two documents to train on, and the same held out."""
+    found = documents(20, 30, seed=5)
+    starts = np.cumsum([0, *map(len, found)])
+    part = Packed(np.concatenate(found), starts, 1000)
+    return Corpus(words(), part, part, "", 0, Path())
 
 
 def stream_of(
@@ -58,6 +66,7 @@ def stream_of(
 ) -> Stream:
     """A stream before its first task, its strategy prepared; stories are four to a step."""
     plan = ["finetune.max_steps=2", "finetune.batch=4", "finetune.stop='fixed'"]
+    plan += ["eval.stories=0", "eval.recall_items=1", "eval.pairs=1", "eval.recovery_tasks=0"]
     resolved = settings.resolve(
         sets=[*plan, *sets],
         options={"strategy": (strategy, "--strategy"), "arch": (arch, "--arch")},
@@ -70,9 +79,16 @@ def stream_of(
     rule.strategy.prepare(base, cycle(singles), resolved.seed)
     folder.mkdir(exist_ok=True)
     engine = Engine("cpu", 1, "fp32")
-    return Stream(
-        Run(folder), rule, some_tasks(tasks), words(), heldout(), resolved, engine, listener
+    rows = some_tasks(tasks)
+    measures = Measures(
+        resolved.eval,
+        Probes(rows, words(), base),
+        text(),
+        Writer(words(), SMALL.context, SMALL.num_kept, "test"),
+        Judge("itself", base),
+        resolved.seed,
     )
+    return Stream(Run(folder), rule, rows, words(), measures, resolved, engine, listener)
 
 
 def learned(at_work: Stream) -> list[dict[str, Any]]:

@@ -28,10 +28,11 @@ from dsa_sandbox.evaluation.scoring import encode_items, pair_accuracy, score
 from dsa_sandbox.evaluation.selection import jaccard, kept_keys
 from dsa_sandbox.settings import Finetune
 from dsa_sandbox.store import Run
-from dsa_sandbox.tasks.writing import Writer
+from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.tasks.stream import KINDS, Item, Task
-from dsa_sandbox.training.finetune import make_optimizer, warmup
-from dsa_sandbox.training.loop import Step, train
+from dsa_sandbox.tasks.writing import Writer
+from dsa_sandbox.training.loop import Step
+from dsa_sandbox.training.task import Rule
 from dsa_sandbox.variants import policies
 
 ARCHS = ("dense", "dsa", "dsa-full", "dsa-v32")
@@ -393,10 +394,9 @@ def test_relearning_happens_on_a_copy(words: Tokenizer) -> None:
 
     def training(copy: Transformer, task: int) -> Iterator[Step]:
         learners.append(copy)
-        moves = {name: 1.0 for name, _ in copy.named_parameters() if "indexer" not in name}
+        rule = Rule(Strategy(NoSettings()), copy, copy, plan)
         rows = [tokens.batch_of(documents(12, 12, seed=task))]
-        plans = {"start": 0, "stop": max(STEPS), "clip": 1.0}
-        return train(copy, make_optimizer(copy, moves, plan), lambda _: rows, warmup(plan), **plans)  # type: ignore[arg-type]
+        return rule.steps(rule.optimizer(), lambda _: rows, seed=0, task=task, stop=max(STEPS))
 
     rows = recovery(model, [0, 3], training, lambda copy, task: float(copy is not model))
     assert [(row["task"], row["steps"]) for row in rows] == [(t, s) for t in (0, 3) for s in STEPS]
