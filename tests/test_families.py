@@ -280,7 +280,9 @@ def test_distances_go_as_far_as_the_context_allows(context: int, expected: list[
 def test_other_characters_state_rules_of_other_worlds() -> None:
     for task in made("roleplay"):
         elsewhere = set(grammar.table().worlds["contrast"])
-        named = {w for item in task.outside for w in elsewhere if item.prompt.endswith(w)}
+        asked = [s[stream.statement_start(s, task.true_object) :] for s in task.contrast]
+        named = {world for world in elsewhere for sentence in asked if world in sentence}
+        assert len(named) == 3
         for text in (*task.train, *task.contrast, *(i.prompt for i in task.cloze)):
             master, *rest = sorted(rules_of(text), key=lambda rule: "A wise woman" not in rule)
             assert f" that in {task.world} " in master
