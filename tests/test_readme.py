@@ -188,7 +188,7 @@ def test_what_can_be_typed_is_found_and_accepted() -> None:
         "dsa-sandbox finetune --set ewc.strenght=1",
         "dsa-sandbox pretrain --arch dense2",
         "dsa-sandbox pretrain --preset tiny",
-        "dsa-sandbox run --strategies sgd,si",
+        "dsa-sandbox run --strategies sgd,nothing",
         "dsa-sandbox finetune --tasks examples/no-such.jsonl",
         "x=$(dsa-sandbox pretrain --nope)",
         "true && dsa-sandbox eval --nope | head -1",
