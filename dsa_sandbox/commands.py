@@ -492,6 +492,8 @@ def finetune(
         except (Interrupted, RunFailed) as error:
             job.fail(error)
             raise
+        kept = [tensor.numel() * tensor.element_size() for tensor in strategy.memory.values()]
+        job.run.update(remembers_bytes=sum(kept))
         figures = arms.figures_of(job.run)
         with strategy.measured(model):  # what was measured is what is kept
             store.save_model(job.run, model)

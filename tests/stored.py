@@ -116,6 +116,7 @@ def arm(
         "mask": {"trainable": 1000, "sha256": "mask"},
         "tasks": {"name": "tasks", "sha256": "stream", "count": NUM_TASKS},
     }
-    run.update(**manifest | ({"course": course} if full else {}))
+    new = {"course": course, "remembers_bytes": 2_500_000}
+    run.update(**manifest | (new if full else {}))
     run.finish()
     return run

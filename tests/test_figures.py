@@ -192,7 +192,7 @@ def test_an_arm_has_every_figure_and_a_cheap_one_those_that_it_stored(tmp_path: 
     alone = {"fwt", "intransigence", "intransigence_joint", "pronoun"}  # null in every row
     assert finite(arms.figures_of(stored.arm(tmp_path, "sgd"))) == arms.FORMULAS.keys() - alone
     old = arms.figures_of(stored.arm(tmp_path, "ewc", full=False))
-    absent = gaps.FORMULAS.keys() | drift.FORMULAS.keys() | {"kl", *alone}
+    absent = gaps.FORMULAS.keys() | drift.FORMULAS.keys() | arms.COSTS.keys() | {"kl", *alone}
     assert finite(old) == arms.FORMULAS.keys() - absent - {"known_lost_true", "known_gained_true"}
 
 

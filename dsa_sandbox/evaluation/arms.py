@@ -19,7 +19,13 @@ SEEDS_NEEDED = {
 MASKS = ("random-mask", "complement", "attention-only", "bottom-frozen")  # beside acft
 PRACTICE = ("lora", "l2sp", "wise", "replay")  # what one would do without ACFT
 Alike = tuple[str, frozenset[str]]  # architecture and what the strategy is combined of
+COSTS = {
+    "remembers_mb": metrics.Formula(
+        "remembers", "MB of all that the strategy keeps from task to task, after T", "none"
+    )
+}
 FORMULAS = metrics.FORMULAS | learning.FORMULAS | gaps.FORMULAS | items.FORMULAS | drift.FORMULAS
+FORMULAS |= COSTS
 
 
 def figures_of(run: Run) -> dict[str, Any]:
@@ -82,6 +88,7 @@ def figures_of(run: Run) -> dict[str, Any]:
         "recovery": drift.recovery(lines[-1]),
         "stories": {"before": lines[0].get("stories"), "after": lines[-1].get("stories")},
         "front": lines[-1].get("front", []),
+        "remembers_mb": manifest.get("remembers_bytes", float("nan")) / 1e6,
         "elapsed_s": sum_of_sessions(timing),
     }
 

@@ -184,6 +184,7 @@ DRIFT: Columns = {  # with eval --all: how fast tasks are learned, and what the 
     "kl_new": ("KL new", number),
     "jaccard": ("Jacc.", number),
     "recovered": ("recov.", percent),
+    "remembers_mb": ("MB", lambda v: number(v, 1)),
 }
 
 
