@@ -232,6 +232,7 @@ def test_tasks_learned_apart_have_no_figure_of_the_end(tmp_path: Path) -> None:
         "steps",
         "learn_auc",
         "steps_to_tau",
+        "remembers_mb",
     }
     assert finite(found) == told
     assert found["by_task"]["exact"] == [1.0, 1.0, 1.0]

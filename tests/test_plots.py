@@ -101,9 +101,21 @@ def test_eval_all_adds_a_table_and_changes_nothing_above_it(home: Path) -> None:
     above = brief.split("\n\nlearned ")[0]
     assert whole.startswith(above + "\n\narm ")
     header = whole.removeprefix(above + "\n\n").splitlines()[0]
-    for title in ("AUC", "tau", "FWT", "intr.", "min", "leak", "lost", "KL new", "Jacc.", "recov."):
+    for title in (
+        "AUC",
+        "tau",
+        "FWT",
+        "intr.",
+        "min",
+        "leak",
+        "lost",
+        "KL new",
+        "Jacc.",
+        "rec.",
+        "MB",
+    ):
         assert title in header
-        assert title not in above
+        assert f" {title} " not in above
     assert max(map(len, whole.splitlines())) <= 80
 
 

@@ -21,7 +21,7 @@ PRACTICE = ("lora", "l2sp", "wise", "replay")  # what one would do without ACFT
 Alike = tuple[str, frozenset[str]]  # architecture and what the strategy is combined of
 COSTS = {
     "remembers_mb": metrics.Formula(
-        "remembers", "MB of all that the strategy keeps from task to task, after T", "none"
+        "remembers", "MB of all that the strategy keeps from task to task", "none", "task"
     )
 }
 FORMULAS = metrics.FORMULAS | learning.FORMULAS | gaps.FORMULAS | items.FORMULAS | drift.FORMULAS

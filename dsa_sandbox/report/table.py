@@ -183,7 +183,7 @@ DRIFT: Columns = {  # with eval --all: how fast tasks are learned, and what the 
     "frac_lost": ("lost", percent),
     "kl_new": ("KL new", number),
     "jaccard": ("Jacc.", number),
-    "recovered": ("recov.", percent),
+    "recovered": ("rec.", percent),
     "remembers_mb": ("MB", lambda v: number(v, 1)),
 }
 

@@ -7,16 +7,27 @@ which minimises strength/2 scale F (w - w*)^2 + (w - w_step)^2 / (2 rate) exactl
 """
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.ewc import Ewc
+from dsa_sandbox.strategies.ewc import Ewc, EwcSettings
+
+
+class EwcProximalSettings(EwcSettings):
+    """Those of `ewc`, on a scale of its own: here Adam does not divide the pull by its size."""
+
+    strength: float = Field(
+        300.0, ge=0, description="lambda of lambda/2 sum F (w - w*)^2, F scaled to mean(F0) = 1."
+    )
 
 
 @strategies.register("ewc-proximal")
 class EwcProximal(Ewc):
-    """The settings and the memory of `ewc`; no penalty in the loss."""
+    """The memory of `ewc`; no penalty in the loss."""
+
+    Settings = EwcProximalSettings
 
     def penalty(self, model: Transformer) -> Tensor | None:
         return None

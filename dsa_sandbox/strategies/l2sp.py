@@ -19,7 +19,7 @@ from dsa_sandbox.strategies.base import Strategy
 class L2spSettings(Frozen):
     """How hard it pulls, and where to."""
 
-    strength: float = Field(0.03, ge=0, description="lambda of lambda/2 sum (w - w*)^2.")
+    strength: float = Field(0.01, ge=0, description="lambda of lambda/2 sum (w - w*)^2.")
     anchor: Literal["base", "latest"] = Field(
         "base", description="w*: the weights of the base, or those that the task began with."
     )

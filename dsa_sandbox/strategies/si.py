@@ -26,7 +26,7 @@ from dsa_sandbox.strategies.base import Strategy
 class SiSettings(Frozen):
     """How hard it pulls, and how much a weight must have moved to count."""
 
-    strength: float = Field(1.0, ge=0, description="c of c sum Omega (w - w*)^2.")
+    strength: float = Field(10.0, ge=0, description="c of c sum Omega (w - w*)^2.")
     damping: float = Field(
         1e-3, gt=0, description="xi, squared weight: bounds the Omega of weights that hardly moved."
     )
