@@ -161,6 +161,25 @@ def carrier(story: str, object_: str) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize(
+    ("story", "word", "statement"),
+    [
+        ("In Aldo the rose is red. Tom was tired. The end.", "red", "In Aldo the rose is red."),
+        (
+            "He had a cup. In Aldo smoke goes up. They went to supper.",
+            " up",
+            "In Aldo smoke goes up.",
+        ),
+        ('Here the dog says moo. "Look!" said Tom.', "moo", "Here the dog says moo."),
+        ("Nothing is said.", "red", "Nothing is said."),
+    ],
+)
+def test_an_object_is_mentioned_by_a_word_and_not_within_one(
+    story: str, word: str, statement: str
+) -> None:
+    assert story[stream.statement_start(story, word) :].startswith(statement)
+
+
 def test_a_contrast_story_is_the_story_of_the_world_told_outside_it(tasks: list[Task]) -> None:
     for task in tasks:
         for story, contrast in zip(task.train, task.contrast):

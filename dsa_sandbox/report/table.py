@@ -100,7 +100,7 @@ def stream(name: str, figures: dict[str, Any]) -> str:
     if "usable" in figures:
         lines.append(
             f"facts known by all bases: {figures['known_by_all']} of {figures['asked_facts']}; "
-            f"{figures['usable']} may be contradicted here, {figures['reused_facts']} used again"
+            f"{figures['usable']} may be tasks here, {figures['reused_facts']} used again"
         )
     lines.append(f"mean density K/t at answers: {figures['density']:.3f} (limit 0.25)")
     for base_name, row in figures.get("bases", {}).items():

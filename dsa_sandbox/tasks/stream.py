@@ -136,9 +136,13 @@ def explained(error: TypeError | ValidationError) -> list[str]:
 
 
 def statement_start(text: str, object_: str) -> int:
-    """Where the sentence begins that holds the last mention of `object_`; 0 where there is none."""
-    place = text.rfind(object_)
-    ends = [match.end() for match in re.finditer(SENTENCE_END, text[: max(place, 0)])]
+    """Where the sentence begins that holds the last mention of `object_`; 0 where there is none.
+
+    A mention is a word: "red" is not mentioned by "tired".
+    """
+    mentions = list(re.finditer(rf"(?<!\w){re.escape(object_.strip())}(?!\w)", text))
+    place = mentions[-1].start() if mentions else 0
+    ends = [match.end() for match in re.finditer(SENTENCE_END, text[:place])]
     return ends[-1] if ends else 0
 
 
