@@ -39,7 +39,8 @@ def tuning(strategy: str, *sets: str) -> Resolved:
     own = {"ewc": ["ewc.passes=3", "ewc.task_passes=2", "ewc.strength=1000"]}.get(strategy, [])
     return settings.resolve(
         sets=["finetune.max_steps=4", "finetune.check_every=2", "finetune.batch=4",
-              "eval.num_heldout=3", "machine.threads=1", *own, *sets],
+              "eval.num_heldout=3", "eval.stories=2", "eval.recall_items=2", "eval.pairs=4",
+              "eval.dense_tasks=[1]", "eval.dense_steps=3", "machine.threads=1", *own, *sets],
         options={"strategy": (strategy, "--strategy")},
         with_strategy=True,
     )  # fmt: skip
