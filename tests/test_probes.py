@@ -203,8 +203,12 @@ def test_recall_items_say_a_wrong_object_once_so_far_before_it_is_asked() -> Non
 
 
 def test_no_distance_is_asked_that_the_context_has_no_room_for() -> None:
-    writer = Writer(tokens.word_tokenizer(), 60, 4, "test")
-    assert [one.distance for one in planted(writer, 2)] == [16, 32]
+    tokenizer = tokens.word_tokenizer()
+    for context in range(54, 64, 3):
+        found = planted(Writer(tokenizer, context, 4, "test"), 8)
+        assert {one.distance for one in found} <= {16, 32}
+        assert all(len(row) <= context for one in found for row in one.encoded.rows)
+    assert [one.distance for one in planted(Writer(tokenizer, 70, 4, "test"), 8)] == [16, 32]
 
 
 @torch.no_grad()

@@ -57,7 +57,8 @@ def tuning(strategy: str, *sets: str) -> Resolved:
     parts = [text for part in strategy.split("+") for text in SETS.get(part, ())]
     return settings.resolve(
         sets=["finetune.max_steps=4", "finetune.check_every=2", "finetune.batch=4",
-              "eval.num_heldout=3", "machine.threads=1", *parts, *sets],
+              "eval.num_heldout=3", "eval.stories=2", "eval.recall_items=2", "eval.pairs=4",
+              "eval.dense_tasks=[1]", "eval.dense_steps=3", "machine.threads=1", *parts, *sets],
         options={"strategy": (strategy, "--strategy")},
         with_strategy=True,
     )  # fmt: skip
