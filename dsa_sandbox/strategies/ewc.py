@@ -68,6 +68,9 @@ class Ewc(Strategy):
 
     Settings = EwcSettings
 
+    def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
+        return 8 * sum(p.numel() for p in self.moved(model).values())
+
     def prepare(self, model: Transformer, pretraining: Iterable[Batch], seed: int) -> None:
         self.remember(model, islice(pretraining, self.settings.passes), seed)
         fisher = [v for k, v in self.memory.items() if k.startswith("fisher.")]

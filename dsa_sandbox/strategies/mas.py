@@ -59,9 +59,6 @@ class Mas(Ewc):
 
     Settings = MasSettings  # type: ignore[assignment]
 
-    def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
-        return 2 * 4 * sum(p.numel() for p in self.moved(model).values())
-
     def cache_key(self) -> dict[str, Any]:
         return {"strategy": "mas", "passes": self.settings.passes}
 
