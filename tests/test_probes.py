@@ -19,14 +19,15 @@ from dsa_sandbox.core.indexer import kept_mask, select
 from dsa_sandbox.core.rope import Table
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar, tokens
-from dsa_sandbox.data.tokens import Packed, encode
+from dsa_sandbox.data.tokens import Corpus, Packed, encode
 from dsa_sandbox.evaluation import scoring, telling
+from dsa_sandbox.evaluation.measures import Measures
 from dsa_sandbox.evaluation.probes import Probes, divergence
 from dsa_sandbox.evaluation.recall import DISTANCES, Planted, planted, recall
 from dsa_sandbox.evaluation.recovery import STEPS, recovery
 from dsa_sandbox.evaluation.scoring import encode_items, pair_accuracy, score
 from dsa_sandbox.evaluation.selection import jaccard, kept_keys
-from dsa_sandbox.settings import Finetune
+from dsa_sandbox.settings import Eval, Finetune
 from dsa_sandbox.store import Run
 from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.tasks.stream import KINDS, Item, Task
@@ -105,6 +106,12 @@ def test_scores_are_those_of_one_row_and_one_token_at_a_time(arch: str, words: T
         values, exact = slow_score(model, item, words)
         assert [one.answer, *one.foils] == pytest.approx(values, abs=1e-5)
         assert (one.tf_em, one.gen_em) == exact
+
+
+def test_where_nothing_is_asked_nothing_is_scored(words: Tokenizer) -> None:
+    found = scoring.answers(tiny_model("dsa"), encode_items([], words), words)
+    assert found.scores == []
+    assert found.gap_NV.shape == (0, VOCABULARY)
 
 
 @torch.no_grad()
@@ -425,6 +432,21 @@ def tuned(home: TinyHome, to: Path, *sets: str) -> Run:
         *(part for text in sets for part in ("--set", text)),
     )
     return Run(answer.run)
+
+
+def test_in_a_short_context_what_has_no_room_is_not_asked(words: Tokenizer) -> None:
+    model, rows = tiny_model("dsa", context=16), [np.array([0, *range(3, 12), 0])] * 4
+    starts = np.arange(5) * 11
+    packed = Packed(np.concatenate(rows), starts, 100)
+    text = Corpus(words, packed, packed, "", 0, Path())
+    probes, judge = Probes([a_task()], words, model), telling.Judge("itself", model)
+    measures = Measures(Eval(stories=2), probes, text, Writer(words, 16, 6, "test"), judge, 0)
+    line = measures.row(model, 1, full=True)
+    assert line["recall"] == []  # it has no word for a fact
+    lengths = [len(row) for row in measures.encoded_pairs.rows]
+    assert 0 < len(measures.pairs) < 200
+    assert max(lengths) <= 16
+    assert line["kl_new"] == pytest.approx(0, abs=1e-6)
 
 
 FULL = {"kl", "moved", "pairs", "recall", "jaccard", "bits_per_byte", "stories"}

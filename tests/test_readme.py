@@ -73,7 +73,7 @@ def check(arguments: list[str]) -> None:
             assert key in known or included, f"no such setting: {key}"
     for name, kind in NAMED.items():
         chosen = values.get(name.removeprefix("--"))
-        for value in (chosen or "").split(","):
+        for value in re.split(r"[,+]", chosen or ""):
             assert not value or included or value in list(kind), f"{name} {value}"
     if values.get("preset"):
         assert values["preset"] in settings.preset_names(), values["preset"]
@@ -129,7 +129,7 @@ def made_small(arguments: list[str]) -> list[str]:
         quick = [*QUICK, "--set", "model.num_selected_heads=2", "--set", "model.force_local=2"]
         return [*arguments, *(quick if "--config" in arguments else tiny)]
     if arguments[0] == "finetune":
-        return [*arguments, *tiny, *(TINY_EWC if "ewc" in arguments else ())]
+        return [*arguments, *tiny, *(TINY_EWC if {"ewc", "acft+ewc"} & {*arguments} else ())]
     return arguments
 
 

@@ -90,7 +90,11 @@ class Measures:
 
     @cached_property
     def pairs(self) -> list[grammar.Pair]:
-        return grammar.minimal_pairs(seed=0, count=self.plan.pairs)
+        """Those that the context has room for."""
+        pairs = grammar.minimal_pairs(seed=0, count=self.plan.pairs)
+        rows = [encode_pairs([pair], self.tokenizer).rows for pair in pairs]
+        room = self.base.context
+        return [p for p, several in zip(pairs, rows) if max(map(len, several)) <= room]
 
     @cached_property
     def encoded_pairs(self) -> Encoded:

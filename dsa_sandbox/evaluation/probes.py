@@ -1,6 +1,7 @@
 """The probe items of a stream, asked of a network: a record for each."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -62,6 +63,13 @@ class Probes:
                     if before_NV is not None:
                         record["kl"] = float(divergence(before_NV[index], gap_V))
                     yield record
+
+    def exact(self, model: Transformer, numbers: list[int]) -> list[float]:
+        """Of each of the named tasks, the share of clozes that are said exactly."""
+        parts = [self.of(number, "cloze") for number in numbers]
+        scores = iter(answers(model, joined(parts), self.tokenizer).scores)
+        counts = [len(part.shared) for part in parts]
+        return [sum(one.gen_em for one in islice(scores, count)) / count for count in counts]
 
     def gaps_before(self, number: int) -> Tensor | None:
         """What the base expects at the gaps of a task's neighbours, log-probabilities [N, V]."""

@@ -154,7 +154,8 @@ def answers(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> Answe
     for number in range(len(encoded.shared)):
         values = [found[number, candidate] for candidate in range(num_candidates[number])]
         scores.append(Score(values[0], values[1:], *exact[number]))
-    return Answers(scores, torch.stack([gaps[number] for number in range(len(scores))]))
+    none_NV = torch.empty(0, len(boundary_V), device=device)
+    return Answers(scores, torch.stack([gaps[n] for n in range(len(scores))]) if gaps else none_NV)
 
 
 def hidden_at(model: Transformer, tokens_BT: Tensor, rows_M: Tensor, places_M: Tensor) -> Tensor:

@@ -357,13 +357,8 @@ class Stream:
         if number not in plan.dense_tasks or step > plan.dense_steps:
             return
         with self.measured(), self.strategy.measured(self.model):
-            seen = [self.exact(self.model, task) for task in range(number + 1)]
+            seen = self.probes.exact(self.model, list(range(number + 1)))
         self.run.append("metrics.jsonl", {"task": number, "at_step": step, "seen": seen})
-
-    def exact(self, model: Transformer, number: int) -> float:
-        """Share of a task's clozes that are said exactly."""
-        scores = score(model, self.probes.of(number, "cloze"), self.tokenizer)
-        return float(np.mean([one.gen_em for one in scores]))
 
     def recovery(self) -> list[dict[str, Any]]:
         """How soon the first tasks come back; in all arms, everything but the indexer moves."""
@@ -385,7 +380,7 @@ class Stream:
 
         def right(copy: Transformer, number: int) -> float:
             with policies.using(copy, self.measuring, then=self.learning):
-                return self.exact(copy, number)
+                return self.probes.exact(copy, [number])[0]
 
         first = range(min(self.settings.eval.recovery_tasks, len(self.tasks)))
         return recovery(self.model, first, training, right)
