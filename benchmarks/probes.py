@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import bases, commands, machine, settings
+from dsa_sandbox import bases, machine, resolving
+from dsa_sandbox.commands import networks
 from dsa_sandbox.data import grammar
 from dsa_sandbox.evaluation.measures import Measures
 from dsa_sandbox.evaluation.probes import Probes
@@ -89,8 +90,8 @@ def rows_of(run: Run, home: Path, count: int, rounds: int) -> dict[str, list[flo
 
 def untrained(home: Path, arch: str) -> Run:
     """A network of the smoke preset as it is initialised."""
-    resolved = settings.resolve(options={"arch": (arch, "")}).settings
-    return commands.build(resolved, home).run
+    resolved = resolving.resolve(options={"arch": (arch, "")}).settings
+    return networks.build(resolved, home).run
 
 
 def main() -> None:

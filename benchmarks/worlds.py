@@ -15,26 +15,27 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dsa_sandbox import bases, commands, settings, store
+from dsa_sandbox import bases, resolving, store
+from dsa_sandbox.commands import networks, streams, tuning
 from dsa_sandbox.evaluation import metrics
 
 
 def one(seed: int, arch: str, strategy: str, count: int, home: Path, sets: list[str]) -> str:
     """A row of the table."""
-    resolved = settings.resolve(
+    resolved = resolving.resolve(
         options={"arch": (arch, ""), "strategy": (strategy, ""), "seed": (seed, "")},
         sets=[f"tasks.count={count}", *sets],
         with_strategy=True,
     ).settings
-    base = commands.pretrain(resolved, home).run
+    base = networks.pretrain(resolved, home).run
     block = bases.block_of(home, base)
     block.sort(key=lambda run: str(run.manifest["arch"]))
-    stream = commands.make_tasks(resolved, home, block).run
-    rows, _, _ = commands.read_tasks(home, str(stream.path))
+    stream = streams.make_tasks(resolved, home, block).run
+    rows, _, _ = streams.read_tasks(home, str(stream.path))
     singles = []
     for task in rows:
         sha = store.digest_of(task.model_dump())
-        run = commands.finetune(
+        run = tuning.finetune(
             bases.for_base(resolved, base, {}), home, base, [task], task.task, sha
         ).run
         singles.append((run, run.manifest["figures"]))
@@ -59,8 +60,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
     for seed, arch in product(options.seeds, ("dense", "dsa")):
-        resolved = settings.resolve(options={"arch": (arch, ""), "seed": (seed, "")}).settings
-        commands.pretrain(resolved, options.home)
+        resolved = resolving.resolve(options={"arch": (arch, ""), "seed": (seed, "")}).settings
+        networks.pretrain(resolved, options.home)
     print("seed  arch   rule     in world  others   none     learned  steps  dNLL", flush=True)
     cells = list(product(options.seeds, ("dense", "dsa"), ("sgd", "acft")))
     with ProcessPoolExecutor(2) as pool:

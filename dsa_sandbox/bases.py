@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from tokenizers import Tokenizer
 
-from dsa_sandbox import settings, sizes, store
+from dsa_sandbox import resolving, sizes, store
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.data.tokens import Corpus
@@ -55,7 +55,7 @@ def run_settings(run: Run) -> Settings:
     """The settings a run was made with; UserError where the file is torn or altered."""
     path = run.checked("settings.toml") if run.finished else run.path / "settings.toml"
     try:
-        return settings.from_toml(path.read_text("utf-8"))
+        return resolving.from_toml(path.read_text("utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{run.path / 'settings.toml'}: torn or missing") from None
 
@@ -127,6 +127,15 @@ def pretrained(run: Run) -> Run:
     return run
 
 
+def network_of(run: Run) -> Run:
+    """The run, if it is finished and has a network; UserError otherwise."""
+    if not run.finished:
+        raise UserError(f"{run.name}: not finished")
+    if "model.safetensors" not in run.manifest["files"]:
+        raise UserError(f"{run.name}: a {run.manifest['command']} run; it has no network")
+    return run
+
+
 def stood_on(several: list[Run]) -> dict[str, Any]:
     """What identifies imported bases beside their weights, which say neither tokenizer nor text."""
     imported = [base for base in several if base.manifest["command"] == "import"]
@@ -137,7 +146,7 @@ def default_base(home: Path, arch: str | None, preset: str | None, listener: Lis
     """The newest finished base that fits; UserError with the command to run first."""
 
     if preset is not None:
-        settings.preset_values(preset)  # a wrong name is better said than searched for
+        resolving.preset_values(preset)  # a wrong name is better said than searched for
 
     def fits(manifest: dict[str, Any]) -> bool:
         return arch in (None, manifest["arch"]) and preset in (None, manifest["preset"])
@@ -175,7 +184,7 @@ def block_of(home: Path, base: Run) -> list[Run]:
 def for_base(resolved: Settings, base: Run, sources: Mapping[str, str]) -> Settings:
     """The settings with the sections that the base decides; UserError where the user set other."""
     own = run_settings(base)
-    flat_own, flat_new = settings.as_flat(own), settings.as_flat(resolved)
+    flat_own, flat_new = resolving.as_flat(own), resolving.as_flat(resolved)
     problems = []
     for key, source in sources.items():
         fixed = key.split(".")[0] in ("model", "data", "train", "arch")

@@ -92,10 +92,10 @@ def usage_line(error: Any) -> str:
 
 def setting_hint(message: str) -> str:
     """How to set what somebody took for an option of its own: --steps is train.steps."""
-    from dsa_sandbox import settings
+    from dsa_sandbox import resolving
 
     taken = re.match(r"No such option: --([\w-]+)", message)
-    fields = {key: key.partition(".")[2] for key in settings.known_keys()}
+    fields = {key: key.partition(".")[2] for key in resolving.known_keys()}
     close = (
         difflib.get_close_matches(taken[1].replace("-", "_"), fields.values(), 1) if taken else []
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dsa_sandbox import locks, machine, settings, store
+from dsa_sandbox import locks, machine, resolving, store
 from dsa_sandbox.errors import Interrupted, RunFailed
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine
@@ -104,7 +104,7 @@ class Job:
         stack.callback(self.run.close)
         machine.start(self.engine)
         if fresh:
-            toml = settings.as_toml(self.resolved)
+            toml = resolving.as_toml(self.resolved)
             store.write_atomic(self.run.path / "settings.toml", toml)
             self.run.update(
                 schema=1,

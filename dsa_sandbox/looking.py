@@ -58,13 +58,14 @@ def evaluate(
 ) -> None:
     """Figures of arms from their records, or of bases by measuring them (on --tasks, if named)."""
     call = prepare(home=home, include=include, as_json=as_json, quiet=quiet)
-    from dsa_sandbox import commands, console, store
+    from dsa_sandbox import console, store
+    from dsa_sandbox.commands import networks
     from dsa_sandbox.evaluation import learning
     from dsa_sandbox.report import table
 
     chosen = store.chosen_runs(call.home, runs or [], finished=True)
     results = {
-        run.name: commands.evaluate(
+        run.name: networks.evaluate(
             run, call.home, tasks=tasks, selection=selection, listener=call.listener
         )
         for run in chosen
@@ -160,7 +161,8 @@ def generate(
 ) -> None:
     """Let a network tell stories; the text appears as it is told."""
     call = prepare(home=home, as_json=as_json, quiet=quiet)
-    from dsa_sandbox import bases, commands, console, store
+    from dsa_sandbox import bases, console, store
+    from dsa_sandbox.commands import networks
 
     if run is not None:
         teller = store.find_run(call.home, run)
@@ -177,7 +179,7 @@ def generate(
         "top_p": top_p,
         "seed": seed,
     }
-    stories = commands.generate(
+    stories = networks.generate(
         teller, prompt=prompt, count=count, device=device, say=say, **drawing
     )
     if as_json:
@@ -203,9 +205,10 @@ def export(
 ) -> None:
     """Write a network for transformers: dense as Llama, dsa-v32 as DeepSeek, dsa with its code."""
     call = prepare(home=home, as_json=as_json, quiet=quiet)
-    from dsa_sandbox import commands, console, store
+    from dsa_sandbox import console, store
+    from dsa_sandbox.commands import exchange
 
-    made = commands.export(store.find_run(call.home, run), to, force=force)
+    made = exchange.export(store.find_run(call.home, run), to, force=force)
     if as_json:
         console.emit_json({"command": "export", **made})
     else:
@@ -266,14 +269,14 @@ def settings_(
         as_json=as_json,
         with_strategy=bool(touches_strategy),
     )
-    from dsa_sandbox import console, settings
+    from dsa_sandbox import console, resolving
 
     if as_json:
-        values = settings.as_flat(call.settings)
+        values = resolving.as_flat(call.settings)
         sources = {key: call.resolved.sources.get(key, "default") for key in values}
         console.emit_json({"command": "settings", "settings": values, "sources": sources})
     else:
-        console.emit(settings.as_toml(call.settings, call.resolved.sources).rstrip())
+        console.emit(resolving.as_toml(call.settings, call.resolved.sources).rstrip())
 
 
 @app.command("rm", epilog="Example: dsa-sandbox rm pretrain-dsa-smoke-s0-1234abcd")

@@ -67,16 +67,16 @@ def build(
         as_json=as_json,
         quiet=quiet,
     )
-    from dsa_sandbox import settings
+    from dsa_sandbox import resolving
 
-    settings.check_training(call.resolved, [call.settings.arch])
+    resolving.check_training(call.resolved, [call.settings.arch])
     if dry_run:
         answer_plan(call, "build", network_plan(call))
         return
-    from dsa_sandbox import commands
+    from dsa_sandbox.commands import networks
     from dsa_sandbox.report import table
 
-    result = commands.build(
+    result = networks.build(
         call.settings,
         call.home,
         force=force,
@@ -121,16 +121,16 @@ def pretrain(
         as_json=as_json,
         quiet=quiet,
     )
-    from dsa_sandbox import settings
+    from dsa_sandbox import resolving
 
-    settings.check_training(call.resolved, [call.settings.arch])
+    resolving.check_training(call.resolved, [call.settings.arch])
     if dry_run:
         answer_plan(call, "pretrain", network_plan(call))
         return
-    from dsa_sandbox import commands
+    from dsa_sandbox.commands import networks
     from dsa_sandbox.report import table
 
-    result = commands.pretrain(
+    result = networks.pretrain(
         call.settings,
         call.home,
         force=force,
@@ -165,7 +165,7 @@ def import_(
     quiet: Quiet = False,
 ) -> None:
     """Make a run of a Llama, or of what `export` has written; no code of the folder is run."""
-    from dsa_sandbox import commands
+    from dsa_sandbox.commands import exchange
     from dsa_sandbox.interop import reading
 
     found = reading.opened(folder)
@@ -193,7 +193,7 @@ def import_(
         }
         answer_plan(call, "import", plan)
         return
-    result = commands.import_folder(settings, call.home, found, force=force, listener=call.listener)
+    result = exchange.import_folder(settings, call.home, found, force=force, listener=call.listener)
     note = f"{result.figures['architecture']}, {result.figures['parameters']:,} parameters"
     show_notes(call, f"{note}, as {settings.arch}")
     answer_run(call, "import", result)
@@ -224,7 +224,8 @@ def make_tasks(
     quiet: Quiet = False,
 ) -> None:
     """Make the stream of tasks from facts that the bases know; or check rows of yours (--tasks)."""
-    from dsa_sandbox import bases, commands, console, store
+    from dsa_sandbox import bases, console, store
+    from dsa_sandbox.commands import streams
     from dsa_sandbox.report import table
     from dsa_sandbox.tasks import orders
 
@@ -260,7 +261,7 @@ def make_tasks(
         plan |= {"stream": resolved.tasks.stream, "order": resolved.tasks.order}
         answer_plan(call, "make-tasks", plan)
         return
-    result = commands.make_tasks(
+    result = streams.make_tasks(
         resolved,
         call.home,
         chosen,
@@ -327,19 +328,20 @@ def finetune(
         quiet=quiet,
         with_strategy=True,
     )
-    from dsa_sandbox import bases, commands
+    from dsa_sandbox import bases
+    from dsa_sandbox.commands import streams, tuning
     from dsa_sandbox.report import table
 
     bases.pretrained(base)
     resolved = bases.for_base(call.settings, base, call.resolved.sources)
     resolved = bases.with_seed_of(resolved, base, call.resolved.sources)
-    commands.make_strategy(resolved)  # what does not go together is refused before tasks are made
-    commands.check_indexer(resolved)
+    tuning.make_strategy(resolved)  # what does not go together is refused before tasks are made
+    tuning.check_indexer(resolved)
     asked = {} if count is None else {"tasks": count}
     for key in ("family", "order"):
         if f"tasks.{key}" in call.resolved.sources:
             asked[key] = getattr(resolved.tasks, key)
-    rows, name, sha = commands.tasks_for(
+    rows, name, sha = streams.tasks_for(
         resolved,
         call.home,
         base,
@@ -358,7 +360,7 @@ def finetune(
         plan |= {"max_steps": (len(rows) or resolved.tasks.count) * resolved.finetune.max_steps}
         answer_plan(call, "finetune", plan)
         return
-    result = commands.finetune(
+    result = tuning.finetune(
         resolved,
         call.home,
         base,
@@ -416,11 +418,11 @@ def run(
         as_json=as_json,
         quiet=quiet,
     )
-    from dsa_sandbox import console, settings, study
+    from dsa_sandbox import console, resolving, study
     from dsa_sandbox.report import figures, table
 
     networks = study.names(archs, "archs")
-    settings.check_training(call.resolved, networks)
+    resolving.check_training(call.resolved, networks)
     chosen = study.names(strategies, "strategies")
     study.check_strategies(chosen, preset, config, set_ or [])
     plan = study.plan(

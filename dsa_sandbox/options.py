@@ -101,7 +101,7 @@ AllowMismatch = Annotated[
 class Call(NamedTuple):
     """What every command needs: settings, home, listener, and how to answer."""
 
-    resolved: Any  # settings.Resolved
+    resolved: Any  # resolving.Resolved
     home: Path
     listener: Any
     as_json: bool
@@ -126,12 +126,12 @@ def prepare(
     network: tuple[str, dict[str, Any]] | None = None,
 ) -> Call:
     """Includes first, then settings; signals are caught from here on."""
-    from dsa_sandbox import console, settings, store
+    from dsa_sandbox import console, resolving, store
 
     terminal = console.Terminal(quiet)
     console.catch_signals(terminal)
     includes = load_includes(include or [])
-    resolved = settings.resolve(
+    resolved = resolving.resolve(
         preset=preset,
         config=config,
         sets=sets,

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from dsa_sandbox import commands, machine
+from dsa_sandbox import machine
+from dsa_sandbox.commands import tuning
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms as arms_module
 from dsa_sandbox.evaluation import learning
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.registry import Unknown, archs, strategies
-from dsa_sandbox.settings import INDEXER_KEYS, Settings, in_order, resolve
+from dsa_sandbox.resolving import INDEXER_KEYS, in_order, resolve
+from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run
 
 REGISTRIES = {"archs": archs, "strategies": strategies}
@@ -115,7 +117,7 @@ def check_strategies(
             options={"strategy": (name, "--strategies")},
             with_strategy=True,
         )
-        commands.make_strategy(resolved.settings)
+        tuning.make_strategy(resolved.settings)
 
 
 def plan(

@@ -12,7 +12,8 @@ from home import STREAM
 from tiny import documents
 from tokenizers import Tokenizer
 
-from dsa_sandbox import commands, settings, sizes
+from dsa_sandbox import resolving, sizes
+from dsa_sandbox.commands import tuning
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import tokens
 from dsa_sandbox.data.tokens import Corpus, Packed, batch_of
@@ -67,13 +68,13 @@ def stream_of(
     """A stream before its first task, its strategy prepared; stories are four to a step."""
     plan = ["finetune.max_steps=2", "finetune.batch=4", "finetune.stop='fixed'"]
     plan += ["eval.stories=0", "eval.recall_items=1", "eval.pairs=1", "eval.recovery_tasks=0"]
-    resolved = settings.resolve(
+    resolved = resolving.resolve(
         sets=[*plan, *sets],
         options={"strategy": (strategy, "--strategy"), "arch": (arch, "--arch")},
         with_strategy=True,
     ).settings
     base = network(arch)
-    rule = Rule(commands.make_strategy(resolved), copy.deepcopy(base), base, resolved.finetune)
+    rule = Rule(tuning.make_strategy(resolved), copy.deepcopy(base), base, resolved.finetune)
     singles = [batch_of([document]) for document in documents(*[20] * 6)]
     base.requires_grad_(True)
     rule.strategy.prepare(base, cycle(singles), resolved.seed)

@@ -16,7 +16,7 @@ from home import QUICK, cli
 from tiny import CONTEXT, some_tokens, tiny_model
 from torch import Tensor
 
-from dsa_sandbox import settings, store
+from dsa_sandbox import resolving, store
 from dsa_sandbox.core.attention import DsaAttention
 from dsa_sandbox.core.transformer import Transformer, group_of, nll_sum
 from dsa_sandbox.errors import UserError
@@ -307,7 +307,7 @@ def test_the_engine_says_how_attention_is_computed(
     arch: str, sets: list[str], expected: str
 ) -> None:
     options = {"arch": (arch, "--arch")}
-    resolved = settings.resolve(preset="smoke", options=options, sets=sets).settings
+    resolved = resolving.resolve(preset="smoke", options=options, sets=sets).settings
     engine = backends.engine_for(resolved, CPU)
     assert engine.attention == expected
     mentioned = "" if expected == "masked" else f", attention by {expected}"
@@ -322,7 +322,7 @@ def test_triton_without_a_gpu_is_refused_in_one_line(monkeypatch: pytest.MonkeyP
     kernels = pytest.importorskip("dsa_sandbox.kernels.triton_gather")
     monkeypatch.setattr(kernels, "INTERPRETED", False)  # tests have triton's interpreter
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    resolved = settings.resolve(preset="smoke", sets=["machine.attention=triton"]).settings
+    resolved = resolving.resolve(preset="smoke", sets=["machine.attention=triton"]).settings
     with pytest.raises(UserError, match=r"^machine.attention=triton: .+; use gather, or auto$"):
         backends.engine_for(resolved, CPU)
 
@@ -332,7 +332,7 @@ def test_a_run_is_the_same_run_whatever_computes_it_and_goes_on_as_it_began(
 ) -> None:
     def job(*sets: str) -> Job:
         pairs = [*QUICK[1::2], *sets]
-        resolved = settings.resolve(preset="smoke", sets=pairs).settings
+        resolved = resolving.resolve(preset="smoke", sets=pairs).settings
         parts = ["pretrain", ["dsa", "smoke", "s0"], {}, resolved, {}]
         return Job(quick_home, *parts, force=False, includes={}, listener=SILENT)  # type: ignore[arg-type]
 

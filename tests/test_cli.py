@@ -15,7 +15,7 @@ import pytest
 import typer
 from home import ANCHOR, QUICK, ROOT, STREAM, Answer, TinyHome, cli, inside, strict_json
 
-from dsa_sandbox import settings
+from dsa_sandbox import resolving
 from dsa_sandbox.cli import app
 
 COMMANDS = (
@@ -282,7 +282,7 @@ def test_an_unknown_option_names_the_nearest() -> None:
 def test_what_an_architecture_sets_by_itself_is_no_demand_on_the_base(quick_home: Path) -> None:
     common = ("--arch", "dsa-v32", "--home", quick_home)
     base = cli("pretrain", *QUICK, "--set", "model.force_sink=1", *common).run
-    values = settings.read_toml(base / "settings.toml")["model"]
+    values = resolving.read_toml(base / "settings.toml")["model"]
     assert (values["force_sink"], values["force_local"]) == (1, 0)
     plan = ("--strategy", "sgd", "--tasks", STREAM, "--dry-run")
     assert cli("finetune", *plan, *common).code == 0

@@ -13,7 +13,8 @@ from test_memories import pretraining, state, story
 from tiny import tiny_model
 from torch import Tensor
 
-from dsa_sandbox import commands, settings
+from dsa_sandbox import resolving
+from dsa_sandbox.commands import tuning
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.settings import Finetune
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
@@ -25,10 +26,10 @@ from dsa_sandbox.training.task import Rule
 
 
 def chosen(strategy: str, *sets: str) -> Strategy:
-    resolved = settings.resolve(
+    resolved = resolving.resolve(
         sets=list(sets), options={"strategy": (strategy, "--strategy")}, with_strategy=True
     )
-    return commands.make_strategy(resolved.settings)
+    return tuning.make_strategy(resolved.settings)
 
 
 def steps_of(model: Transformer, strategy: Strategy, **plan: Any) -> list[float]:

@@ -21,7 +21,7 @@ FLOORS = (
     ("kernels",),
     ("core",),
     ("machine", "store"),
-    ("settings", "registry", "sizes", "locks", "errors", "listener", "presets"),
+    ("resolving", "settings", "registry", "sizes", "locks", "errors", "listener", "presets"),
 )
 READABLE_CORE = (
     *(PACKAGE / "core").glob("*.py"),

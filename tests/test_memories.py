@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tiny import CONTEXT, documents, noise, tiny_model
 from torch import Tensor, nn
 
-from dsa_sandbox import commands
+from dsa_sandbox.commands import tuning
 from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of
 from dsa_sandbox.data.tokens import Batch, batch_of
 from dsa_sandbox.settings import Finetune
@@ -458,7 +458,7 @@ def test_rank_zero_is_the_rank_whose_count_is_nearest_to_acfts(arch: str) -> Non
         lora = Lora(LoraSettings(rank=rank))
         rule = rule_of(model, lora)
         own = sum(p.numel() for p in rule.trained().values())
-        assert commands.mask_of(rule)["trainable"] == own
+        assert tuning.mask_of(rule)["trainable"] == own
         return own
 
     chosen = Lora(LoraSettings(rank=0)).rank(model)

@@ -16,12 +16,14 @@ from home import QUICK, STREAM, cli
 from tiny import CONTEXT, VOCABULARY, documents, noise, some_tokens, tiny_model, tiny_settings
 from torch import Tensor
 
-from dsa_sandbox import bases, commands, settings, sizes, store
+from dsa_sandbox import bases, resolving, sizes, store
+from dsa_sandbox.commands import tuning
 from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of
 from dsa_sandbox.data.tokens import batch_of
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation.health import expert_health
-from dsa_sandbox.settings import Model, preset_names, resolve
+from dsa_sandbox.resolving import preset_names, resolve
+from dsa_sandbox.settings import Model
 from dsa_sandbox.store import Run
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.ewc import sampled_fisher
@@ -254,14 +256,14 @@ def test_fine_tuning_leaves_biases_and_what_is_frozen_bit_equal(
     strategy: str, sets: list[str], quick_home: Path
 ) -> None:
     base = cli("pretrain", "--arch", "dsa", *QUICK_MOE, "--home", quick_home).run
-    resolved = settings.resolve(
+    resolved = resolving.resolve(
         sets=["finetune.max_steps=2", "finetune.check_every=2", "eval.num_heldout=2", *sets],
         options={"strategy": (strategy, "--strategy")},
         with_strategy=True,
     )
     values = bases.for_base(resolved.settings, Run(base), resolved.sources)
     tasks = stream.read(STREAM)[:1]
-    run = commands.finetune(values, quick_home, Run(base), tasks, "one", "1" * 64).run
+    run = tuning.finetune(values, quick_home, Run(base), tasks, "one", "1" * 64).run
     before, after = weights(base), weights(run.path)
     moved = {group_of(name) for name in before if not torch.equal(before[name], after[name])}
     assert before["blocks.0.feedforward.bias"].any()

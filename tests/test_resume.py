@@ -10,11 +10,12 @@ import pytest
 import torch
 from home import ANCHOR, QUICK, STREAM, StopAfter, TinyHome, cli
 
-from dsa_sandbox import bases, commands, registry, settings
-from dsa_sandbox.commands import Result
+from dsa_sandbox import bases, registry, resolving
+from dsa_sandbox.commands import networks, tuning
 from dsa_sandbox.errors import Interrupted
+from dsa_sandbox.job import Result
 from dsa_sandbox.listener import SILENT, Listener
-from dsa_sandbox.settings import Resolved
+from dsa_sandbox.resolving import Resolved
 from dsa_sandbox.store import Run
 from dsa_sandbox.tasks import stream
 
@@ -24,7 +25,7 @@ SAME = ("model.safetensors", "metrics.jsonl", "records.jsonl")
 
 def pretraining(arch: str, *sets: str) -> Resolved:
     """Nine steps: dense, then (dsa) the indexer alone, then sparse."""
-    return settings.resolve(
+    return resolving.resolve(
         sets=[
             *QUICK[1::2],
             *("train.steps=9", "train.dense_fraction=0.4", "train.indexer_fraction=0.2"),
@@ -52,10 +53,10 @@ SETS = {
 BOUNDS = ("none", "joint", "independent")
 
 
-def tuning(strategy: str, *sets: str) -> Resolved:
+def fine_tuning(strategy: str, *sets: str) -> Resolved:
     """Three tasks of four steps, checked every second."""
     parts = [text for part in strategy.split("+") for text in SETS.get(part, ())]
-    return settings.resolve(
+    return resolving.resolve(
         sets=["finetune.max_steps=4", "finetune.check_every=2", "finetune.batch=4",
               "eval.num_heldout=3", "eval.stories=2", "eval.recall_items=2", "eval.pairs=4",
               "eval.dense_tasks=[1]", "eval.dense_steps=3", "machine.threads=1", *parts, *sets],
@@ -65,11 +66,11 @@ def tuning(strategy: str, *sets: str) -> Resolved:
 
 
 def tune(home: Path, base: Path, strategy: str, *sets: str, listener: Listener = SILENT) -> Result:
-    resolved = tuning(strategy, *sets)
+    resolved = fine_tuning(strategy, *sets)
     run = Run(base)
     tasks = stream.read(STREAM)[:3]
     values = bases.for_base(resolved.settings, run, resolved.sources)
-    return commands.finetune(values, home, run, tasks, "three", "3" * 64, listener=listener)
+    return tuning.finetune(values, home, run, tasks, "three", "3" * 64, listener=listener)
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -91,12 +92,12 @@ MOE = ("model.ffn=moe", "model.num_experts=4", "train.balance_rate=0.1")  # bias
 def test_pretraining_stopped_at_any_step_ends_in_the_same_bytes(
     arch: str, sets: tuple[str, ...], quick_home: Path, tmp_path: Path
 ) -> None:
-    expected = contents(commands.pretrain(pretraining(arch, *sets).settings, quick_home).run.path)
+    expected = contents(networks.pretrain(pretraining(arch, *sets).settings, quick_home).run.path)
     assert set(expected) == {"model.safetensors", "metrics.jsonl"}
     other = with_cache(tmp_path / "other", quick_home)
     for step in range(1, 9):
         with pytest.raises(Interrupted):
-            commands.pretrain(
+            networks.pretrain(
                 pretraining(arch, EVERY_STEP, *sets).settings,
                 other,
                 listener=StopAfter(1, "pretrain"),
@@ -105,7 +106,7 @@ def test_pretraining_stopped_at_any_step_ends_in_the_same_bytes(
         assert [path.name for path in (the_run(other, "pretrain") / "checkpoints").iterdir()] == [
             f"step-{step:08d}"
         ]
-    run = commands.pretrain(pretraining(arch, *sets).settings, other).run
+    run = networks.pretrain(pretraining(arch, *sets).settings, other).run
     assert contents(run.path) == expected
     assert not (run.path / "checkpoints").exists()
     assert run.manifest["state"] == "finished"
@@ -224,20 +225,20 @@ def test_fine_tuning_goes_on_after_kill_9(tiny_home: TinyHome, tmp_path: Path) -
 def test_lines_behind_the_checkpoint_are_cut_and_written_again(quick_home: Path) -> None:
     resolved = pretraining("dsa").settings
     with pytest.raises(Interrupted):
-        commands.pretrain(resolved, quick_home, listener=StopAfter(4, "pretrain"))
+        networks.pretrain(resolved, quick_home, listener=StopAfter(4, "pretrain"))
     metrics = the_run(quick_home, "pretrain") / "metrics.jsonl"
     with metrics.open("a", encoding="utf-8") as file:
         file.write('{"step": 5, "phase": "dense", "lo')  # torn by kill -9
-    commands.pretrain(resolved, quick_home)
+    networks.pretrain(resolved, quick_home)
     steps = [json.loads(line)["step"] for line in metrics.read_text("utf-8").splitlines()]
     assert steps == list(range(1, 10))
 
 
 def test_a_run_goes_on_with_the_threads_it_was_begun_with(quick_home: Path) -> None:
     with pytest.raises(Interrupted):
-        commands.pretrain(
+        networks.pretrain(
             pretraining("dsa").settings, quick_home, listener=StopAfter(4, "pretrain")
         )
-    run = commands.pretrain(pretraining("dsa", "machine.threads=2").settings, quick_home).run
+    run = networks.pretrain(pretraining("dsa", "machine.threads=2").settings, quick_home).run
     assert run.manifest["engine"]["threads"] == 1
     assert torch.get_num_threads() == 1

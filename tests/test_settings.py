@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from home import QUICK, Answer, cli
 
-from dsa_sandbox import settings, sizes, study
+from dsa_sandbox import resolving, settings, sizes, study
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.settings import as_flat, resolve
+from dsa_sandbox.resolving import as_flat, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -340,9 +340,9 @@ def test_what_a_settings_file_cannot_hold_is_refused() -> None:
 
 def test_a_run_saves_its_resolved_settings(tmp_path: Path) -> None:
     resolved = resolve(preset="mini", sets=["train.steps=3"]).settings
-    text = settings.as_toml(resolved)
+    text = resolving.as_toml(resolved)
     assert "#" not in text
-    assert settings.from_toml(text) == resolved
+    assert resolving.from_toml(text) == resolved
 
 
 # presets
@@ -376,7 +376,7 @@ def test_a_preset_is_what_its_table_says_and_its_networks_match(name: str) -> No
 
 def test_presets_are_listed_smallest_first_with_their_sizes() -> None:
     rows = cli("ls", "presets", "--json").value["rows"]
-    assert [row["preset"] for row in rows] == list(PRESETS) == settings.preset_names()
+    assert [row["preset"] for row in rows] == list(PRESETS) == resolving.preset_names()
     sizes_in_millions = [float(row["parameters"].removesuffix("M")) for row in rows]
     assert sizes_in_millions == sorted(sizes_in_millions)
 
@@ -456,18 +456,18 @@ def test_what_only_an_indexer_reads_is_refused_where_none_is_taught(
 
 def test_every_setting_of_the_indexers_training_is_known_to_be_one() -> None:
     named = {f"train.{name}" for name in settings.Train.model_fields if name.startswith("indexer_")}
-    assert named == set(settings.INDEXER_KEYS)
+    assert named == set(resolving.INDEXER_KEYS)
 
 
 @pytest.mark.parametrize("arch", ["dense", "dsa", "dsa-full", "dsa-v32"])
 def test_what_presets_and_architectures_bring_along_is_never_refused(arch: str) -> None:
-    for preset in settings.preset_names():
+    for preset in resolving.preset_names():
         for selection in ("learned", "window"):
             options = {"arch": (arch, "--arch")}
             resolved = resolve(
                 preset=preset, sets=[f"train.selection={selection}"], options=options
             )
-            settings.check_training(resolved, [arch])
+            resolving.check_training(resolved, [arch])
 
 
 def test_a_file_that_settings_printed_is_accepted_by_networks_of_all_kinds(tmp_path: Path) -> None:
@@ -476,7 +476,7 @@ def test_a_file_that_settings_printed_is_accepted_by_networks_of_all_kinds(tmp_p
         path = config(tmp_path, cli("settings", "--preset", "mini", *typed).out)
         for arch in ("dense", "dsa"):
             resolved = resolve(config=path, options={"arch": (arch, "--arch")})
-            settings.check_training(resolved, [arch])
+            resolving.check_training(resolved, [arch])
     path = config(tmp_path, '[train]\nselection = "window"\nindexer_queries = 0.5\n')
     assert dry("--config", path).problem.endswith(f"[from {path}]")
     assert dry("--config", path, "--set", "train.selection=learned").code == 0

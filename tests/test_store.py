@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from home import QUICK, StopAfter, TinyHome, cli
 
-from dsa_sandbox import commands, locks, settings, store
+from dsa_sandbox import locks, resolving, store
+from dsa_sandbox.commands import networks
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.settings import Settings
@@ -23,7 +24,9 @@ EVERY_STEP = "machine.save_every_s=0.000001"
 
 
 def quick(*sets: str, arch: str = "dsa") -> Settings:
-    return settings.resolve(sets=[*QUICK[1::2], *sets], options={"arch": (arch, "--arch")}).settings
+    return resolving.resolve(
+        sets=[*QUICK[1::2], *sets], options={"arch": (arch, "--arch")}
+    ).settings
 
 
 def build(home: Path, *arguments: object) -> Path:
@@ -33,7 +36,7 @@ def build(home: Path, *arguments: object) -> Path:
 def unfinished(home: Path, step: int = 3, *sets: str) -> Run:
     """A pretrain run that was interrupted after `step` steps."""
     with pytest.raises(Interrupted):
-        commands.pretrain(quick(*sets), home, listener=StopAfter(step, "pretrain"))
+        networks.pretrain(quick(*sets), home, listener=StopAfter(step, "pretrain"))
     (path,) = home.glob("pretrain-*")
     assert [p.name for p in (path / "checkpoints").iterdir()] == [f"step-{step:08d}"]
     return Run(path)
@@ -405,7 +408,7 @@ class FillDisk(Listener):
 
 def test_a_save_that_fails_keeps_the_last_checkpoint(quick_home: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RunFailed) as failure:
-        commands.pretrain(quick(EVERY_STEP), quick_home, listener=FillDisk(4, patch))
+        networks.pretrain(quick(EVERY_STEP), quick_home, listener=FillDisk(4, patch))
     assert failure.value.exit_code == 3
     (run,) = quick_home.glob("pretrain-*")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dsa_sandbox import settings, sizes, store
+from dsa_sandbox import resolving, sizes, store
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.interop import vocabulary
 from dsa_sandbox.interop.huggingface import END_ID, LATENT_EPS, LAYOUTS, read_json
 from dsa_sandbox.interop.vocabulary import Words
 from dsa_sandbox.registry import nearest
-from dsa_sandbox.settings import Model, Resolved, Settings
+from dsa_sandbox.resolving import Resolved
+from dsa_sandbox.settings import Model, Settings
 
 LONGEST = 2048  # context where nobody asks for one: the tables of RoPE are made up to it
 SHOWN = 20  # problems of one folder, at most
@@ -249,7 +250,7 @@ def is_tied_here(config: dict[str, Any], weights: dict[str, Tensor]) -> bool:
 
 def check(resolved: Resolved, folder: Folder) -> Settings:
     """The settings; UserError where somebody asked for others than the folder has."""
-    flat = settings.as_flat(resolved.settings)
+    flat = resolving.as_flat(resolved.settings)
     problems = [
         f"{key}={flat[key]}: {folder.path} has {value}  [from {resolved.sources[key]}]"
         for key, value in folder.fixed.items()

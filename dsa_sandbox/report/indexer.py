@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from dsa_sandbox import settings, store
+from dsa_sandbox import resolving, store
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.report import charts
 from dsa_sandbox.report.charts import Drawn, Series
@@ -45,7 +45,7 @@ def settings_of(run: Run) -> Settings:
     """The settings of a run; UserError where they are torn."""
     path = run.path / "settings.toml"
     try:
-        return settings.from_toml(path.read_text("utf-8"))
+        return resolving.from_toml(path.read_text("utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{path}: torn or missing") from None
 

@@ -10,7 +10,8 @@ from dsa_sandbox import locks, sizes, store
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import archs, families, nearest, strategies
 from dsa_sandbox.report.table import plain, rendered
-from dsa_sandbox.settings import Settings, most_tasks, preset_names, resolve
+from dsa_sandbox.resolving import preset_names, resolve
+from dsa_sandbox.settings import Settings, most_tasks
 from dsa_sandbox.store import Run
 
 KINDS = ("runs", "presets", "strategies", "archs", "tasks")

@@ -1,0 +1,101 @@
+"""Networks that come from transformers, and go there."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from dsa_sandbox import store
+from dsa_sandbox.bases import (
+    load_model,
+    load_tokenizer,
+    network_of,
+    run_settings,
+)
+from dsa_sandbox.data import corpus, tokens
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.interop import huggingface, reading
+from dsa_sandbox.job import Job, Result, sections
+from dsa_sandbox.listener import SILENT, Listener
+from dsa_sandbox.settings import Settings
+from dsa_sandbox.store import Run
+
+
+def import_folder(
+    resolved: Settings,
+    home: Path,
+    folder: reading.Folder,
+    *,
+    force: bool = False,
+    listener: Listener = SILENT,
+) -> Result:
+    """A run of what a folder in the layout of transformers holds, to be fine-tuned or measured.
+
+    `resolved` has the folder's settings (`reading.check`); its `data` are what fine-tuning takes
+    held-out text and pre-training text from.
+    """
+    source = corpus.resolve(resolved.data)
+    context, tokenizer = resolved.model.context, folder.words.tokenizer
+    data_hash = tokens.corpus_digest(source, resolved.data, resolved.seed, context, tokenizer)
+    values = {"arch": resolved.arch, "seed": resolved.seed, "data_hash": data_hash}
+    values |= {"files": folder.files, **sections(resolved, ("model",))}
+    job = Job(
+        home,
+        "import",
+        [resolved.arch, resolved.preset, f"s{resolved.seed}"],
+        values,
+        resolved,
+        {},
+        force=force,
+        includes={},
+        listener=listener,
+    )
+    if job.finished:
+        return job.returned()
+    state = reading.state_of(folder, resolved)
+    notes = [*folder.notes]
+    if context < folder.longest:
+        notes.append(f"context {context} of {folder.longest} tokens (--context takes more)")
+    for note in notes:
+        listener.note(f"{folder.path}: {note}")
+    figures = {
+        "architecture": folder.architecture,
+        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "vocabulary": folder.vocabulary,
+        "context": context,
+        "notes": notes,
+    }
+    imported = {"folder": str(folder.path), "files": folder.files, **figures}
+    with ExitStack() as stack:
+        job.begin(stack, data=source._asdict(), data_hash=data_hash, imported=imported)
+        tokenizer.save(str(job.run.path / "tokenizer.json"))
+        store.write_atomic(job.run.path / "model.safetensors", store.tensors_bytes(state))
+        job.run.finish(figures=figures)
+    return Result(job.run, figures)
+
+
+def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
+    """Write a finished network as a folder that transformers loads."""
+    network_of(run)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not force):
+        raise UserError(f"{folder}: is there already  [from --to]; --force writes into it")
+    resolved = run_settings(run)
+    huggingface.layout_of(resolved)
+    model = load_model(run)
+    total = sum(p.numel() for p in model.parameters())
+    source = Path(resolved.data.source)
+    text = source.name if source.exists() else str(source)  # no path of this machine
+    text = "the built-in grammar" if text == "grammar" else text
+    imported = run.manifest.get("imported")
+    origin = f"pre-trained on {text}"
+    if imported:
+        origin = f"imported from {Path(imported['folder']).name} ({imported['architecture']})"
+    trained = {
+        "build": "not trained",
+        "finetune": f"{origin} and fine-tuned with {run.manifest.get('strategy')} on contradictory "
+        "worlds",
+    }.get(run.manifest["command"], origin)
+    huggingface.write(folder, model, resolved, load_tokenizer(run))
+    card = huggingface.card(run.name, resolved, total, trained, toy=not imported)
+    store.write_atomic(folder / "README.md", card)
+    architecture = huggingface.layout_of(resolved).architecture
+    return {"folder": str(folder), "architecture": architecture, "parameters": total}
