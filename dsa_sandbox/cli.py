@@ -87,20 +87,28 @@ def usage_line(error: Any) -> str:
     message = " ".join(error.format_message().split())
     context = getattr(error, "ctx", None)
     where = f"  (see {context.command_path} --help)" if context else ""
-    return f"{message}{setting_hint(message)}{where}"
+    taken = re.match(r"No such option: --([\w-]+)", message)
+    if taken:
+        options = [name for option in context.command.params for name in option.opts]
+        message = f"{taken[0]}{meant(taken[1], [name for name in options if name[:2] == '--'])}"
+    return f"{message}{where}"
 
 
-def setting_hint(message: str) -> str:
-    """How to set what somebody took for an option of its own: --steps is train.steps."""
+def meant(taken: str, options: list[str]) -> str:
+    """What somebody may have meant by an option: another one, or a setting (--steps, --lr)."""
     from dsa_sandbox import resolving
 
-    taken = re.match(r"No such option: --([\w-]+)", message)
+    wanted = taken.replace("-", "_")
     fields = {key: key.partition(".")[2] for key in resolving.known_keys()}
-    close = (
-        difflib.get_close_matches(taken[1].replace("-", "_"), fields.values(), 1) if taken else []
-    )
-    keys = [f"--set {key}=VALUE" for key, field in fields.items() if field in close]
-    return f"; did you mean {' or '.join(keys)}?" if keys else ""
+    names = {option: option[2:].replace("-", "_") for option in options}
+    known = [*names.values(), *fields.values()]
+    initials = {"".join(word[:1] for word in name.split("_")): name for name in known}
+    close = [name for name in known if wanted.startswith(f"{name}_")]  # --batch-size
+    close += [initials[wanted]] if wanted in initials else []
+    close = close or difflib.get_close_matches(wanted, known, 1, cutoff=0.7)
+    found = [option for option, name in names.items() if name in close]
+    found = found or [f"--set {key}=VALUE" for key, field in fields.items() if field in close]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def quoted(argument: str) -> str:

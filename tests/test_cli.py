@@ -270,13 +270,19 @@ def test_a_failure_is_one_line_or_one_object_on_stderr(
 
 
 def test_an_unknown_option_names_the_nearest() -> None:
-    problem = cli("pretrain", "--stratgey", "ewc").problem
-    assert "No such option: --stratgey" in problem
-    problem = cli("finetune", "--stratgey", "ewc").problem
-    assert "--strategy" in problem
+    rates = "--set train.learning_rate=VALUE or --set finetune.learning_rate=VALUE"
+    for command, option, meant in (
+        ("pretrain", "--stratgey", None),
+        ("finetune", "--stratgey", "--strategy"),
+        ("pretrain", "--learning-rates", rates),
+        ("finetune", "--lr", rates),
+        ("finetune", "--batch-size", "--set finetune.batch=VALUE"),
+        ("plot", "--knd", "--kind"),
+    ):
+        hint = f"; did you mean {meant}?" if meant else ""
+        problem = cli(command, option, "1").problem
+        assert problem == f"error: No such option: {option}{hint}  (see dsa-sandbox {command} --help)"
     assert "pretrain" in cli("pretrian").problem
-    problem = cli("pretrain", "--learning-rates", "1e-3").problem
-    assert "--set train.learning_rate=VALUE or --set finetune.learning_rate=VALUE" in problem
 
 
 def test_what_an_architecture_sets_by_itself_is_no_demand_on_the_base(quick_home: Path) -> None:
