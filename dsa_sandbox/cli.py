@@ -88,7 +88,7 @@ def usage_line(error: Any) -> str:
     context = getattr(error, "ctx", None)
     where = f"  (see {context.command_path} --help)" if context else ""
     taken = re.match(r"No such option: --([\w-]+)", message)
-    if taken:
+    if context and taken:
         options = [name for option in context.command.params for name in option.opts]
         message = f"{taken[0]}{meant(taken[1], [name for name in options if name[:2] == '--'])}"
     return f"{message}{where}"

@@ -281,7 +281,9 @@ def test_an_unknown_option_names_the_nearest() -> None:
     ):
         hint = f"; did you mean {meant}?" if meant else ""
         problem = cli(command, option, "1").problem
-        assert problem == f"error: No such option: {option}{hint}  (see dsa-sandbox {command} --help)"
+        assert (
+            problem == f"error: No such option: {option}{hint}  (see dsa-sandbox {command} --help)"
+        )
     assert "pretrain" in cli("pretrian").problem
 
 

@@ -22,6 +22,7 @@ from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.registry import strategies
 from dsa_sandbox.settings import Frozen
 from dsa_sandbox.strategies.base import Place, Strategy
+from dsa_sandbox.strategies.rehearsal import reservoir
 
 
 class AgemSettings(Frozen):
@@ -66,16 +67,10 @@ class Agem(Strategy):
             kept_NT[place, :length], kept_NT[place, length:] = new_T, empty
 
     def finish_task(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
-        """Reservoir sampling (Vitter 1985, algorithm R)."""
-        generator = torch.Generator().manual_seed(seed)
         first, seen = int(self.memory["pretraining"]), int(self.memory["seen"])
-        room = self.settings.size - first
-        for batch in batches:
-            place = seen
-            if seen >= room:
-                place = int(torch.randint(seen + 1, (), generator=generator))
-            if place < room:
-                self.keep(first + place, batch)
+        for row, batch in reservoir(batches, seen, self.settings.size - first, seed):
+            if row is not None:
+                self.keep(first + row, batch)
             seen += 1
         self.memory["seen"] = torch.tensor(seen)
 

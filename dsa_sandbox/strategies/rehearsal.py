@@ -7,7 +7,7 @@ does not grow with tasks.
 B rows of a batch, T tokens.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -30,6 +30,18 @@ class RehearsalSettings(Frozen):
     pretraining_size: int = Field(256, ge=0, description="Sequences of pre-training kept.")
     tasks: int = Field(2, ge=0, description="Kept stories that come back in a step.")
     pretraining: int = Field(1, ge=0, description="Kept sequences that come back in a step.")
+
+
+def reservoir(
+    batches: Iterable[Batch], seen: int, size: int, seed: int
+) -> Iterator[tuple[int | None, Batch]]:
+    """Each batch, and its row of `size` or None; `seen` came before (Vitter 1985, algorithm R)."""
+    generator = torch.Generator().manual_seed(seed)
+    for number, batch in enumerate(batches, seen):
+        row = number
+        if number >= size:
+            row = int(torch.randint(number + 1, (), generator=generator))
+        yield (row if row < size else None), batch
 
 
 class Rehearsal(Strategy):
@@ -72,15 +84,13 @@ class Rehearsal(Strategy):
         return int(self.memory[key]) if key in self.memory else 0
 
     def offer(self, model: Transformer, shelf: str, batches: Iterable[Batch], seed: int) -> None:
-        """Keep each sequence that ever came with the same chance (Vitter 1985, algorithm R)."""
-        generator, size = torch.Generator().manual_seed(seed), self.size(shelf)
-        for number, batch in enumerate(batches, self.count(f"{shelf}.seen")):
-            row = number
-            if number >= size:
-                row = int(torch.randint(number + 1, (), generator=generator))
-            if row < size:
+        """Keep each sequence that ever came with the same chance."""
+        seen = self.count(f"{shelf}.seen")
+        for row, batch in reservoir(batches, seen, self.size(shelf), seed):
+            if row is not None:
                 self.keep(model, shelf, row, batch)
-            self.memory[f"{shelf}.seen"] = torch.tensor(number + 1)
+            seen += 1
+        self.memory[f"{shelf}.seen"] = torch.tensor(seen)
 
     def keep(self, model: Transformer, shelf: str, row: int, batch: Batch) -> None:
         """Put a single sequence, and what is kept beside it, into a row."""
