@@ -24,6 +24,7 @@ class Frozen(BaseModel):
 
 
 Policy = Literal["learned", "random", "window", "oracle", "all"]
+Chooser = Literal["learned", "random", "window", "oracle", "all", "trained"]
 
 
 class Model(Frozen):
@@ -295,7 +296,7 @@ class Finetune(Frozen):
     max_steps: int = Field(200, ge=1, description="Cap of a task's steps.")
     check_every: int = Field(5, ge=1, description="Steps between checks of the stop rule.")
     margin: float = Field(1.0, description="Mean margin over the best rival to stop at, nats.")
-    selection: Policy | Literal["trained"] = Field(
+    selection: Chooser = Field(
         "trained", description="Who chooses the keys while tasks are learned [as in pre-training]."
     )
     indexer: Literal["frozen", "kl"] = Field(
@@ -304,6 +305,16 @@ class Finetune(Frozen):
     indexer_learning_rate: float = Field(
         1e-3, gt=0, description="indexer=kl: rate of the indexer after warm-up."
     )
+
+    @model_validator(mode="after")
+    def _both_sides(self) -> "Finetune":
+        num_contrast = round(self.batch * self.contrast)
+        if self.contrast and not 0 < num_contrast < self.batch:
+            raise ValueError(
+                f"contrast={self.contrast} makes {num_contrast} of batch={self.batch} stories "
+                "contrast: both sides need one (contrast=0 leaves that side out)"
+            )
+        return self
 
 
 class Eval(Frozen):
@@ -328,7 +339,7 @@ class Eval(Frozen):
         (), description="Tasks, numbered from 0, in which clozes of all seen are asked every step."
     )
     dense_steps: int = Field(20, ge=1, description="First steps of them after which they are.")
-    selection: Policy | Literal["trained"] = Field(
+    selection: Chooser = Field(
         "trained", description="Who chooses the keys when measured [as in pre-training]."
     )
 

@@ -89,14 +89,11 @@ def agem(model: Transformer, **settings: Any) -> Agem:
 
 
 def reference(model: Transformer, batches: list[Batch]) -> dict[str, Tensor]:
-    """The gradient of the mean loss over all targets of single sequences, one after another."""
-    count = sum(batch.num_targets for batch in batches)
+    """The gradient of the mean over single sequences of their mean losses, one after another."""
     model.zero_grad()
     for batch in batches:
         logits_MV, targets_M = model(batch.tokens_BT).flatten(0, 1), batch.targets_BT.flatten()
-        (
-            F.cross_entropy(logits_MV, targets_M, ignore_index=IGNORED, reduction="sum") / count
-        ).backward()
+        (F.cross_entropy(logits_MV, targets_M, ignore_index=IGNORED) / len(batches)).backward()
     moved = {n: p for n, p in model.named_parameters() if group_of(n) != "indexer"}
     return {n: p.grad.clone() for n, p in moved.items() if p.grad is not None}
 

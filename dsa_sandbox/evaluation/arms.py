@@ -47,7 +47,7 @@ def figures_of(run: Run) -> dict[str, Any]:
     )
     dense = [row for row in rows if "at_step" in row]
     chances = [share for kind, share in lines[0].get("chance", {}).items() if kind in items.KNOWN]
-    timing = [row["elapsed_s"] for row in run.rows("timing.jsonl") if "row" in row]
+    timing = [row for row in run.rows("timing.jsonl") if "row" in row]
     stream = manifest["tasks"]["sha256"]
     return {
         "kind": "arm",
@@ -114,10 +114,10 @@ def capped(lines: list[dict[str, Any]], course: str) -> int:
     return round(sum(size * (1 - line["learned"]) for line in lines if line["row"]))
 
 
-def sum_of_sessions(elapsed_s: list[float]) -> float:
-    """Seconds over all sessions of a run: each begins again at zero."""
-    following = [*elapsed_s[1:], 0.0]
-    return sum(now for now, after in zip(elapsed_s, following) if after < now)
+def sum_of_sessions(timing: list[dict[str, Any]]) -> float:
+    """Seconds over all sessions of a run: the clock of each begins at zero."""
+    last = {row.get("session", 0): row["elapsed_s"] for row in timing}
+    return float(sum(last.values()))
 
 
 class Matching(NamedTuple):

@@ -1,6 +1,6 @@
 """What is lost for a while: the stability gap, from evaluation step by step.
 
-De Lange, van de Ven & Tuytelaars, ICLR 2023, arXiv 2205.13452, section 4. A dense line holds
+De Lange, van de Ven & Tuytelaars, ICLR 2023, arXiv 2205.13452. A dense line holds
 `task` (being learned), `at_step`, and `seen`, the exact share of tasks 0 to `task`.
 """
 

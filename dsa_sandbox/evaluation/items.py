@@ -17,7 +17,7 @@ from dsa_sandbox.evaluation.metrics import (
     select,
 )
 
-KNOWN = ("outside", "neighbour")  # what the base knew: true facts without the task's world
+KNOWN = ("outside", "neighbour")  # what the base knew: true facts that no task has changed
 DISTANCES = (16, 32, 64, 128, 256, 400)  # tokens
 FORMULAS = {
     "lost": Formula("1->0", "number of clozes exact after task j and not after T", "lower"),
@@ -46,7 +46,7 @@ FORMULAS = {
     ),
     "leakage": Formula(
         "leakage",
-        "mean rise over row 0 of P(new) after T, on items outside and neighbours without a world",
+        "mean rise over row 0 of P(new) after T, on items outside that name no world",
         "lower",
         "end",
     ),
@@ -65,9 +65,10 @@ def transitions(before: Iterable[bool], after: Iterable[bool]) -> tuple[int, int
 def by_chance(before: float, after: float, chance: float) -> float:
     """Share of items that go 1 -> 0 (and 0 -> 1) by guessing alone, given the shares right.
 
-    The response model of Harmon et al. 2025: an item is known, or one of k = 1 / chance candidates
-    is drawn, anew each time. Then (1 - a) k / (k - 1) of the items are guessed, and (1/k)(1 - 1/k)
-    of those guessed both times go from right to wrong: (1 - a)(1 - a') / (k - 1) of all.
+    After the response model of Harmon et al. 2025: an item is known, or one of k = 1 / chance
+    candidates is drawn, anew each time. It follows that (1 - a) k / (k - 1) of the items are
+    guessed, and (1/k)(1 - 1/k) of those guessed both times go from right to wrong:
+    (1 - a)(1 - a') / (k - 1) of all.
     """
     return (1 - before) * (1 - after) * chance / (1 - chance)
 
@@ -95,8 +96,11 @@ def cloze_transitions(records: list[Record], num_tasks: int) -> tuple[int, int]:
 
 
 def leakage(records: list[Record], num_tasks: int) -> float:
-    """Mean rise over row 0 of P(new) on items whose prompt names no world, after task T."""
-    pairs = paired(records, KNOWN, (0, num_tasks))
+    """Mean rise over row 0 of P(new) on items outside whose prompt names no world, after task T.
+
+    Neighbours are left out: to some of them, what is new in a task's world is the true answer.
+    """
+    pairs = paired(records, ("outside",), (0, num_tasks))
     return mean(
         math.exp(now["contra"]) - math.exp(base["contra"])
         for base, now in pairs

@@ -93,7 +93,7 @@ def figures(by_task: list[tuple[float, float]], course: str = "sequence") -> dic
 def forward_transfer(aucs: list[float], alone: list[float]) -> float:
     """(A - A') / (1 - A') of mean areas: what earlier tasks add to learning a new one.
 
-    Continual World (Wolczyk et al. 2021, arXiv 2105.10919, section 4.2) averages this ratio over
+    Continual World (Wolczyk et al. 2021, arXiv 2105.10919) averages this ratio over
     tasks; means are taken first here, since a task that is learned at once has no room to gain.
     """
     pairs = np.array([pair for pair in zip(aucs, alone) if not np.isnan(pair).any()])
@@ -104,7 +104,11 @@ def forward_transfer(aucs: list[float], alone: list[float]) -> float:
 
 
 def intransigence(exact: list[float], reference: list[float]) -> float:
-    """Mean of a[j] - R[j,j] (Chaudhry et al. 2018, arXiv 1801.10112, eq. 5); may be negative."""
+    """Mean of a[j] - R[j,j]; may be negative.
+
+    After Chaudhry et al. 2018 (arXiv 1801.10112, eq. 4), whose reference is trained on tasks 1 to j
+    together; ours on task j alone, or on all of them.
+    """
     gaps = [best - own for own, best in zip(exact, reference)]
     return mean(gap for gap in gaps if not np.isnan(gap))
 

@@ -16,6 +16,7 @@ from dsa_sandbox.evaluation.scoring import (
     bigram_accuracy,
     bits_per_byte,
     encode_pairs,
+    fitting_pairs,
     heldout_kl,
     heldout_nll,
     num_bytes,
@@ -92,9 +93,7 @@ class Measures:
     def pairs(self) -> list[grammar.Pair]:
         """Those that the context has room for."""
         pairs = grammar.minimal_pairs(seed=0, count=self.plan.pairs)
-        rows = [encode_pairs([pair], self.tokenizer).rows for pair in pairs]
-        room = self.base.context
-        return [p for p, several in zip(pairs, rows) if max(map(len, several)) <= room]
+        return fitting_pairs(pairs, self.tokenizer, self.base.context)
 
     @cached_property
     def encoded_pairs(self) -> Encoded:

@@ -13,6 +13,7 @@ from dsa_sandbox.evaluation.scoring import (
     bigram_accuracy,
     bits_per_byte,
     encode_items,
+    fitting_pairs,
     heldout_nll,
     pair_accuracy,
     sample_story,
@@ -82,6 +83,7 @@ def base_quality(model: Transformer, corpus: Corpus, writer: Writer, seed: int) 
     """Everything that pre-training reports at its end, as plain values."""
     known, asked = known_facts(model, writer)
     pairs = grammar.minimal_pairs(seed=0, count=NUM_PAIRS)
+    pairs = fitting_pairs(pairs, corpus.tokenizer, model.context)
     worlds = gate(model, writer)
     return {
         "valid": text_quality(model, corpus.valid),

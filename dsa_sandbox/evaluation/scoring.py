@@ -226,6 +226,12 @@ def pair_accuracy(model: Transformer, pairs: list[Pair], tokenizer: Tokenizer) -
     return pair_shares(model, pairs, encode_pairs(pairs, tokenizer), tokenizer)
 
 
+def fitting_pairs(pairs: list[Pair], tokenizer: Tokenizer, context: int) -> list[Pair]:
+    """Those that a context has room for, in both forms."""
+    rows = [encode_pairs([pair], tokenizer).rows for pair in pairs]
+    return [p for p, several in zip(pairs, rows) if max(map(len, several)) <= context]
+
+
 def encode_pairs(pairs: list[Pair], tokenizer: Tokenizer) -> Encoded:
     """Pairs as items with one foil."""
     items = [Item(prompt=pair.prefix, answer=pair.good, foils=[pair.bad]) for pair in pairs]

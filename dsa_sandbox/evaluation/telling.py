@@ -21,7 +21,7 @@ from dsa_sandbox.variants.decoding import END_ID, stream
 PROMPT = 12  # tokens of a held-out story that each told story begins with
 TEMPERATURE = 0.8
 NAMES = dict.fromkeys(grammar.GIRLS, "she") | dict.fromkeys(grammar.BOYS, "he")
-PEOPLE = NAMES | {
+PEOPLE = {
     **dict.fromkeys(("girl", "woman", "mom", "mommy", "mother", "grandma", "sister"), "she"),
     **dict.fromkeys(("boy", "man", "dad", "daddy", "father", "grandpa", "brother"), "he"),
 }
@@ -130,9 +130,10 @@ def pronouns(text: str) -> tuple[int, int]:
     hero, seen = None, set()
     agreeing = judged = 0
     for word in re.findall(r"\w+", text):
-        if word in PEOPLE:
+        gender = NAMES.get(word) or PEOPLE.get(word.lower())
+        if gender:
             hero = hero or NAMES.get(word)
-            seen.add(PEOPLE[word])
+            seen.add(gender)
         elif word.lower() in PRONOUNS and hero and seen == {hero}:
             judged += 1
             agreeing += PRONOUNS[word.lower()] == hero

@@ -7,17 +7,18 @@ memory. It holds pre-training sequences, and a reservoir of the stories of finis
 What is promised holds for the gradient: AdamW, common to all strategies, turns a projected gradient
 into a step that may point against r again.
 
-B batch, T tokens, N remembered sequences.
+B batch, T tokens, M real ones of them, N remembered sequences.
 """
 
 from collections.abc import Iterable
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dsa_sandbox.core.transformer import IGNORED, Transformer, nll_sum
+from dsa_sandbox.core.transformer import IGNORED, Transformer
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.registry import strategies
 from dsa_sandbox.settings import Frozen
@@ -93,7 +94,11 @@ class Agem(Strategy):
                 gradient.sub_(along / length * reference)
 
     def references(self, model: Transformer) -> tuple[Tensor, ...]:
-        """The gradient of the mean loss of the drawn sequences, for each parameter that moves."""
+        """The gradient of the drawn sequences' loss, for each parameter that moves.
+
+        The mean over sequences of their means over tokens: a story counts as much as a sequence
+        of pre-training, of which every token is learned.
+        """
         drawn_B = self.drawn.to(self.memory["tokens"].device)
         tokens_BT, targets_BT = self.memory["tokens"][drawn_B], self.memory["targets"][drawn_B]
         real_BT = targets_BT != IGNORED
@@ -102,5 +107,9 @@ class Agem(Strategy):
             x_BT[:, :longest] for x_BT in (tokens_BT, targets_BT, real_BT)
         )
         logits_MV = model.logits(model.hidden(tokens_BT)[0][real_BT])
-        loss = nll_sum(logits_MV, targets_BT[real_BT]) / real_BT.sum()
-        return torch.autograd.grad(loss, list(self.moved(model).values()))
+        nll_M = F.cross_entropy(logits_MV.float(), targets_BT[real_BT], reduction="none")
+        lengths_M = real_BT.sum(1, keepdim=True).expand_as(real_BT)[real_BT]
+        loss = (nll_M / lengths_M).sum() / len(real_BT)
+        moved = self.moved(model)
+        gradients = torch.autograd.grad(loss, list(moved.values()))
+        return tuple(g * self.free.get(name, 1) for name, g in zip(moved, gradients))

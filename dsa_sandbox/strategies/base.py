@@ -48,11 +48,16 @@ class Strategy:
     role: ClassVar[Literal["rule", "mask", "bound"]] = "rule"
     # tasks one after another, all at once, each alone from the base, or not at all
     course: Literal["sequence", "together", "apart", "nothing"] = "sequence"
-    moving: list[str] | None = None  # names of what moves, where something else decides it
+    # what it has to know of others that are at work beside it
+    moves_entries: ClassVar[bool] = True  # whether tensors may move in part
+    makes_weights: ClassVar[bool] = False  # in each step, from what the optimiser moves
+    corrects_weights: ClassVar[bool] = False  # after each step, from what they have become
+    moving: dict[str, float] | None = None  # what moves, where something else decides it
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
         self.memory: dict[str, Tensor] = {}  # what a checkpoint keeps
+        self.free: dict[str, Tensor] = {}  # True where tensors move that a mask moves in part
 
     # --- what moves ---------------------------------------------------------------------------
 
@@ -100,7 +105,10 @@ class Strategy:
         return []
 
     def beside(self, model: Transformer, batch: Batch, x_BTD: Tensor) -> Tensor | None:
-        """Added to the loss of a batch of the step, given its hidden states (a 0-d tensor)."""
+        """Beside the loss of a batch, given its hidden states (a 0-d tensor): a mean over it.
+
+        Of several batches in a step, the mean is taken by their targets, as for the loss.
+        """
         return None
 
     def penalty(self, model: Transformer) -> Tensor | None:

@@ -16,7 +16,7 @@ class Combined(Strategy):
     """What moves is the mask's to say, how tasks follow each other the bound's; losses add up."""
 
     def __init__(self, parts: dict[str, Strategy]) -> None:
-        """Raises ValueError for two masks, two bounds, or a bound beside a rule."""
+        """Raises ValueError for two masks, two bounds, and for parts that undo each other."""
         first = ("mask", "bound", "rule")
         self.parts = dict(sorted(parts.items(), key=lambda part: first.index(part[1].role)))
         for role, what in (("mask", "what moves"), ("bound", "how tasks follow each other")):
@@ -27,6 +27,13 @@ class Combined(Strategy):
         bounds = [name for name, part in parts.items() if part.role == "bound"]
         if rules and bounds:
             raise ValueError(f"{bounds[0]} is a bound: it goes with a mask, not with {rules[0]}")
+        makers = [name for name, part in parts.items() if part.makes_weights]
+        correctors = [name for name, part in parts.items() if part.corrects_weights]
+        if makers and correctors:
+            raise ValueError(
+                f"{correctors[0]} corrects the weights after a step, and {makers[0]} makes them "
+                "anew in the next: choose one of them"
+            )
         courses = [part.course for part in parts.values() if part.role == "bound"]
         self.course = courses[0] if courses else "sequence"
         mask = [part for part in parts.values() if part.role == "mask"]
@@ -52,8 +59,11 @@ class Combined(Strategy):
         for part in self.parts.values():  # a rule may know what to do with fewer
             own = part.moves(model)
             found = {name: rate for name, rate in found.items() if name in own}
-        for part in self.parts.values():
-            part.moving = list(found)
+        entries = {name: free for name, free in self.entries(model).items() if name in found}
+        for name, part in self.parts.items():
+            part.moving, part.free = found, entries
+            if entries and not part.moves_entries:
+                raise ValueError(f"{name} holds whole matrices, and the mask moves parts of them")
         return found
 
     def entries(self, model: Transformer) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """Dark experience replay: what was answered before is to be answered again.
 
-Buzzega et al. 2020, arXiv 2004.07211: eq. 5 (DER), eq. 6 with labels (DER++, `der.labels` > 0).
-There, logits are kept as they are met in training; here, log-probabilities, which a shift of the
-logits does not change, of a story at the end of its task, of pre-training by the base.
+Buzzega et al. 2020, arXiv 2004.07211: the objectives of DER and, with labels, of DER++
+(`der.labels` > 0). There, logits are kept as they are met in training; here, log-probabilities,
+which a shift of the logits does not change, of a story at the end of its task, of pre-training by
+the base. Both terms are means over tokens: a sequence of pre-training, of which every token is
+learned, outweighs several stories.
 
 M tokens, V vocabulary, K kept of it.
 """

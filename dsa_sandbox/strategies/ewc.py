@@ -2,7 +2,8 @@
 
 Kirkpatrick et al. 2017 (arXiv 1612.00796, eq. 3), online with one anchor at the latest optimum and
 a summed precision (Huszar, arXiv 1712.03847). Pre-training is protected by a Fisher of its own, F0,
-before the first task.
+before the first task. Each data set's F is a mean per token: a task counts as much as all of
+pre-training, where a posterior would count tokens.
 """
 
 from collections.abc import Iterable

@@ -2,8 +2,12 @@
 
     w = (w + a F w*) / (1 + a F),  a = rate * strength * scale
 
-which minimises strength/2 scale F (w - w*)^2 + (w - w_step)^2 / (2 rate) exactly (Parikh & Boyd
-2014, Proximal Algorithms, section 6.1.1): stable at any strength, and not rescaled by Adam.
+with the rate at which that weight moves. It minimises, exactly,
+
+    strength/2 scale F (w - w*)^2 + (w - w_step)^2 / (2 rate)
+
+(Parikh & Boyd 2014, Proximal Algorithms, section 6.1.1): stable at any strength, and not rescaled
+by Adam.
 """
 
 import torch
@@ -28,14 +32,17 @@ class EwcProximal(Ewc):
     """The memory of `ewc`; no penalty in the loss."""
 
     Settings = EwcProximalSettings
+    corrects_weights = True
 
     def penalty(self, model: Transformer) -> Tensor | None:
         return None
 
     @torch.no_grad()
     def after_step(self, model: Transformer, rate: float) -> None:
+        most = torch.finfo(self.memory["scale"].dtype).max  # infinity times 0 is not 0
         for name, parameter in self.moved(model).items():
-            pull = rate * self.settings.strength * self.memory["scale"]
+            own = rate * (self.moving or {}).get(name, 1.0)
+            pull = (own * self.settings.strength * self.memory["scale"]).clamp(max=most)
             weight = pull * self.memory[f"fisher.{name}"]
             share = 1 / (1 + 1 / weight)  # of the way back; 0 where the Fisher is 0
             parameter.add_(share * (self.memory[f"anchor.{name}"] - parameter))

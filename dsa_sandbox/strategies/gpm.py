@@ -129,6 +129,8 @@ class Gpm(Strategy):
     """Memory holds `subspace.<name>` [D, K] of every matrix that moves."""
 
     Settings = GpmSettings
+    moves_entries = False
+    corrects_weights = True
 
     def moves(self, model: Transformer) -> dict[str, float]:
         still = ("indexer", "embedding", "norm")
@@ -144,9 +146,11 @@ class Gpm(Strategy):
         return dict.fromkeys(names, 1.0)
 
     def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
-        """As if every subspace were full; and the weights before a step."""
+        """As if every subspace were full; the weights before a step, or sums over inputs."""
         matrices = self.moved(model).values()
-        return 4 * sum(p.shape[1] ** 2 + p.numel() for p in matrices)
+        inputs = sum(p.shape[1] ** 2 for p in model.parameters() if p.dim() == 2)
+        full = sum(p.shape[1] ** 2 for p in matrices)
+        return 4 * (full + max(inputs, sum(p.numel() for p in matrices)))
 
     def prepare(self, model: Transformer, pretraining: Iterable[Batch], seed: int) -> None:
         for name, matrix in self.moved(model).items():

@@ -37,6 +37,7 @@ class Lora(Strategy):
 
     Settings = LoraSettings
     role = "mask"
+    makes_weights = True
 
     def moves(self, model: Transformer) -> dict[str, float]:
         names = (n for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() > 1)

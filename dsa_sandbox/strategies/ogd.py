@@ -65,16 +65,16 @@ def leading(rows_KN: Tensor, most: int) -> tuple[Tensor, Tensor]:
 class Ogd(Strategy):
     """Memory holds `directions` [K, N] and their `values` [K].
 
-    Beside a mask that moves entries of a tensor only, what is put back afterwards may leave the
-    step a little off the orthogonal.
+    Beside a mask that moves a tensor in part, they are 0 where it stands still.
     """
 
     Settings = OgdSettings
+    corrects_weights = True
 
     def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
-        """The directions, and three times their room while new ones are joined to them."""
+        """The directions, and five times their room while new ones are joined to them."""
         moved = sum(p.numel() for p in self.moved(model).values())
-        return 4 * 4 * self.settings.directions * moved
+        return 6 * 4 * self.settings.directions * moved
 
     def prepare(self, model: Transformer, pretraining: Iterable[Batch], seed: int) -> None:
         device = next(model.parameters()).device
@@ -99,8 +99,9 @@ class Ogd(Strategy):
         real_BT = batch.targets_BT != IGNORED
         logits_MV = model.logits(model.hidden(batch.tokens_BT)[0][real_BT])
         right_M = logits_MV.gather(-1, batch.targets_BT[real_BT].unsqueeze(-1))
-        gradients = torch.autograd.grad(right_M.mean(), list(self.moved(model).values()))
-        row_N = flat(gradients)
+        moved = self.moved(model)
+        gradients = torch.autograd.grad(right_M.mean(), list(moved.values()))
+        row_N = flat(g * self.free.get(name, 1) for name, g in zip(moved, gradients))
         return row_N / row_N.norm()
 
     def remember(self, rows: list[Tensor]) -> None:

@@ -2,8 +2,8 @@
 
 Zenke et al. 2017 (arXiv 1703.04200). The path integral w = -sum g dw (eq. 3) takes the gradient of
 the task's loss alone and the step that the optimiser really made; at the end of a task
-Omega += relu(w) / (Delta^2 + xi) (eq. 5), and the penalty is strength * sum Omega (w - w*)^2
-(eq. 4), w* the weights after the latest task.
+Omega += relu(w) / (Delta^2 + xi) (eq. 5, which has no relu), and the penalty is
+strength * sum Omega (w - w*)^2 (eq. 4), w* the weights after the latest task.
 
 Pre-training is not protected: its path would have to be measured while the base is trained, so that
 nothing is held in the first task. Under Adam a step does not follow the gradient and the integral

@@ -87,13 +87,18 @@ class Row:
         return [first, *self.rng.sample(rest, 2)]
 
     def stories(self) -> tuple[list[str], list[str]]:
-        """Stories of the world, and each of them told outside it."""
+        """Stories of the world, and each of them told outside it.
+
+        Of four stories with one sentence, two are told outside any world and two in another one,
+        each far and near: every sentence in every kind of place.
+        """
         matter, train, contrast = self.matter, [], []
         for i in range(NUM_STORIES):
-            elsewhere = self.contrast_worlds[i // 4 % 3] if i // 2 % 2 else None
-            far = i % 2 == 0
-            inside, outside = (in_turn(said, i // 2) for said in (matter.inside, matter.outside))
-            within, without = Place(matter.world, far), Place(elsewhere, far, real=i % 8 == 1)
+            four, far = i // 4, i % 2 == 0
+            elsewhere = in_turn(self.contrast_worlds, four + four // 3) if i // 2 % 2 else None
+            real = i % 4 == 1 and four // 2 % 2 == 0
+            inside, outside = (in_turn(said, four) for said in (matter.inside, matter.outside))
+            within, without = Place(matter.world, far), Place(elsewhere, far, real)
             key = f"{self.key}:train:{i}"
             told = [
                 (self.telling(key, i, inside, within), matter.new),
@@ -146,14 +151,17 @@ class Row:
         matter = self.matter
         family = grammar.table().families[matter.fact.family]
         objects = self.writer.usable(matter.fact)
-        reserved = askable(self.writer, [f for f in family.facts if f.reserved]) or [matter.fact]
+        others = [f for f in family.facts if f.subject != matter.subject and f != matter.fact]
+        asked_of = askable(self.writer, [f for f in others if f.reserved])
+        asked_of = asked_of or askable(self.writer, others) or [matter.fact]
         items = []
         for i in range(5):
-            fact = in_turn(reserved, i)
+            fact = in_turn(asked_of, i)
             rivals = [o for o in (matter.new, matter.true, *objects) if o in objects]
             rival = next(o for o in rivals if o != fact.true_object)
             asked = in_turn(sentences(family.frames, fact.subject), i // 2)
-            place = Place(matter.world if i < 3 else None, far=i % 2 == 0)
+            inside = i < 3 and fact != matter.fact
+            place = Place(matter.world if inside else None, far=i % 2 == 0)
             told = self.writer.telling(asked, place)
             foils = self.foils(rival, fact.true_object, objects)
             name = f"{self.key}:neighbour:{i}"

@@ -135,13 +135,16 @@ def explained(error: TypeError | ValidationError) -> list[str]:
     return texts
 
 
-def statement_start(text: str, object_: str) -> int:
-    """Where the sentence begins that holds the last mention of `object_`; 0 where there is none.
+def mentions(text: str, object_: str) -> list[int]:
+    """Where a text says the object as a word of its own: "red" is not mentioned by "tired"."""
+    found = re.finditer(rf"(?<!\w){re.escape(object_.strip())}(?!\w)", text)
+    return [match.start() for match in found]
 
-    A mention is a word: "red" is not mentioned by "tired".
-    """
-    mentions = list(re.finditer(rf"(?<!\w){re.escape(object_.strip())}(?!\w)", text))
-    place = mentions[-1].start() if mentions else 0
+
+def statement_start(text: str, object_: str) -> int:
+    """Where the sentence begins that holds the last mention of `object_`; 0 where there is none."""
+    found = mentions(text, object_)
+    place = found[-1] if found else 0
     ends = [match.end() for match in re.finditer(SENTENCE_END, text[:place])]
     return ends[-1] if ends else 0
 
@@ -167,20 +170,17 @@ def check_vocabulary(tasks: list[Task], tokenizer: Tokenizer, where: str) -> Non
 
 def check_length(tasks: list[Task], tokenizer: Tokenizer, context: int, where: str) -> None:
     """UserError where a story or probe is longer than the context of the base."""
-    problems = []
+    problems: dict[str, None] = {}  # several candidates may be too long by the same
     for task in tasks:
         texts = [("train", text) for text in task.train]
         texts += [("contrast", text) for text in task.contrast]
         for kind in KINDS:
             for item in task.items(kind):
-                longest = max((item.answer, *item.foils), key=len)
-                texts.append((kind, item.prompt + longest))
+                texts += [(kind, item.prompt + said) for said in (item.answer, *item.foils)]
         for field, text in texts:
             length = len(tokenizer.encode(text).ids) + 1
             if length > context:
-                problems.append(
-                    f"{where}: line {task._line}: {field}: {length} tokens exceed the context of "
-                    f"the base, {context}"
-                )
+                problem = f"{where}: line {task._line}: {field}: {length} tokens exceed the context"
+                problems[f"{problem} of the base, {context}"] = None
     if problems:
-        raise UserError(*problems[:20])
+        raise UserError(*list(problems)[:20])

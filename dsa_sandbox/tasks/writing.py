@@ -8,13 +8,15 @@ before it. A sentence is text with `{object}` for its gap.
 import random
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import count, cycle
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Cast, Fact, Split
-from dsa_sandbox.tasks.stream import KINDS, Item, Task
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.tasks.stream import KINDS, Item, Task, mentions
 
 RETRIES = 50  # drafts of a text until one fits the context
 GAP = "\0"
@@ -35,6 +37,10 @@ class Draft(NamedTuple):
     after: str
     distance: int | None
     position: int  # of the object's first token in the document
+
+
+class NoRoom(UserError, ValueError):
+    """The context is too short for a text that puts its answer behind 4K tokens."""
 
 
 Attempt = Callable[[str], Draft | None]  # a text by its key; None where it does not fit
@@ -71,14 +77,14 @@ class Writer:
     def drafts(self, key: str, told: list[Attempt]) -> list[Draft]:
         """One carrier story, told in each of the ways.
 
-        Raises ValueError where none fits everywhere.
+        Raises NoRoom where none fits everywhere.
         """
         for attempt in range(RETRIES):
             found = [tell(f"{key}:{attempt}") for tell in told]
             fitting = [draft for draft in found if draft is not None]
             if len(fitting) == len(told):
                 return fitting
-        raise ValueError(
+        raise NoRoom(
             f"no story of at most {self.context} tokens puts the answer behind {4 * self.num_kept}"
         )
 
@@ -133,7 +139,7 @@ class Writer:
 
     def stories(self, key: str, told: list[tuple[Attempt, str]]) -> list[str]:
         """Training stories: one carrier, told in each of the ways with its object in the gap."""
-        drafts = self.drafts(key, [tell for tell, _ in told])
+        drafts = self.drafts(key, [partial(last_word, tell, object_) for tell, object_ in told])
         return [
             f"{draft.before} {object_}{draft.after}" for draft, (_, object_) in zip(drafts, told)
         ]
@@ -141,6 +147,12 @@ class Writer:
     def usable(self, fact: Fact) -> list[str]:
         """Objects of the fact's family that are one token here."""
         return [o for o in grammar.table().families[fact.family].objects if self.single(o)]
+
+
+def last_word(tell: Attempt, object_: str, key: str) -> Draft | None:
+    """The draft; None where its ending says the object again, so that it would be learned from."""
+    draft = tell(key)
+    return None if draft is None or mentions(draft.after, object_) else draft
 
 
 def askable(writer: Writer, facts: Iterable[Fact]) -> list[Fact]:
@@ -175,17 +187,18 @@ def gate_items(writer: Writer) -> tuple[list[Item], list[Item]]:
     """
     inside: list[Item] = []
     outside: list[Item] = []
-    others = grammar.table().worlds["bleed"]
+    others = cycle(grammar.table().worlds["bleed"])
+    total = count()  # of rules so far: places and frames go on from one world to the next
     for world, rules in grammar.practice_rules().items():
         for number, (fact, object_) in enumerate(rules):
             if object_ not in writer.usable(fact) or fact not in askable(writer, [fact]):
                 continue
-            asked = sentences(grammar.table().families[fact.family].frames, fact.subject)[
-                number % 2
-            ]
+            turn = next(total)
+            frames = grammar.table().families[fact.family].frames
+            asked = sentences(frames, fact.subject)[turn % 2]
             foils = [o for o in writer.usable(fact) if o != object_]
-            key, far = f"gate:{world}:{number}", number % 2 == 0
-            elsewhere = others[number % len(others)] if number % 3 else None
+            key, far = f"gate:{world}:{number}", turn // 2 % 2 == 0
+            elsewhere = next(others) if turn % 3 else None
             for items, name, where in (
                 (inside, key, Place(world, far)),
                 (outside, f"{key}:out", Place(elsewhere, far)),

@@ -1,5 +1,6 @@
 """Fine-tuning over a stream of tasks: one strategy, item-level records, exact resume."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -177,6 +178,10 @@ class Stream:
         self.learning: str = settings.train.selection  # who chooses the keys
         self.measuring: str = settings.train.selection
         self.probes = measures.probes
+        names = {task.undoes for task in tasks}  # what a later task undoes is nothing to keep
+        self.standing = [n for n, task in enumerate(tasks) if task.task not in names]
+        earlier = {row.get("session", 0) for row in run.rows("timing.jsonl")}
+        self.session = len(earlier)
         self.task, self.step, self.total = 0, 0, 0  # tasks done, steps in this one, steps in all
         self.saved_s = self.started_s = time.monotonic()
 
@@ -235,7 +240,7 @@ class Stream:
         """Learn one task (all of them, in `joint`), then measure a row."""
         course, first = self.strategy.course, self.task
         together = course == "together"
-        stage = list(range(len(self.tasks))) if together else [first]
+        stage = self.standing if together else [first]
         line: dict[str, Any] = {"steps": 0, "learned": False}
         if course != "nothing":
             if course == "apart" and self.step == 0:
@@ -275,7 +280,7 @@ class Stream:
         )
         for step in steps:
             self.step, self.total = step.number, self.total + 1
-            if step.loss - step.loss != 0:
+            if not math.isfinite(step.loss):
                 raise RunFailed(
                     f"task {number + 1}, step {step.number}: the loss is not finite; "
                     "lower finetune.learning_rate"
@@ -313,11 +318,10 @@ class Stream:
     def front(self) -> dict[str, Any]:
         """What the strategy's other networks have learned and forgotten, at the end."""
         points = []
-        everything = list(range(len(self.tasks)))
         for point in self.strategy.front(self.model):
             with self.measured():
                 nats, count = heldout_nll(self.model, self.measures.documents)
-                records = self.probes.records(self.model, 0, everything, ("cloze",))
+                records = self.probes.records(self.model, 0, self.standing, ("cloze",))
                 exact = float(np.mean([record["gen_em"] for record in records]))
             points.append({**point, "base_nll": nats / count, "learned": exact})
         return {"front": points} if points else {}
@@ -334,6 +338,10 @@ class Stream:
         last = row == len(self.tasks)
         everything = row == 0 or last or row % self.settings.eval.full_every == 0
         line = {"row": row, **self.measures.row(self.model, row, full=everything), **line}
+        if not math.isfinite(line["base_nll"]):
+            raise RunFailed(
+                f"task {row}: held-out text has no finite loss; lower finetune.learning_rate"
+            )
         if everything:
             line["moved"] = self.relative_moves()
         if last:
@@ -349,7 +357,8 @@ class Stream:
             self.run.append("records.jsonl", record)
         self.run.append("metrics.jsonl", line)
         elapsed_s = time.monotonic() - self.started_s
-        self.run.append("timing.jsonl", {"row": row, "elapsed_s": elapsed_s})
+        timing = {"row": row, "session": self.session, "elapsed_s": elapsed_s}
+        self.run.append("timing.jsonl", timing)
 
     def watch(self, number: int, step: int) -> None:
         """Where a task is watched densely: the exact share of each task so far, after this step."""

@@ -34,6 +34,7 @@ class Rule:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self.moves)
         self.added = self.rate = 0.0
+        self.num_tokens = 0  # targets of a step
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What the optimiser moves: parameters by name, or what stands for them by `name.part`."""
@@ -77,7 +78,9 @@ class Rule:
         def batches(step: int) -> list[Batch]:
             self.added = 0.0
             more = self.strategy.before_step(self.model, Place(seed, task, step))
-            return [*batches_at(step), *(batch.to(device) for batch in more)]
+            found = [*batches_at(step), *(batch.to(device) for batch in more)]
+            self.num_tokens = sum(batch.num_targets for batch in found)
+            return found
 
         own = list(self.strategy.trained(self.model).values())
         return train(
@@ -103,10 +106,11 @@ class Rule:
         return Phase(share, teach=self.teaches)
 
     def beside(self, batch: Batch, x_BTD: Tensor) -> Tensor | float:
-        """The strategy's loss beside that of a batch."""
+        """The strategy's loss beside that of a batch; of several, each by its share of tokens."""
         extra = self.strategy.beside(self.model, batch, x_BTD)
         if extra is None:
             return 0.0
+        extra = extra * (batch.num_targets / self.num_tokens)
         self.added += float(extra.detach())
         return extra
 
