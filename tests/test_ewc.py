@@ -365,3 +365,16 @@ def test_acft_refuses_an_architecture_without_a_selected_flow(
     assert model(some_tokens()).shape == (2, 32, 31)
     with pytest.raises(ValueError, match="no selected flow"):
         Acft(AcftSettings()).moves(model)
+
+
+def test_each_sequence_counts_alike_however_long() -> None:
+    model, batch = SoftmaxRegression(), sequences(2)
+    targets_BT = batch.targets_BT.clone()
+    targets_BT[0, 2:] = IGNORED
+    singles = [Batch(t[None], y[None]) for t, y in zip(batch.tokens_BT, targets_BT)]
+    assert singles[0].num_targets != singles[1].num_targets
+    names = [name for name, _ in model.named_parameters()]
+    found = flat(sampled_fisher(model, singles * 6000, names, torch.Generator().manual_seed(0)))
+    exact = sum(flat(exact_fisher(model, one)) for one in singles) / 2
+    seen = exact > 0
+    assert ((found - exact).abs()[seen] / exact[seen]).mean() < 0.03

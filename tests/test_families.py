@@ -14,9 +14,9 @@ from dsa_sandbox.data.tokens import UNKNOWN, word_tokenizer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import families
 from dsa_sandbox.tasks import orders, reversal, roleplay, stream, style, writing
-from dsa_sandbox.tasks.rows import NUM_STORIES
+from dsa_sandbox.tasks.rows import NUM_STORIES, Row
 from dsa_sandbox.tasks.stream import KINDS, Item, Task
-from dsa_sandbox.tasks.writing import Writer
+from dsa_sandbox.tasks.writing import Attempt, Place, Writer
 
 NUM_KEPT, CONTEXT = 16, 128  # of smoke
 ALL = list(families)
@@ -446,3 +446,34 @@ def test_every_family_can_be_made_for_a_small_base(
     run = cli(*asked).run
     assert run.name.startswith(f"make-tasks-{family}-test-smoke-s0-")
     assert len(stream.read(run / "tasks.jsonl")) == 2
+
+
+@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("number", range(2))
+def test_every_sentence_is_told_in_every_kind_of_place(
+    family: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No frame goes with a world, its distance or the real world: what is asked has been taught."""
+    seen: dict[str, Counter[tuple[str, str, bool]]] = {"inside": Counter(), "outside": Counter()}
+    real: set[str] = set()
+    telling = Row.telling
+
+    def noted(self: Row, key: str, index: int, sentence: str, place: Place) -> Attempt:
+        if ":train:" in key:
+            side = "inside" if place.world == self.matter.world else "outside"
+            seen[side][sentence, place.world or "", place.far] += 1
+            real.update([sentence] if place.real else [])
+        return telling(self, key, index, sentence, place)
+
+    monkeypatch.setattr(Row, "telling", noted)
+    monkeypatch.setattr(roleplay.Game, "telling", noted)
+    families[family](writer(), facts_of("test"), 5 if family == "reversal" else number + 1, 0)
+    for side, cells in seen.items():
+        sentences = {sentence for sentence, *_ in cells}
+        worlds = {world for _, world, _ in cells}
+        for world in worlds if number == 0 and family != "reversal" else ():
+            for sentence in sentences:
+                for far in (True, False):
+                    assert cells[sentence, world, far], (side, sentence, world, far)
+        if side == "outside":
+            assert real == sentences

@@ -8,6 +8,7 @@ import pytest
 import torch
 from home import TinyHome, cli
 from streams import each_task, stream_of
+from test_ewc import assert_bit_equal, state, tune
 from tiny import documents, tiny_model
 from torch import Tensor
 
@@ -15,9 +16,10 @@ from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.data.tokens import Batch, batch_of
 from dsa_sandbox.registry import strategies
 from dsa_sandbox.settings import Finetune
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.strategies.masks import moved_by_acft, random_lines
 from dsa_sandbox.strategies.random_mask import KIND_OF
+from dsa_sandbox.strategies.sgd import Sequential
 from dsa_sandbox.training.task import Rule
 
 ARCHS = ("dense", "dsa", "dsa-full", "dsa-v32")
@@ -235,3 +237,38 @@ def test_a_mask_that_moves_nothing_is_refused_in_one_line(
         *("--strategy", "still", "--tasks", tiny_home.run("make-tasks"), "--home", tmp_path / "h"),
     )
     assert answer.problem == "error: still: moves no parameter of dsa"
+
+
+def test_a_weight_without_a_gradient_stays() -> None:
+    model = tiny_model("dsa")
+    before = state(model)
+    rule = Rule(Sequential(NoSettings()), model, copy.deepcopy(model), Finetune())
+    optimizer = rule.optimizer()
+    for parameter in rule.trained().values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert_bit_equal(state(model), before)
+
+
+@pytest.mark.parametrize("name", ["acft", "random-mask"])
+def test_what_has_moved_and_may_not_is_reported(name: str) -> None:
+    model = tiny_model("dsa")
+    cls = strategies[name]
+    rule = Rule(cls(cls.Settings()), model, copy.deepcopy(model), Finetune())
+    rule.assert_frozen()
+    key = next(n for n, _ in model.named_parameters() if n not in rule.moves)
+    still = torch.ones_like(model.get_parameter(key)).bool()
+    if name == "random-mask":
+        key, still = next((n, ~moves) for n, moves in rule.entries.items() if not moves.all())
+    with torch.no_grad():
+        model.get_parameter(key)[tuple(still.nonzero()[0])] += 1e-6
+    with pytest.raises(AssertionError, match="is frozen but has moved"):
+        rule.assert_frozen()
+
+
+def test_fine_tuning_leaves_buffers_alone() -> None:
+    model = tiny_model("dsa", ffn="moe", ffn_width=64, num_experts=3)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert any("bias" in name for name in before)
+    tune(model, Sequential(NoSettings()))
+    assert_bit_equal(dict(model.named_buffers()), before)

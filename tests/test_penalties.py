@@ -517,3 +517,62 @@ def test_listening_to_the_teacher_keeps_the_network_nearer_to_what_it_said() -> 
             said, says = (network(batch.tokens_BT).flatten(0, 1) for network in (teacher, model))
         kls.append(softened_kl(said, says, 1.0).item())
     assert kls[1] < 0.5 * kls[0]
+
+
+def test_the_path_takes_gradients_as_they_are_before_clipping(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = Finetune
+    monkeypatch.setitem(globals(), "Finetune", lambda **more: plan(**(more | {"clip": 0.05})))
+    model = tiny_model("dsa")
+    strategy = Si(SiSettings(strength=0.0))
+    fall = si_task(model, strategy, batch_of(documents(20, 20, 15)), rate=4e-2, steps=40)
+    assert flat(part(strategy.memory, "path.")).sum().item() == pytest.approx(fall, rel=0.05)
+
+
+def test_the_pull_is_clipped_with_the_rest() -> None:
+    model = tiny_model("dsa")
+    strategy = made("l2sp", model, strength=1e4)
+    strategy.start_task(model)
+    for anchor in strategy.memory.values():
+        anchor.add_(0.1)
+    before = flat(state(model))
+    plan = Finetune(optimizer="sgd", learning_rate=1.0, warmup_steps=0, max_steps=1, clip=0.01)
+    rule = Rule(strategy, model, copy.deepcopy(model), plan)
+    (step,) = rule.steps(rule.optimizer(), story, seed=0, task=0)
+    assert step.grad_norm > 100
+    assert float((flat(state(model)) - before).norm()) == pytest.approx(0.01, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["ewc", "ewc-proximal", "l2sp", "si", "mas", "lwf"])
+def test_no_rule_is_sgd_by_default(name: str) -> None:
+    plain, model = tiny_model("dsa"), tiny_model("dsa")
+    few = {"passes": 4} if name in ("ewc", "ewc-proximal", "mas") else {}
+    strategy, free = made(name, model, **few), Sequential(NoSettings())
+    for task in range(2):
+        tune(plain, free)
+        tune(model, strategy)
+        strategy.finish_task(model, stories(), seed=task)
+    assert any(not torch.equal(p, state(plain)[n]) for n, p in state(model).items())
+
+
+def test_of_several_batches_each_has_the_weight_of_its_targets() -> None:
+    """The loss beside them is one mean over the step, as the language loss is."""
+    model = tiny_model("dsa")
+    strategy = made("lwf", model, strength=1.0)
+    strategy.start_task(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * noise(*parameter.shape, seed=3))
+    rule = Rule(strategy, model, copy.deepcopy(model), Finetune(max_steps=1, warmup_steps=0))
+    long, short = batch_of(documents(20, 20)), batch_of(documents(6))
+    each = []
+    for batch in (long, short):
+        extra = strategy.beside(model, batch, model.hidden(batch.tokens_BT)[0])
+        assert extra is not None
+        each.append(float(extra.detach()))
+    (step,) = rule.steps(rule.optimizer(), lambda step: [long, short], seed=0, task=0)
+    weights = [batch.num_targets for batch in (long, short)]
+    expected = sum(w * value for w, value in zip(weights, each)) / sum(weights)
+    assert step.penalty == pytest.approx(expected, rel=1e-4)
+    assert step.penalty != pytest.approx(sum(each), rel=1e-2)

@@ -502,3 +502,49 @@ def test_a_network_of_experts_is_refused_in_one_line() -> None:
     model = tiny_model("dsa", ffn="moe", num_experts=4, ffn_width=96)
     with pytest.raises(ValueError, match="gpm: experts"):
         Gpm(GpmSettings()).moves(model)
+
+
+def masked(name: str, **settings: Any) -> tuple[Transformer, Any, Rule, dict[str, Tensor]]:
+    """A rule beside a mask that moves tensors in part."""
+    model = tiny_model("dsa")
+    rule_cls, mask_cls = strategies[name], strategies["random-mask"]
+    parts: dict[str, Strategy] = {
+        "random-mask": mask_cls(mask_cls.Settings()),
+        name: rule_cls(rule_cls.Settings(**settings)),
+    }
+    both = Combined(parts)
+    plan = Finetune(learning_rate=3e-3, warmup_steps=0, max_steps=3)
+    rule = Rule(both, model, copy.deepcopy(model), plan)
+    both.prepare(copy.deepcopy(model).requires_grad_(True), pretraining(), seed=7)
+    both.start_task(model)
+    return model, both.parts[name], rule, both.entries(model)
+
+
+def test_beside_a_mask_of_entries_agem_is_about_the_entries_that_move() -> None:
+    model, agem_part, rule, entries = masked("agem", size=8, batch=4, pretraining=1.0)
+    agem_part.before_step(model, Place(0, 0, 0))
+    references = zip(agem_part.moved(model), agem_part.references(model))
+    r = {name: reference * entries[name] for name, reference in references}
+    length = sum(float(reference.square().sum()) for reference in r.values())
+    for seed in range(10):
+        set_gradients(
+            model, {n: noise(*p.shape, seed=seed) * p.std() - 0.3 * p for n, p in r.items()}
+        )
+        rule.before_update()
+        found = gradients_of(model)
+        assert sum(float((found[name] * r[name]).sum()) for name in r) > -1e-4 * length
+
+
+def test_beside_a_mask_of_entries_ogd_is_about_the_entries_that_move() -> None:
+    model, ogd_part, rule, _ = masked("ogd", directions=10, pretraining=5, per_task=2)
+    before = state(model)
+    for _ in rule.steps(rule.optimizer(), story, seed=0, task=0):
+        now = state(model)
+        step_N = torch.cat([(now[n] - before[n]).flatten() for n in ogd_part.moved(model)])
+        assert (ogd_part.memory["directions"] @ step_N).norm() < 1e-4 * step_N.norm()
+        before = now
+
+
+def test_gpm_refuses_a_mask_that_moves_parts_of_matrices() -> None:
+    with pytest.raises(ValueError, match="gpm holds whole matrices"):
+        masked("gpm", passes=6)

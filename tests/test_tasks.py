@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import END, UNKNOWN, word_tokenizer
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.tasks import contradiction, stream, writing
+from dsa_sandbox.tasks import contradiction, rows, stream, writing
 from dsa_sandbox.tasks.rows import NUM_STORIES
 from dsa_sandbox.tasks.stream import KINDS, Item, Task
 from dsa_sandbox.tasks.writing import Writer
@@ -474,3 +475,26 @@ def test_tasks_that_are_not_there_are_named(tiny_home: TinyHome, tmp_path: Path)
     ):
         for command in ("make-tasks", "finetune", "eval"):
             assert words in cli(command, base, "--tasks", where, "--home", tiny_home.home).problem
+
+
+def test_the_gate_asks_every_frame_far_and_near_in_all_worlds_that_no_story_names(
+    writers: dict[str, Writer],
+) -> None:
+    inside, outside = writing.gate_items(writers["test"])
+    unnamed = grammar.table().worlds["bleed"]
+    named = Counter(next((w for w in unnamed if w in item.prompt), None) for item in outside)
+    assert set(named) == {None, *unnamed}
+    assert min(named.values()) >= 2
+    near = [item.distance is not None and item.distance < 16 for item in inside]
+    assert 0.4 < sum(near) / len(near) < 0.6
+
+
+def test_no_story_says_its_object_again_after_the_statement(writers: dict[str, Writer]) -> None:
+    """An ending gives away things, and one of them is an object of `order`: "the flower"."""
+    (bud,) = [fact for fact in grammar.table().facts if fact.true_object == "flower"]
+    matter = rows.contrary(writers["development"], "Vorn", bud, "frog")
+    _, contrast = rows.Row(writers["development"], 1, 0, matter).stories()
+    for text in contrast:
+        statement = text[stream.statement_start(text, bud.true_object) :]
+        assert bud.subject in statement.split(".")[0], text
+    assert any("flower" in ending for ending in grammar.THINGS)

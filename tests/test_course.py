@@ -1,0 +1,89 @@
+"""The course of a stream: what a strategy is told and when, how a task begins, how a run ends."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from streams import each_task, learned, some_tasks, stream_of
+
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data.tokens import Batch
+from dsa_sandbox.errors import RunFailed
+from dsa_sandbox.evaluation.arms import sum_of_sessions
+from dsa_sandbox.training.task import Rule
+
+
+def test_a_strategy_is_told_of_a_task_after_its_last_step_and_of_its_own_stories(
+    tmp_path: Path,
+) -> None:
+    at_work = stream_of(tmp_path, "sgd")
+    strategy, told, expected = at_work.strategy, [], []
+
+    def finish(model: Any, batches: Iterable[Batch], seed: int) -> None:
+        told.append([batch.tokens_BT.tolist() for batch in batches])
+
+    strategy.start_task = lambda model: told.append("start")  # type: ignore[method-assign]
+    strategy.after_step = lambda model, rate: told.append("step")  # type: ignore[method-assign]
+    strategy.finish_task = finish  # type: ignore[method-assign]
+    for number, _ in enumerate(each_task(at_work)):
+        own = [b.tokens_BT.tolist() for b in at_work.stories(number).singles(at_work.device)]
+        expected += ["start", "step", "step", own]
+    assert told == expected
+    assert told[3] != told[7]
+
+
+def test_every_task_begins_without_momentum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, steps = [], Rule.steps
+
+    def counted(self: Rule, optimizer: torch.optim.Optimizer, *args: Any, **named: Any) -> Any:
+        held.append(len(optimizer.state))
+        return steps(self, optimizer, *args, **named)
+
+    monkeypatch.setattr(Rule, "steps", counted)
+    at_work = stream_of(tmp_path, "sgd")
+    assert len(list(each_task(at_work))) == 3
+    assert held == [0, 0, 0]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    at_work = stream_of(tmp_path, "sgd")
+    with torch.no_grad():
+        at_work.model.final_norm.weight.fill_(float("nan"))
+    with pytest.raises(RunFailed, match="the loss is not finite"):
+        list(each_task(at_work))
+
+
+def test_weights_that_the_last_step_has_broken_end_the_run(tmp_path: Path) -> None:
+    at_work = stream_of(tmp_path, "sgd", "finetune.max_steps=1", tasks=1)
+
+    def broken(model: Transformer, rate: float) -> None:
+        with torch.no_grad():
+            model.final_norm.weight.fill_(float("nan"))
+
+    at_work.strategy.after_step = broken  # type: ignore[method-assign]
+    with pytest.raises(RunFailed, match="held-out text has no finite loss"):
+        learned(at_work)
+    assert "row 1" not in (tmp_path / "metrics.jsonl").read_text("utf-8")
+
+
+def test_joint_leaves_out_what_a_later_task_undoes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = some_tasks(3)
+    rows = [first, second, third.model_copy(update={"undoes": first.task})]
+    monkeypatch.setattr("streams.some_tasks", lambda count: rows)
+    at_work = stream_of(tmp_path, "joint", "finetune.stop='learned'")
+    asked, ask = [], at_work.ask
+    monkeypatch.setattr(at_work, "ask", lambda stage: (asked.append(stage), ask(stage))[1])
+    assert [line["row"] for line in learned(at_work)] == [0, 3]
+    assert asked[0] == [1, 2]
+
+
+def test_the_time_of_a_run_is_that_of_all_its_sessions() -> None:
+    rows = [(0, 3.0), (0, 10.0), (1, 20.0), (1, 40.0)]
+    timing = [{"session": session, "elapsed_s": elapsed} for session, elapsed in rows]
+    assert sum_of_sessions(timing) == 50
