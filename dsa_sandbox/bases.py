@@ -12,7 +12,7 @@ from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.data.tokens import Corpus
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.listener import SILENT, Listener
-from dsa_sandbox.registry import nearest
+from dsa_sandbox.registry import Unknown, archs, nearest
 from dsa_sandbox.settings import Policy, Settings
 from dsa_sandbox.store import Run
 from dsa_sandbox.tasks.writing import Writer
@@ -147,6 +147,11 @@ def default_base(home: Path, arch: str | None, preset: str | None, listener: Lis
 
     if preset is not None:
         resolving.preset_values(preset)  # a wrong name is better said than searched for
+    if arch is not None:
+        try:
+            archs.check(arch)
+        except Unknown as error:
+            raise UserError(f"--arch: {error.args[0]}") from None
 
     def fits(manifest: dict[str, Any]) -> bool:
         return arch in (None, manifest["arch"]) and preset in (None, manifest["preset"])

@@ -99,7 +99,8 @@ def meant(taken: str, options: list[str]) -> str:
     from dsa_sandbox import resolving
 
     wanted = taken.replace("-", "_")
-    fields = {key: key.partition(".")[2] for key in resolving.known_keys()}
+    keys = resolving.known_keys() if "--set" in options else []
+    fields = {key: key.partition(".")[2] for key in keys}
     names = {option: option[2:].replace("-", "_") for option in options}
     known = [*names.values(), *fields.values()]
     initials = {"".join(word[:1] for word in name.split("_")): name for name in known}

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dsa_sandbox.errors import UserError
 from dsa_sandbox.options import (
     AllowMismatch,
     Arch,
@@ -231,6 +232,9 @@ def make_tasks(
 
     place, listener = store.home_folder(home), console.Terminal(quiet)
     load_includes(include or [])
+    for option, value in (("--count", count), ("--family", family)):
+        if tasks is not None and value is not None:
+            raise UserError(f"{option}={value}: the rows of --tasks are kept as they are")
     if runs:
         chosen = [store.find_run(place, name) for name in runs]
     else:
@@ -335,11 +339,14 @@ def finetune(
     bases.pretrained(base)
     resolved = bases.for_base(call.settings, base, call.resolved.sources)
     resolved = bases.with_seed_of(resolved, base, call.resolved.sources)
-    tuning.make_strategy(resolved)  # what does not go together is refused before tasks are made
-    tuning.check_indexer(resolved)
+    tuning.check(resolved, call.home, base)  # before tasks are made
     asked = {} if count is None else {"tasks": count}
     for key in ("family", "order"):
-        if f"tasks.{key}" in call.resolved.sources:
+        source = call.resolved.sources.get(f"tasks.{key}")
+        if tasks is not None and source == "--set":
+            value = getattr(resolved.tasks, key)
+            raise UserError(f"tasks.{key}={value}: --tasks names the stream  [from --set]")
+        if source is not None:
             asked[key] = getattr(resolved.tasks, key)
     rows, name, sha = streams.tasks_for(
         resolved,
@@ -352,6 +359,7 @@ def finetune(
         listener=call.listener,
     )
     if dry_run:
+        tuning.check_dense(resolved, len(rows) or resolved.tasks.count)
         plan = {
             "base": base.name,
             "strategy": resolved.strategy,
@@ -421,10 +429,14 @@ def run(
     from dsa_sandbox import console, resolving, study
     from dsa_sandbox.report import figures, table
 
+    for key, option in (("arch", "--archs"), ("strategy", "--strategies")):
+        if call.resolved.sources.get(key) == "--set":
+            raise UserError(f"--set {key}: a study names several; use {option}")
     networks = study.names(archs, "archs")
     resolving.check_training(call.resolved, networks)
     chosen = study.names(strategies, "strategies")
     study.check_strategies(chosen, preset, config, set_ or [])
+    study.check(call.settings, networks, call.home)
     plan = study.plan(
         call.settings,
         call.home,

@@ -21,8 +21,9 @@ class Unknown(LookupError):
 
 def nearest(name: str, known: list[str]) -> str:
     """`; did you mean NAME?`, or nothing where no known name is close."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    written = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), written, n=1, cutoff=0.5)
+    return f"; did you mean {written[close[0]]}?" if close else ""
 
 
 class Registry(Generic[T]):

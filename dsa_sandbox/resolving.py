@@ -147,6 +147,7 @@ def resolve(
     arch = str(
         option_values.get("arch", (None,))[0] or set_values.get("arch") or file_values.get("arch")
     )
+    file_values = for_strategy(file_values, strategy)  # one file may serve all arms of a study
     layers: list[tuple[str, dict[str, Any]]] = [
         (f"preset {preset_name}", for_strategy(flat(preset_values(preset_name)), strategy)),
         (f"arch {arch}", ARCH_DEFAULTS.get(arch, {})),
@@ -175,7 +176,7 @@ def in_order(strategy: str) -> str:
 
 
 def for_strategy(values: dict[str, Any], strategy: str) -> dict[str, Any]:
-    """A preset's values without the sections of strategies that were not chosen."""
+    """A preset's or file's values without the sections of strategies that were not chosen."""
     others = [name for name in strategies if name not in strategy.split("+")]
     return {key: value for key, value in values.items() if key.split(".")[0] not in others}
 

@@ -205,8 +205,8 @@ class Run:
         path = self.path / name
         if not path.exists():
             return []
-        lines = path.read_text("utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        *lines, _ = path.read_text("utf-8").split("\n")  # the last is empty, or torn
+        return [json.loads(line) for line in lines]
 
     def close(self) -> None:
         """Close the JSON-lines files."""
@@ -409,9 +409,11 @@ def chosen_runs(home: Path, names: list[str], *, finished: bool = False) -> list
     if names:
         return [find_run(home, name) for name in names]
     arms = [run for run in all_runs(home) if readable_manifest(run).get("command") == "finetune"]
-    arms = [run for run in arms if run.finished or not finished]
     if not arms:
         raise UserError(f"no arm in {home} yet; run first: dsa-sandbox finetune")
+    arms = [run for run in arms if run.finished or not finished]
+    if not arms:
+        raise UserError(f"no arm in {home} is finished yet; `plot` draws what there is")
     stream = arms[-1].manifest["tasks"]["sha256"]
     return [run for run in arms if run.manifest["tasks"]["sha256"] == stream]
 

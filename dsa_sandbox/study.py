@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from dsa_sandbox import machine
+from dsa_sandbox.bases import pretrained
 from dsa_sandbox.commands import tuning
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms as arms_module
@@ -20,7 +21,8 @@ from dsa_sandbox.listener import Listener
 from dsa_sandbox.registry import Unknown, archs, strategies
 from dsa_sandbox.resolving import INDEXER_KEYS, in_order, resolve
 from dsa_sandbox.settings import Settings
-from dsa_sandbox.store import Run
+from dsa_sandbox.store import Run, find_run
+from dsa_sandbox.tasks import orders
 
 REGISTRIES = {"archs": archs, "strategies": strategies}
 FOR_INDEXED = (*INDEXER_KEYS, "train.dense_fraction")  # settings that mean nothing to `dense`
@@ -120,6 +122,17 @@ def check_strategies(
         tuning.make_strategy(resolved.settings)
 
 
+def check(resolved: Settings, networks: list[str], home: Path) -> None:
+    """UserError, before anything is trained, for what arms or their stream would refuse."""
+    orders.check(resolved.tasks.order, resolved.tasks.count)
+    tuning.check_dense(resolved, resolved.tasks.count)
+    tuning.check_policies(resolved)
+    indexed = [arch for arch in networks if arch != "dense"]
+    tuning.check_indexer(resolved.model_copy(update={"arch": (indexed or networks)[0]}))
+    if resolved.eval.judge:
+        pretrained(find_run(home, resolved.eval.judge))
+
+
 def plan(
     resolved: Settings,
     home: Path,
@@ -158,7 +171,8 @@ def plan(
     for text in shared:
         common += ["--set", text]
     cores = machine.physical_cores()
-    on_cpu = resolved.machine.device in ("auto", "cpu") and not Path("/dev/nvidia0").exists()
+    device_ = resolved.machine.device
+    on_cpu = device_ == "cpu" or (device_ == "auto" and not Path("/dev/nvidia0").exists())
     threads = machine.num_threads(resolved.machine, resolved.preset)
     if jobs is None:
         if not on_cpu:

@@ -15,7 +15,10 @@ from dsa_sandbox.errors import UserError
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.registry import strategies
 
-SMALL = ("--width", 32, "--layers", 1, "--heads", 4, "--vocabulary", 31, "--threads", 1)
+SMALL = (
+    *("--width", 32, "--layers", 1, "--heads", 4, "--vocabulary", 31),
+    *("--threads", 1, "--precision", "fp32"),
+)
 OWN = [
     *("dense", "dsa", "dsa block", "dsa dense phase", "dsa fine-tuning", "dsa by gather"),
     *("dsa-v32", "dsa-v32 by gather"),

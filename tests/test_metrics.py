@@ -76,6 +76,7 @@ def test_the_summary_of_two_tasks_is_what_a_hand_computes() -> None:
         "kept": 2 / 3,
         "keep": 2 / 3,
         "bleed": 0.3,
+        "own_bleed": (1.0 + 0.4) / 2,
         "specificity": 1 / 2,
         "forgetting": 0.5,
         "forgetting_max": 0.5,
@@ -185,11 +186,11 @@ def test_world_probabilities_tell_worlds_from_no_world() -> None:
     assert found == pytest.approx({"world": own, "other": (0.3 + 0.1) / 2, "none": 0.5})
 
 
-ARM = {"learned": 0.95, "stop_margin": 1.5, "generality": 0.5, "bleed": 0.25}
+ARM = {"learned": 0.95, "stop_margin": 1.5, "generality": 0.5, "own_bleed": 0.25}
 
 
 def test_arms_within_every_limit_are_at_equal_learning() -> None:
-    close = {"learned": 0.9, "stop_margin": 2.0, "generality": 0.5625, "bleed": 0.1875}
+    close = {"learned": 0.9, "stop_margin": 2.0, "generality": 0.5625, "own_bleed": 0.1875}
     for a, b in ((ARM, ARM), (ARM, close), (close, ARM)):
         assert arms.equal_learning(a, b) == arms.Matching(True, [])
 
@@ -202,8 +203,8 @@ def test_arms_within_every_limit_are_at_equal_learning() -> None:
         ("stop_margin", 0.75),
         ("generality", 0.625),
         ("generality", 0.375),
-        ("bleed", 0.375),
-        ("bleed", 0.125),
+        ("own_bleed", 0.375),
+        ("own_bleed", 0.125),
         *[(key, NAN) for key in ARM],
     ],
 )
@@ -237,11 +238,46 @@ def test_the_primary_contrast_is_the_difference_of_differences() -> None:
     assert found["verdict"] == "undecided"
 
 
-def test_the_primary_contrast_says_which_arm_is_not_at_equal_learning() -> None:
-    uneven = FOUR | {"c": arm("dense", "acft", 0.375, bleed=0.5), "d": arm("dense", "sgd", 0.5)}
+def test_the_primary_contrast_says_which_arms_are_not_at_equal_learning() -> None:
+    uneven = FOUR | {"c": arm("dense", "acft", 0.375, own_bleed=0.5)}
     (found,) = [row for row in arms.contrasts(uneven) if row["claim"] == "H2c"]
     assert not found["equal_learning"]
-    assert found["differs"] == ["bleed differs by 0.25 (limit 0.1) against dense acft"]
+    title = metrics.FORMULAS["own_bleed"].title
+    assert found["differs"] == [
+        f"{title} differs by 0.25 (limit 0.1), {pair} and dense {other}"
+        for pair, other in (("dsa acft", "acft"), ("dsa sgd", "acft"), ("dense acft", "sgd"))
+    ]
+
+
+def test_within_the_primary_contrast_each_two_arms_are_matched() -> None:
+    """Near to dsa acft all of them, and dense's two far from each other."""
+    apart = FOUR | {
+        "c": arm("dense", "acft", 0.375, stop_margin=1.125),
+        "d": arm("dense", "sgd", 0.5, stop_margin=1.875),
+    }
+    (found,) = [row for row in arms.contrasts(apart) if row["claim"] == "H2c"]
+    assert not found["equal_learning"]
+    assert len(found["differs"]) == 1
+    assert found["differs"][0].endswith("dense acft and dense sgd")
+
+
+def test_arms_that_were_asked_for_something_else_are_not_at_equal_learning() -> None:
+    terms = {"finetune.optimizer": "adamw", "finetune.indexer": "frozen"}
+    ours = arm("dsa", "acft", 0.25, terms=terms)
+    for other, reasons in (
+        (arm("dense", "acft", 0.5, terms=terms), []),
+        (arm("dense", "acft", 0.5, terms=terms | {"finetune.indexer": "kl"}), []),
+        (
+            arm("dsa", "sgd", 0.5, terms=terms | {"finetune.indexer": "kl"}),
+            ["finetune.indexer is frozen and kl"],
+        ),
+        (
+            arm("dense", "acft", 0.5, terms=terms | {"finetune.optimizer": "sgd"}),
+            ["finetune.optimizer is adamw and sgd"],
+        ),
+        (arm("dsa", "sgd", 0.5, terms=terms, base=["b"]), ["they stand on two bases"]),
+    ):
+        assert arms.equal_learning(ours, other).reasons == reasons
 
 
 def test_two_arms_of_one_name_are_left_out_of_contrasts() -> None:

@@ -126,8 +126,17 @@ def test_another_strategys_section_is_an_error(tmp_path: Path) -> None:
     assert problem == (
         "error: ewc.strength: belongs to --strategy ewc, but the strategy is sgd  [from --set]"
     )
-    path = config(tmp_path, "[ewc]\nstrength = 3\n")
-    assert "belongs to --strategy ewc" in told("--strategy", "acft", "--config", path)
+
+
+def test_a_file_may_hold_the_sections_of_all_arms_of_a_study(tmp_path: Path) -> None:
+    path = config(tmp_path, "[ewc]\nstrength = 3\n[acft]\nrate = 4\n")
+    for strategy, own, other in (("acft", "rate = 4", "[ewc]"), ("ewc", "strength = 3", "[acft]")):
+        shown = cli("settings", "--strategy", strategy, "--config", path).out
+        assert own in shown
+        assert other not in shown
+    home = ("--home", tmp_path / "home")
+    shown = cli("run", "--strategies", "sgd,ewc,acft", "--config", path, "--dry-run", *home).out
+    assert "dsa ewc" in shown
 
 
 def test_a_strategys_own_section_is_checked() -> None:

@@ -55,8 +55,12 @@ class AvalancheEwc(Strategy):
 
 
 def strategies(setup: Setup) -> list[dict[str, Any]]:
-    """One table: ms a step, times that of `sgd`, and what is remembered, of every strategy."""
-    (length, *_) = setup.shape.lengths
+    """A table per length: ms a step, times that of `sgd`, and what is remembered, by strategy."""
+    return [of_length(setup, length) for length in setup.shape.lengths]
+
+
+def of_length(setup: Setup, length: int) -> dict[str, Any]:
+    """The table of one length."""
     batch = random_batch(setup, max(1, setup.shape.tokens // length), length)
     entries = []
     for arch in ARCHS:
@@ -76,7 +80,7 @@ def strategies(setup: Setup) -> list[dict[str, Any]]:
                     "over_weights": kept / 4 / num_parameters(rule.model),
                 }
             )
-    return [{"length": length, "batch": len(batch.tokens_BT), "rows": entries}]
+    return {"length": length, "batch": len(batch.tokens_BT), "rows": entries}
 
 
 def at_work(

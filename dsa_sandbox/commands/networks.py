@@ -216,6 +216,8 @@ def evaluate(
     machine.start(engine)
     model = load_model(run).to(engine.device)
     backends.use(model, engine.attention)
+    if selection is not None and resolved.arch == "dense":
+        raise UserError(f"--selection={selection}: {run.name} is dense: it looks at all keys")
     if selection is not None:
         policies.use(model, policy_of(resolved, "--selection", selection))
     if tasks is not None:

@@ -175,7 +175,13 @@ def tasks_for(
     `asked` holds figures of make-tasks that the user has set: tasks, family, order.
     """
     if where is not None:
-        return read_tasks(home, where)
+        found = read_tasks(home, where)
+        if asked.get("tasks", len(found[0])) != len(found[0]):
+            raise UserError(
+                f"--count={asked['tasks']}: {found[1]} has {len(found[0])} tasks, and all are "
+                "learned  [from --tasks]"
+            )
+        return found
     run = fitting_tasks(home, base, asked)
     if run is not None:
         listener.note(f"tasks: {run.name} (the newest made with this base)")

@@ -97,13 +97,7 @@ def finetune(
     if job.finished:
         return job.returned()
     check_indexer(resolved)
-    learning, measuring = (
-        policy_of(resolved, f"{section}.selection", chosen)
-        for section, chosen in (
-            ("finetune", resolved.finetune.selection),
-            ("eval", resolved.eval.selection),
-        )
-    )
+    learning, measuring = check_policies(resolved)
     model, frozen = (load_model(base).to(job.engine.device) for _ in range(2))
     policies.use(frozen, learning)  # F0 is of the network as it will learn
     judge = None
@@ -171,6 +165,26 @@ def finetune(
             store.save_model(job.run, model)
         job.run.finish(figures=figures)
     return Result(job.run, figures)
+
+
+def check(resolved: Settings, home: Path, base: Run) -> None:
+    """UserError for whatever can be known to be wrong before there are tasks."""
+    make_strategy(resolved)
+    check_indexer(resolved)
+    check_policies(resolved)
+    judge_of(resolved, home, base)
+
+
+def check_policies(resolved: Settings) -> tuple[str, str]:
+    """Who chooses the keys while tasks are learned, and when it is measured."""
+    learning, measuring = (
+        policy_of(resolved, f"{section}.selection", chosen)
+        for section, chosen in (
+            ("finetune", resolved.finetune.selection),
+            ("eval", resolved.eval.selection),
+        )
+    )
+    return learning, measuring
 
 
 def check_indexer(resolved: Settings) -> None:

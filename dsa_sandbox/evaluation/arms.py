@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections import Counter
+from itertools import combinations
 from typing import Any, NamedTuple
 
 from dsa_sandbox.evaluation import drift, gaps, items, learning, metrics
@@ -38,7 +39,8 @@ def figures_of(run: Run) -> dict[str, Any]:
     records = metrics.current(run.rows("records.jsonl"), replaced)
     num_tasks = lines[-1]["row"]
     matrix = metrics.accuracy_matrix(records, num_tasks)
-    cap = cap_of(run)
+    terms = terms_of(run)
+    cap = terms["finetune.max_steps"]
     by_task = learning.areas(
         [row for row in rows if "step" in row],
         Counter(r["task"] for r in metrics.select(records, "cloze", row=0)),
@@ -49,6 +51,8 @@ def figures_of(run: Run) -> dict[str, Any]:
     chances = [share for kind, share in lines[0].get("chance", {}).items() if kind in items.KNOWN]
     timing = [row for row in run.rows("timing.jsonl") if "row" in row]
     stream = manifest["tasks"]["sha256"]
+    # tasks learned apart leave no network that has learned them all
+    last = lines[-1] if course != "apart" else {}
     return {
         "kind": "arm",
         "arch": manifest["arch"],
@@ -63,6 +67,7 @@ def figures_of(run: Run) -> dict[str, Any]:
         "mask": manifest["mask"]["sha256"],
         "tasks": num_tasks,
         "cap": cap,
+        "terms": terms,
         **metrics.summary(records, lines, course),
         **learning.figures(by_task, course),
         **metrics.meant(gaps.figures(matrix, dense, replaced), gaps.FORMULAS, course),
@@ -71,23 +76,23 @@ def figures_of(run: Run) -> dict[str, Any]:
         "capped": capped(lines, course),
         "worlds": metrics.world_probabilities(records, course),
         "base_nll": lines[0]["base_nll"],
-        "moved": lines[-1].get("moved", {}) if course != "apart" else {},
+        "moved": last.get("moved", {}),
         "by_task": {
             "auc": [auc for auc, _ in by_task],
             "exact": metrics.own_accuracy(matrix, course).tolist(),
         },
-        "jaccard_by_layer": (lines[-1].get("jaccard") or []) if course != "apart" else [],
+        "jaccard_by_layer": last.get("jaccard") or [],
         "pairs": {
             "before": lines[0].get("pairs"),
-            "after": lines[-1].get("pairs") if course != "apart" else None,
+            "after": last.get("pairs"),
             "bigram": lines[0].get("pairs_bigram"),
         },
         "by_lag": metrics.retention_by_lag(matrix) if course != "together" else [],
         "by_distance": items.by_distance(records, num_tasks, course),
-        "recall_by_distance": {"before": lines[0].get("recall"), "after": lines[-1].get("recall")},
-        "recovery": drift.recovery(lines[-1]),
-        "stories": {"before": lines[0].get("stories"), "after": lines[-1].get("stories")},
-        "front": lines[-1].get("front", []),
+        "recall_by_distance": {"before": lines[0].get("recall"), "after": last.get("recall")},
+        "recovery": drift.recovery(last),
+        "stories": {"before": lines[0].get("stories"), "after": last.get("stories")},
+        "front": last.get("front", []),
         "remembers_mb": manifest.get("remembers_bytes", float("nan")) / 1e6,
         "elapsed_s": sum_of_sessions(timing),
     }
@@ -100,10 +105,15 @@ def rows_of_tasks(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.strip()]
 
 
-def cap_of(run: Run) -> int:
-    """finetune.max_steps, read as plain TOML: the strategy's section may be a stranger's."""
+def terms_of(run: Run) -> dict[str, Any]:
+    """Settings that arms must share to be compared, by flat key.
+
+    Read as plain TOML: the strategy's section may be a stranger's.
+    """
     settings = tomllib.loads((run.path / "settings.toml").read_text("utf-8"))
-    return int(settings["finetune"]["max_steps"])
+    found = {f"finetune.{key}": value for key, value in settings["finetune"].items()}
+    asked = settings.get("eval", {})
+    return found | {f"eval.{k}": asked[k] for k in ("num_heldout", "selection") if k in asked}
 
 
 def capped(lines: list[dict[str, Any]], course: str) -> int:
@@ -130,15 +140,16 @@ class Matching(NamedTuple):
 def equal_learning(
     a: dict[str, float], b: dict[str, float], names: tuple[str, str] = ("first", "second")
 ) -> Matching:
-    """Both learn >= 90 % of the tasks, stop within 0.5 nats, generality and bleed within 0.1.
+    """Same settings; both learn >= 90 % of the tasks, stop within 0.5 nats, generality and bleed
+    right after each task within 0.1.
 
     A NaN counts as a difference.
     """
-    reasons = []
+    reasons = learning.unlike(a, b)
     for name, arm in zip(names, (a, b)):
         if not arm["learned"] >= 0.9:
             reasons.append(f"{name} learned {arm['learned']:.0%} of its tasks")
-    for key, limit in (("stop_margin", 0.5), ("generality", 0.1), ("bleed", 0.1)):
+    for key, limit in (("stop_margin", 0.5), ("generality", 0.1), ("own_bleed", 0.1)):
         difference = abs(a[key] - b[key])
         if not difference <= limit:
             title = FORMULAS[key].title
@@ -160,19 +171,19 @@ class Comparable(NamedTuple):
 
 def comparable(results: dict[str, dict[str, Any]]) -> Comparable:
     """Arms of one stream and seed, each the only one of its name."""
-    found = [figures for figures in results.values() if figures["kind"] == "arm"]
-    if len({(figures["stream"], figures["seed"]) for figures in found}) > 1:
+    found = [(name, arm) for name, arm in results.items() if arm["kind"] == "arm"]
+    if len({(arm["stream"], arm["seed"]) for _, arm in found}) > 1:
         return Comparable({}, ["arms of several streams or seeds: none is compared to another"])
-    named: dict[Alike, list[dict[str, Any]]] = {}
-    for figures in found:
-        named.setdefault((figures["arch"], parts(figures["strategy"])), []).append(figures)
+    named: dict[Alike, list[tuple[str, dict[str, Any]]]] = {}
+    for name, arm in found:
+        named.setdefault((arm["arch"], parts(arm["strategy"])), []).append((name, arm))
     left_out = [
-        f"{len(several)} arms are {arch} {several[0]['strategy']}: no contrast uses them; name the "
-        "runs to compare"
+        f"{len(several)} arms are {arch} {several[0][1]['strategy']}: no contrast uses them; name "
+        f"the runs to compare ({', '.join(name for name, _ in several)})"
         for (arch, _), several in named.items()
         if len(several) > 1
     ]
-    alone = [several[0] for several in named.values() if len(several) == 1]
+    alone = [several[0][1] for several in named.values() if len(several) == 1]
     return Comparable({(arm["arch"], arm["strategy"]): arm for arm in alone}, left_out)
 
 
@@ -223,13 +234,12 @@ def contrasts(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         if all(arm in arms for arm in four):
             inner, outer = (difference(arms[four[i]], arms[four[i + 1]]) for i in (0, 2))
             value = {key: inner[key] - outer[key] for key in inner}
-            first, reasons = " ".join(four[0]), []
-            for arm in four[1:]:
-                other = " ".join(arm)
-                match = equal_learning(arms[four[0]], arms[arm], (first, other))
+            reasons = []
+            for one, other in combinations(four, 2):
+                pair = " ".join(one), " ".join(other)
                 reasons += [
-                    reason if " learned " in reason else f"{reason} against {other}"
-                    for reason in match.reasons
+                    reason if " learned " in reason else f"{reason}, {pair[0]} and {pair[1]}"
+                    for reason in equal_learning(arms[one], arms[other], pair).reasons
                 ]
             match = Matching(not reasons, list(dict.fromkeys(reasons)))
             title = f"[dsa acft - dsa sgd] - [{control} acft - {control} sgd]"

@@ -118,18 +118,33 @@ def parts(strategy: str) -> frozenset[str]:
     return frozenset(strategy.split("+")) - {"sgd"}
 
 
+def unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Why two arms were not asked for the same: settings that differ, or bases of one architecture.
+
+    Only arms of one architecture must agree in whether the indexer learns: dense has none.
+    """
+    ours, theirs = a.get("terms", {}), b.get("terms", {})
+    same_arch = a.get("arch") == b.get("arch")
+    keys = [k for k in ours if same_arch or not k.startswith("finetune.indexer")]
+    found = [f"{k} is {ours[k]} and {theirs.get(k)}" for k in keys if ours[k] != theirs.get(k)]
+    return found + (
+        ["they stand on two bases"] if same_arch and a.get("base") != b.get("base") else []
+    )
+
+
 def reference(
     name: str, results: Mapping[str, dict[str, Any]], course: str
 ) -> dict[str, Any] | None:
-    """The arm of a course that an arm is measured against: same base, stream and optimiser.
+    """The arm of a course that an arm is measured against: same base, stream and settings.
 
     Of several, the one whose mask is the arm's own; none where two fit alike.
     """
     arm = results[name]
-    same = ("arch", "seed", "stream", "base", "optimizer", "overwriting")
+    same = ("arch", "seed", "stream", "base")
     fitting: dict[frozenset[str], list[dict[str, Any]]] = {}
     for other in results.values():
-        if other.get("course") == course and all(other[key] == arm[key] for key in same):
+        alike = all(other.get(key) == arm[key] for key in same)
+        if other.get("course") == course and alike and not unlike(arm, other):
             mask = parts(other["strategy"]) - {BOUNDS[course]}
             if mask <= parts(arm["strategy"]):
                 fitting.setdefault(mask, []).append(other)
@@ -149,8 +164,7 @@ def against(results: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         own = arm["by_task"]
         if alone := reference(name, results, "apart"):
             theirs = alone["by_task"]
-            if alone["cap"] == arm["cap"]:
-                more["fwt"] = forward_transfer(own["auc"], theirs["auc"])
+            more["fwt"] = forward_transfer(own["auc"], theirs["auc"])
             more["intransigence"] = intransigence(own["exact"], theirs["exact"])
         if joint := reference(name, results, "together"):
             more["intransigence_joint"] = intransigence(own["exact"], joint["by_task"]["exact"])

@@ -60,6 +60,12 @@ FORMULAS = {
     "bleed": Formula(
         "bleed", "mean P(new) in worlds that no training story names, after T", "lower", "end"
     ),
+    "own_bleed": Formula(
+        "bleed (own)",
+        "mean P(new) in worlds that no training story names, after task j",
+        "lower",
+        "task",
+    ),
     "specificity": Formula(
         "specificity", "neighbours with P(true) > every foil, after T", "higher", "end"
     ),
@@ -182,7 +188,7 @@ def forgetting_max0(matrix: np.ndarray) -> float:
 
 def backward_transfer(matrix: np.ndarray) -> float:
     """Mean over tasks but the last of R[T,j] - R[j,j] (Lopez-Paz & Ranzato 2017, eq. 3)."""
-    return -forgetting(matrix)
+    return 0.0 - forgetting(matrix)
 
 
 def average_anytime_accuracy(matrix: np.ndarray) -> float:
@@ -274,6 +280,9 @@ def summary(
         "kept": kept_share(records, num_tasks),
         "keep": right(select(records, "outside", row=num_tasks)),
         "bleed": mean(float(np.exp(r["contra"])) for r in bleed),
+        "own_bleed": mean(
+            float(np.exp(r["contra"])) for r in after_own_task(records, "bleed", course)
+        ),
         "specificity": right(select(records, "neighbour", row=num_tasks)),
         "forgetting": forgetting(matrix),
         "forgetting_max": forgetting_chaudhry(matrix),

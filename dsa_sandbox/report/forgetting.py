@@ -8,13 +8,15 @@ import numpy as np
 from dsa_sandbox.evaluation import metrics
 from dsa_sandbox.report import charts
 from dsa_sandbox.report.charts import Drawn, Series
-from dsa_sandbox.report.loading import Arm, having, in_order, or_none
+from dsa_sandbox.report.loading import Arm, having, or_none
+
+APART = "arms that learn each task from the base have no curve; --kind retention draws them"
 
 
 def draw_forgetting(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """Base perplexity ratio, and exact match over the tasks seen, after each task."""
     ratio, exact, points = [], [], []
-    for arm in in_order(arms):
+    for arm in having(arms, lambda arm: True, APART):
         first = arm.lines[0]["base_nll"]
         rows = [line["row"] for line in arm.lines]
         ratios = [math.exp(line["base_nll"] - first) for line in arm.lines]
@@ -65,7 +67,7 @@ def draw_front(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     of all tasks at the end, and Y.
     """
     series, points = [], []
-    for arm in in_order(arms):
+    for arm in having(arms, lambda arm: arm.done, f"no arm has learned a task yet, or: {APART}"):
         first, last = arm.lines[0]["base_nll"], arm.lines[-1]
         own = metrics.own_accuracy(arm.matrix, arm.course)[: arm.done]
         learned, y = metrics.mean(own[~np.isnan(own)]), last["base_nll"] - first

@@ -9,7 +9,7 @@ from typing import Any
 from dsa_sandbox import locks, sizes, store
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import archs, families, nearest, strategies
-from dsa_sandbox.report.table import plain, rendered
+from dsa_sandbox.report.table import percent, plain, rendered, signed
 from dsa_sandbox.resolving import preset_names, resolve
 from dsa_sandbox.settings import Settings, most_tasks
 from dsa_sandbox.store import Run
@@ -66,7 +66,7 @@ def progress(run: Run, manifest: dict[str, Any]) -> str:
         if command == "pretrain":
             return f"NLL {figures['valid']['nll']:.4f}, knows {figures['known_facts']} facts"
         if command == "finetune":
-            return f"Y {figures['Y']:+.3f}, learned {figures['learned']:.0%}"
+            return f"Y {signed(figures['Y'], 3)}, learned {percent(figures['learned'])}"
         if command == "make-tasks":
             return f"{figures['tasks']} tasks"
         if command == "import":

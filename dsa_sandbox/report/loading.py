@@ -1,7 +1,6 @@
 """What plots need of fine-tuning runs, finished or not."""
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation import arms as stored
 from dsa_sandbox.evaluation import metrics
 from dsa_sandbox.report.charts import Series
+from dsa_sandbox.report.table import told_apart
 from dsa_sandbox.store import Run
 
 
@@ -23,6 +23,7 @@ class Arm(NamedTuple):
     records: list[dict[str, Any]]  # without those of tasks that are overwritten by then
     course: str  # sequence, together, apart, nothing
     dense: list[dict[str, Any]]  # lines of metrics.jsonl of dense evaluation
+    replaced: dict[int, int]  # tasks that a later one undoes, with its number
 
     @property
     def matrix(self) -> np.ndarray:
@@ -50,24 +51,22 @@ def load(runs: list[Run]) -> list[Arm]:
         + (" overwriting" if run.manifest["overwriting"] else "")
         for run in runs
     ]
-    seeds = [f" s{run.manifest['seed']}" for run in runs]
-    if len({run.manifest["seed"] for run in runs}) > 1:
-        short = [name + seed for name, seed in zip(short, seeds)]
-    times = Counter(short)
+    names = told_apart(short, [run.name for run in runs], [run.manifest["seed"] for run in runs])
     arms = []
-    for name, run in zip(short, runs):
-        if times[name] > 1:
-            name = f"{name} {run.manifest['identity'][:4]}"
+    for name, run in zip(names, runs):
         rows = run.rows("metrics.jsonl")
         lines = [row for row in rows if "row" in row]
         if lines:
             done = lines[-1]["row"]
             records = [r for r in run.rows("records.jsonl") if r["row"] <= done]
-            records = metrics.current(records, metrics.overwritten(stored.rows_of_tasks(run)))
+            replaced = metrics.overwritten(stored.rows_of_tasks(run))
+            records = metrics.current(records, replaced)
             course = run.manifest.get("course", "sequence")
             dense = [row for row in rows if "at_step" in row]
             count = run.manifest["tasks"]["count"]
-            arms.append(Arm(name, count, lines, records, course, dense))
+            if done < count:
+                name = f"{name} ({done} of {count} tasks)"
+            arms.append(Arm(name, count, lines, records, course, dense, replaced))
     if not arms:
         raise UserError("nothing to draw: no task of these runs is finished")
     return arms

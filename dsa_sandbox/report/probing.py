@@ -19,8 +19,10 @@ STORIES = {
 def draw_gap(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """Exact match of the tasks learned before, step by step while a new one is learned."""
 
-    def before(line: dict[str, Any]) -> float:
-        return metrics.mean(line["seen"][: line["task"]])
+    def before(arm: Arm, line: dict[str, Any]) -> float:
+        task = line["task"]  # what it undoes, or another has undone, is nothing to keep
+        kept = [j for j in range(task) if arm.replaced.get(j, arm.num_tasks) > task]
+        return metrics.mean(line["seen"][j] for j in kept)
 
     found = having(
         arms,
@@ -32,7 +34,7 @@ def draw_gap(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         series = []
         for arm in found:
             lines = [line for line in arm.dense if line["task"] == task]
-            steps, shares = [float(x["at_step"]) for x in lines], [before(x) for x in lines]
+            steps, shares = [float(x["at_step"]) for x in lines], [before(arm, x) for x in lines]
             series.append(Series(arm.name, steps, shares))
             points += [
                 {"arm": arm.name, "task": task + 1, "step": line["at_step"], "before": share}
@@ -125,9 +127,8 @@ def draw_recall(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     texts, points = [], []
     for arm in found:
         first, last = arm.lines[0], arm.lines[-1]
-        told = [
-            (name, row) for name, row in (("before", first), ("after", last)) if row.get("recall")
-        ]
+        rows_of = [("before", first), *([("after", last)] if arm.done else [])]
+        told = [(name, row) for name, row in rows_of if row.get("recall")]
         lines = []
         for when, line in told:
             for key, name in (("right", f"right {when}"), ("hit", f"hit rate {when}")):
@@ -142,10 +143,12 @@ def draw_recall(arms: list[Arm], style: dict[str, Any]) -> Drawn:
             title = f"{arm.name}: recall of a stated fact, before and after the stream"
             texts.append(charts.curves(title, "distance, tokens", "share", lines, **style))
         lines = []
-        for kind, whens in items.by_distance(arm.records, arm.done, arm.course).items():
+        own = items.by_distance(arm.records, arm.done, arm.course) if arm.done else {}
+        ended = "at the end" if arm.done == arm.num_tasks else "so far"
+        for kind, whens in own.items():
             for when, shares in whens.items():
                 if shares:
-                    name = f"{kind} {'after its task' if when == 'own' else 'at the end'}"
+                    name = f"{kind} {'after its task' if when == 'own' else ended}"
                     x = [float(distance) for distance in shares]
                     lines.append(Series(name, x, list(shares.values())))
                 points += [

@@ -2,7 +2,9 @@
 
 import io
 import math
+import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +22,8 @@ def rendered(table: Table) -> str:
     """The table as plain text, as wide as its cells."""
     console = Console(file=io.StringIO(), width=WIDEST, force_terminal=False, color_system=None)
     console.print(table, markup=False)
-    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines).rstrip()
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -118,9 +121,9 @@ def arm(name: str, figures: dict[str, Any]) -> str:
     )
 
 
-def signed(value: float, digits: int) -> str:
-    """A figure with its sign; `-` where it means nothing."""
-    return "-" if math.isnan(value) else f"{value:+.{digits}f}"
+def signed(value: float | None, digits: int) -> str:
+    """A figure with its sign; `-` where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:+.{digits}f}"
 
 
 def formulas() -> dict[str, str]:
@@ -142,13 +145,28 @@ def label(figures: dict[str, Any]) -> str:
     )
 
 
+def told_apart(names: list[str], runs: list[str], seeds: list[int]) -> list[str]:
+    """The names, with seeds where they differ, and the ends of runs' names where they are alike."""
+    if len(set(seeds)) > 1:
+        names = [f"{name} s{seed}" for name, seed in zip(names, seeds)]
+    times = Counter(names)
+    for length in (4, 8):  # of the identity, with what --force has put behind it
+        short = rf"^.*-s\d+-([0-9a-f]{{{length}}})[0-9a-f]*"
+        ends = [re.sub(short, r"\1", run) for run in runs]
+        found = [f"{n} {end}" if times[n] > 1 else n for n, end in zip(names, ends)]
+        if len(set(found)) == len(found):
+            break
+    return found
+
+
 def contrasts(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The contrasts and what may be said of them, as plain values."""
+    seeds = len({arm["seed"] for arm in results.values() if arm["kind"] == "arm"})
     return {
         "contrasts": arms.contrasts(results),
         "left_out": arms.comparable(results).left_out,
-        "seeds": 1,
-        "verdict": "one seed decides nothing",
+        "seeds": seeds,
+        "verdict": "one seed decides nothing" if seeds == 1 else "seeds are not put together",
     }
 
 
@@ -211,7 +229,7 @@ def results(
     elif rows:
         parts.append(formula_lines(COLUMNS | PROBES | (DRIFT if more else {})))
     parts.append(conclusions(rows))
-    text = folded("\n\n".join(part for part in parts if part), max(width, 80))
+    text = folded("\n\n".join(part for part in parts if part), max(width, 40))
     if not rows:
         return text
     tables = [
@@ -239,16 +257,22 @@ def folded(text: str, width: int) -> str:
     return "\n".join(lines)
 
 
+def labels(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """How the arms are called, no two alike."""
+    seeds = [figures["seed"] for figures in rows.values()]
+    return told_apart([label(figures) for figures in rows.values()], list(rows), seeds)
+
+
 def first_table(rows: dict[str, dict[str, Any]]) -> str:
     """An arm a row: what moved, forgetting, cost."""
     table = plain()
     table.add_column("arm", no_wrap=True)
     for header in ["moves", *(title for title, _ in COLUMNS.values()), "cap", "time"]:
         table.add_column(header, justify="right", no_wrap=True)
-    for figures in rows.values():
+    for name, figures in zip(labels(rows), rows.values()):
         cells = [show(figures[key]) for key, (_, show) in COLUMNS.items()]
         moves, elapsed = f"{figures['trainable'] / 1e6:.2f}M", f"{figures['elapsed_s']:.0f}s"
-        table.add_row(label(figures), moves, *cells, str(figures["capped"]), elapsed)
+        table.add_row(name, moves, *cells, str(figures["capped"]), elapsed)
     return rendered(table)
 
 
@@ -258,8 +282,8 @@ def arm_table(rows: dict[str, dict[str, Any]], columns: Columns) -> str:
     table.add_column("arm", no_wrap=True)
     for header, _ in columns.values():
         table.add_column(header, justify="right", no_wrap=True)
-    for figures in rows.values():
-        table.add_row(label(figures), *(show(figures[key]) for key, (_, show) in columns.items()))
+    for name, figures in zip(labels(rows), rows.values()):
+        table.add_row(name, *(show(figures[key]) for key, (_, show) in columns.items()))
     return rendered(table)
 
 
@@ -294,10 +318,12 @@ def conclusions(rows: dict[str, dict[str, Any]]) -> str:
         else:
             lines.append(f"    NOT at equal learning: {'; '.join(row['differs'])}")
     if rows:
-        lines.append("")
+        lines += [""] if lines else []
         lines.append(
             "One seed decides nothing: differences above may be luck of one pre-training. "
             "Run more seeds (--seed 1, 2, ...)."
+            if len({figures["seed"] for figures in rows.values()}) == 1
+            else "Seeds are not put together here: each arm is of one pre-training and its luck."
         )
     return "\n".join(lines)
 
