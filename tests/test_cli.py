@@ -740,3 +740,61 @@ def interrupted(arguments: list[str], home: Path) -> list[str]:
     thread.join()
     assert answer.code == 130, answer.err
     return shlex.split(answer.err.split("resume with: ")[1].splitlines()[0])[1:]
+
+
+@pytest.mark.parametrize("bound", ["independent", "joint", "none"])
+def test_a_finished_bound_is_shown_again_and_listed(
+    bound: str, tiny_home: TinyHome, tmp_path: Path
+) -> None:
+    """Figures that mean nothing of a bound come back from its manifest as null."""
+    home = ("--home", tmp_path / "home")
+    common = ("--strategy", bound, "--tasks", STREAM, "--set", "finetune.max_steps=1", *home)
+    sets = ("--set", "eval.recovery_tasks=0", "--set", "eval.stories=0", "--set", "eval.pairs=4")
+    arguments = ("finetune", tiny_home.run("pretrain dsa"), *common, *sets)
+    first = cli(*arguments)
+    again = cli(*arguments)
+    assert (first.code, again.code) == (0, 0), again.err
+    assert first.run == again.run
+    assert f"{bound}" in cli("ls", *home).out
+    assert cli("ls", "--json", *home).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("finetune", "--tasks", STREAM, "--count", 3), "has 10 tasks, and all are learned"),
+        (("finetune", "--tasks", STREAM, "--set", "tasks.family=style"), "names the stream"),
+        (("make-tasks", "--tasks", STREAM, "--count", 3), "are kept as they are"),
+        (("make-tasks", "--tasks", STREAM, "--family", "style"), "are kept as they are"),
+        (("finetune", "--arch", "dsaa"), "did you mean dsa?"),
+        (("finetune", "--set", "eval.dense_tasks=[99]", "--tasks", STREAM), "the last is 9"),
+        (("finetune", "--set", "eval.judge=nosuch", "--tasks", STREAM), "nosuch"),
+        (("finetune", "--set", "finetune.selection=rand"), "finetune.selection=rand"),
+        (("finetune", "--set", "finetune.contrast=0.99"), "both sides need one"),
+        (("run", "--set", "tasks.order=60"), "tasks.order=60"),
+        (("run", "--set", "eval.dense_tasks=[99]", "--count", 5), "the last is 4"),
+        (("run", "--set", "eval.judge=nosuch"), "nosuch"),
+        (("run", "--set", "train.selection=random", "--set", "finetune.indexer=kl"), "indexer=kl"),
+        (("run", "--archs", "dense", "--set", "finetune.indexer=kl"), "has no indexer"),
+        (("run", "--set", "arch=dense"), "use --archs"),
+        (("run", "--set", "strategy=ewc"), "use --strategies"),
+        (("run", "--strategies", "EWC"), "did you mean ewc?"),
+    ],
+    ids=str,
+)
+def test_what_would_do_nothing_or_fail_later_is_refused_in_a_dry_run_too(
+    arguments: tuple[object, ...], words: str, tiny_home: TinyHome
+) -> None:
+    for more in (("--dry-run",), ()) if arguments[0] == "finetune" else (("--dry-run",),):
+        problem = cli(*arguments, *more, "--home", tiny_home.home).problem
+        assert len(problem.splitlines()) == 1, problem
+        assert words in problem
+
+
+def test_dense_has_no_keys_to_choose(tiny_home: TinyHome) -> None:
+    problem = cli("eval", tiny_home.run("pretrain dense"), "--selection", "random").problem
+    assert "is dense" in problem
+
+
+def test_settings_are_hinted_at_only_where_they_can_be_set(tmp_path: Path) -> None:
+    assert "did you mean" not in cli("eval", "--steps", 3, "--home", tmp_path).problem

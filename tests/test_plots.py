@@ -1,7 +1,10 @@
 """Every plot over arms written by hand: text, points, and what it says where there is nothing."""
 
 import csv
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import stored
@@ -9,6 +12,7 @@ from home import cli
 
 from dsa_sandbox.evaluation import arms
 from dsa_sandbox.report.figures import KINDS
+from dsa_sandbox.store import Run
 
 SETTING_OF = {
     "kl": "eval.full_every",
@@ -128,3 +132,79 @@ def test_json_and_formulas_hold_every_figure(home: Path) -> None:
     assert (sgd["fwt"], sgd["intransigence"], sgd["intransigence_joint"]) == (0, 0, 0)
     text = " ".join(cli("eval", "--formulas", "--home", home).out.split())
     assert all(formula.text in text for formula in arms.FORMULAS.values())
+
+
+def at(home: Path) -> tuple[str, Path]:
+    return "--home", home
+
+
+def points_of(kind: str, home: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = cli("plot", "--kind", kind, "--json", *at(home)).value["points"]
+    return found
+
+
+def unfinished(run: Run, done: int) -> None:
+    """As if it had been stopped after so many tasks."""
+    for name in ("metrics.jsonl", "records.jsonl"):
+        kept = [row for row in run.rows(name) if row.get("row", done + 1) <= done]
+        (run.path / name).write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+    run.update(state="interrupted")
+
+
+def test_an_arm_that_is_not_finished_is_drawn_as_far_as_it_is_and_says_so(tmp_path: Path) -> None:
+    stored.arm(tmp_path, "sgd")
+    unfinished(stored.arm(tmp_path, "ewc"), 2)
+    unfinished(stored.arm(tmp_path, "der"), 0)
+    drawn = {
+        kind: {p["arm"] for p in points_of(kind, tmp_path)}
+        for kind in ("forgetting", "front", "recall")
+    }
+    assert drawn["front"] == {"dsa sgd", "dsa ewc (2 of 3 tasks)"}
+    assert drawn["forgetting"] == {*drawn["front"], "dsa der (0 of 3 tasks)"}
+    points = points_of("recall", tmp_path)
+    assert {p["when"] for p in points if "der" in p["arm"]} == {"before"}
+    shown = cli("plot", "--kind", "recall", *at(tmp_path)).out
+    assert "paraphrase so far" in shown
+    assert "paraphrase at the end" in shown
+
+
+def test_eval_of_nothing_finished_says_what_can_be_done(tmp_path: Path) -> None:
+    unfinished(stored.arm(tmp_path, "ewc"), 2)
+    problem = cli("eval", *at(tmp_path)).problem
+    assert "is finished yet; `plot` draws what there is" in problem
+
+
+def test_arms_that_learn_apart_have_no_curve_and_it_is_said(tmp_path: Path) -> None:
+    stored.arm(tmp_path, "independent", course="apart")
+    for kind in ("forgetting", "front"):
+        problem = cli("plot", "--kind", kind, *at(tmp_path)).problem
+        assert "--kind retention draws them" in problem
+
+
+def test_what_a_watched_task_turns_around_is_no_gap(tmp_path: Path) -> None:
+    stored.arm(tmp_path, "sgd", undoes={2: "t0"})
+    run = Run(next(tmp_path.glob("finetune-*")))
+    rows = run.rows("metrics.jsonl")
+    for row in rows:
+        if row.get("task") == 2 and "seen" in row:
+            row["seen"][0] = 0.0  # as learning it has to do
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (run.path / "metrics.jsonl").write_text(text, "utf-8")
+    points = points_of("gap", tmp_path)
+    assert [p["before"] for p in points if p["task"] == 3] == [0.5, 0.25, 0.5]
+
+
+def test_no_two_arms_are_called_alike(tmp_path: Path) -> None:
+    first = stored.arm(tmp_path, "sgd").path
+    for number in (2, 3):
+        shutil.copytree(first, first.with_name(f"{first.name}-{number}"))
+    names = {p["arm"] for p in points_of("forgetting", tmp_path)}
+    assert names == {"dsa sgd 0000", "dsa sgd 0000-2", "dsa sgd 0000-3"}
+    answer = cli("eval", *at(tmp_path))
+    for end in ("0000", "0000-2", "0000-3"):
+        assert f"dsa sequential (adamw) {end} " in answer.out
+    assert f"name the runs to compare ({first.name}, " in " ".join(answer.out.split())
+    other = Run(first.with_name(f"{first.name}-2"))
+    other.update(seed=1)
+    assert cli("eval", "--json", *at(tmp_path)).value["seeds"] == 2
+    assert "One seed decides nothing" not in cli("eval", *at(tmp_path)).out
