@@ -33,7 +33,7 @@ def evaluate(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]...", help="Arms or bases (default: all arms of the newest stream)."
+            metavar="RUN", help="Arms or bases (default: all arms of the newest stream)."
         ),
     ] = None,
     tasks: TasksFrom = None,
@@ -90,7 +90,7 @@ def plot(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]...",
+            metavar="RUN",
             help="Arms (default: all of the newest stream), or for indexer bases (the newest).",
         ),
     ] = None,
@@ -137,7 +137,7 @@ def plot(
 def generate(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="A run with a network (default: the newest base)."),
+        typer.Argument(metavar="RUN", help="A run with a network (default: the newest base)."),
     ] = None,
     prompt: Annotated[
         str, typer.Option("--prompt", help="How the stories begin.", metavar="TEXT")
@@ -281,7 +281,7 @@ def settings_(
 
 @app.command("rm", epilog="Example: dsa-sandbox rm pretrain-dsa-smoke-s0-1234abcd")
 def remove(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs to remove.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Runs to remove.")],
     home: Home = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also where other runs stand on it.")

@@ -205,7 +205,7 @@ def make_tasks(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[BASE]...",
+            metavar="BASE",
             help="Pre-trained or imported runs (default: the newest pre-trained of each arch).",
         ),
     ] = None,
@@ -283,7 +283,7 @@ def finetune(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="[BASE]",
+            metavar="BASE",
             help="A pre-trained or imported run (default: the newest pre-trained).",
         ),
     ] = None,

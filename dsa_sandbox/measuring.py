@@ -15,7 +15,7 @@ def bench(
     kinds: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KIND]...",
+            metavar="KIND",
             help="training, decoding, memory or strategies (default: training).",
         ),
     ] = None,
@@ -38,16 +38,19 @@ def bench(
         int | None, typer.Option("--vocabulary", min=2, help="Of the networks.", metavar="N")
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="Calls of each row, in turns.", metavar="N")
-    ] = 5,
+        int | None,
+        typer.Option(
+            "--rounds", min=1, help="Calls of each row, in turns (default: 5).", metavar="N"
+        ),
+    ] = None,
     clock: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--clock",
-            help="wall, or processor: what other programs take is not counted.",
+            help="wall, or processor: what other programs take is not counted (default: wall).",
             metavar="NAME",
         ),
-    ] = "wall",
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, help="Default: physical cores.", metavar="N"),
@@ -70,6 +73,10 @@ def bench(
         as_json=as_json,
         quiet=quiet,
     )
+    timing = {"--rounds": rounds, "--clock": clock, "--tokens": tokens}
+    for option, value in timing.items() if kinds == ["memory"] else ():
+        if value is not None:
+            raise UserError(f"{option}={value}: memory is that of one step on one sequence")
     options = {
         "width": width,
         "num_layers": layers,
@@ -84,8 +91,8 @@ def bench(
     result = run.run(
         kinds or [],
         machine.resolve(call.settings.machine, "bench"),
-        rounds=rounds,
-        clock=clock,
+        rounds=rounds or 5,
+        clock=clock or "wall",
         options={name: value for name, value in options.items() if value is not None},
         listener=call.listener,
     )

@@ -168,6 +168,9 @@ def test_every_strategy_has_a_row_beside_sgd_with_what_it_remembers() -> None:
         (("--heads", 7), "num_heads=7 does not divide width=256"),
         (("--rounds", 0), "Invalid value for '--rounds'"),
         (("--precision", "fp8"), "machine.precision=fp8"),
+        (("memory", "--rounds", 3), "--rounds=3: memory is that of one step"),
+        (("memory", "--clock", "processor"), "--clock=processor: memory is that of one step"),
+        (("memory", "--tokens", 64), "--tokens=64: memory is that of one step"),
         (("--device", "tpu9"), "machine.device=tpu9"),
     ],
 )

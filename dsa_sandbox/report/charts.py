@@ -223,7 +223,9 @@ def _span(values: list[float]) -> tuple[float, float]:
     low, high = (values[0], values[-1]) if values else (0.0, 1.0)
     if high - low > 1e-9 * max(abs(low), abs(high)):
         return low, high
-    margin = abs(low) / 2 or 1.0
+    if 0 <= low <= 1:
+        return 0.0, 1.0  # most of what is drawn are shares
+    margin = abs(low) / 2
     return low - margin, high + margin
 
 

@@ -1,7 +1,8 @@
 """WiSE-FT: trained as sgd, then part of the way back to the base, in weight space.
 
 Wortsman et al. 2022, arXiv 2109.01903, eq. 1: w(a) = (1 - a) w_base + a w. One run gives the whole
-front over a.
+front over a. The stop rule asks the network that goes on learning; rows are measured between it and
+the base.
 """
 
 from collections.abc import Callable, Iterable, Iterator
