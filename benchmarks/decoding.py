@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from dsa_sandbox.settings import Model
 from dsa_sandbox.variants.decoding import Decoder
 
 VOCABULARY, PIECE, TURN, UNTIMED = 1000, 256, 10, 2
-NETWORKS = {
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "dsa, latent": ("dsa", {}),
     "dsa, block of 16": ("dsa", {"compression": "block", "block_size": 16}),
@@ -87,7 +88,8 @@ def main() -> None:
     for feed in feeds.values():
         for piece_BT in prompt_BT.split(PIECE, dim=1):
             feed(piece_BT)
-    wall, worked = ({name: [] for name in feeds} for _ in range(2))
+    wall: dict[str, list[float]] = {name: [] for name in feeds}
+    worked: dict[str, list[float]] = {name: [] for name in feeds}
     for _ in range(chosen.turns):
         for name, feed in feeds.items():
             for token in range(TURN):

@@ -10,15 +10,16 @@ gradient reaches.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsa_sandbox import bases, machine, store
-from dsa_sandbox.core.transformer import group_of
+from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.data import tokens
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.report import table
@@ -53,7 +54,7 @@ def main() -> None:
         return torch.cat([found[name].flatten() for name in names]).double()
 
     true = flat(sampled_fisher)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for title, other in (
         ("true, other labels", flat(sampled_fisher, seed=1)),
         ("empirical", flat(careless.empirical)),
@@ -83,11 +84,11 @@ def batched(size: int) -> careless.Estimator:
     """The legacy estimator with batches of so many sequences."""
 
     def estimate(
-        model: torch.nn.Module, found: Iterator[Batch], names: list[str], _: torch.Generator
+        model: Transformer, found: Iterable[Batch], names: list[str], _: torch.Generator
     ) -> dict[str, Tensor]:
         return careless.squares(model, careless.together(found, size), names, times_tokens=False)
 
-    return estimate  # type: ignore[return-value]
+    return estimate
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:

@@ -106,14 +106,15 @@ def health(model: Transformer, seed: int) -> list[dict[str, float]]:
     def look(attention: Any, inputs: tuple[Any, ...]) -> None:
         rows.append(of_layer(attention, inputs[0], inputs[1], unseen.targets_BT != IGNORED, True))
 
-    hooks = [block.attention.register_forward_pre_hook(look) for block in model.blocks]
+    layers = [block.get_submodule("attention") for block in model.blocks]
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
     model(unseen.tokens_BT)
     for hook in hooks:
         hook.remove()
     return rows
 
 
-def measure(cell: tuple[int, str, int]) -> dict[str, float | str | int | list[float]]:
+def measure(cell: tuple[int, str, int]) -> dict[str, Any]:
     """One network, from scratch to its figures."""
     seed, policy, steps = cell
     torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from dsa_sandbox.training.task import Rule
 
 
 def test_a_strategy_is_told_of_a_task_after_its_last_step_and_of_its_own_stories(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_work = stream_of(tmp_path, "sgd")
     strategy, told, expected = at_work.strategy, [], []
@@ -24,9 +24,9 @@ def test_a_strategy_is_told_of_a_task_after_its_last_step_and_of_its_own_stories
     def finish(model: Any, batches: Iterable[Batch], seed: int) -> None:
         told.append([batch.tokens_BT.tolist() for batch in batches])
 
-    strategy.start_task = lambda model: told.append("start")  # type: ignore[method-assign]
-    strategy.after_step = lambda model, rate: told.append("step")  # type: ignore[method-assign]
-    strategy.finish_task = finish  # type: ignore[method-assign]
+    monkeypatch.setattr(strategy, "start_task", lambda model: told.append("start"))
+    monkeypatch.setattr(strategy, "after_step", lambda model, rate: told.append("step"))
+    monkeypatch.setattr(strategy, "finish_task", finish)
     for number, _ in enumerate(each_task(at_work)):
         own = [b.tokens_BT.tolist() for b in at_work.stories(number).singles(at_work.device)]
         expected += ["start", "step", "step", own]
@@ -57,14 +57,16 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
         list(each_task(at_work))
 
 
-def test_weights_that_the_last_step_has_broken_end_the_run(tmp_path: Path) -> None:
+def test_weights_that_the_last_step_has_broken_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     at_work = stream_of(tmp_path, "sgd", "finetune.max_steps=1", tasks=1)
 
     def broken(model: Transformer, rate: float) -> None:
         with torch.no_grad():
             model.final_norm.weight.fill_(float("nan"))
 
-    at_work.strategy.after_step = broken  # type: ignore[method-assign]
+    monkeypatch.setattr(at_work.strategy, "after_step", broken)
     with pytest.raises(RunFailed, match="held-out text has no finite loss"):
         learned(at_work)
     assert "row 1" not in (tmp_path / "metrics.jsonl").read_text("utf-8")
