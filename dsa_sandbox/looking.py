@@ -61,9 +61,18 @@ def evaluate(
     from dsa_sandbox import console, store
     from dsa_sandbox.commands import networks
     from dsa_sandbox.evaluation import learning
+    from dsa_sandbox.registry import archs, strategies
     from dsa_sandbox.report import table
 
     chosen = store.chosen_runs(call.home, runs or [], finished=True)
+    if not runs:  # as a grid: however many ran side by side, and whichever came first
+        known = [*archs, *strategies]
+        chosen.sort(
+            key=lambda run: [
+                known.index(name) if name in known else len(known)
+                for name in (run.manifest["arch"], *run.manifest["strategy"].split("+"))
+            ]
+        )
     results = {
         run.name: networks.evaluate(
             run, call.home, tasks=tasks, selection=selection, listener=call.listener

@@ -208,3 +208,19 @@ def test_no_two_arms_are_called_alike(tmp_path: Path) -> None:
     other.update(seed=1)
     assert cli("eval", "--json", *at(tmp_path)).value["seeds"] == 2
     assert "One seed decides nothing" not in cli("eval", *at(tmp_path)).out
+
+
+def test_eval_shows_arms_as_a_grid_whichever_came_first(tmp_path: Path) -> None:
+    for number, (arch, strategy) in enumerate(
+        [("dsa", "wise"), ("dsa", "sgd"), ("dense", "acft+ewc"), ("dense", "ewc"), ("dsa", "acft")]
+    ):
+        stored.arm(tmp_path, strategy, arch=arch).update(created=float(number))
+    table = cli("eval", *at(tmp_path)).out.split("\n\n")[0].splitlines()[1:]
+    shown = [line.split()[:2] for line in table]
+    assert shown == [
+        ["dense", "acft+ewc"],
+        ["dense", "ewc"],
+        ["dsa", "sequential"],
+        ["dsa", "acft"],
+        ["dsa", "wise"],
+    ]
