@@ -154,6 +154,8 @@ def test_every_strategy_has_a_row_beside_sgd_with_what_it_remembers() -> None:
     assert found["dense sgd"]["time_over_sgd"] == 1
     assert found["dense sgd"]["megabytes"] == 0
     assert found["dense ewc"]["over_weights"] == pytest.approx(2, rel=1e-3)  # F and anchor
+    # no two sequences are alike: each of the 32 is a direction
+    assert found["dense ogd"]["over_weights"] == pytest.approx(32, rel=1e-2)
     assert found["dsa acft"]["moves"] == found["dense acft"]["moves"] < found["dsa sgd"]["moves"]
 
 

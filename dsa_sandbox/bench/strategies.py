@@ -24,7 +24,7 @@ from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.training.task import Rule
 
 ARCHS = ("dense", "dsa")
-NUM_SEQUENCES = 16  # of pre-training text and of the task behind: enough for every kind of memory
+NUM_SEQUENCES = 32  # of pre-training text and of the task behind: enough for every kind of memory
 PEER = "avalanche ewc (online)"
 
 
@@ -87,7 +87,8 @@ def at_work(
     setup: Setup, arch: str, length: int, batch: Batch
 ) -> Iterator[tuple[str, tuple[Rule, Any]]]:
     """Every strategy but the bounds, in its second task, and the call that takes its next step."""
-    singles = [random_batch(setup, 1, length) for _ in range(NUM_SEQUENCES)]
+    several = random_batch(setup, NUM_SEQUENCES, length)
+    singles = [Batch(tokens_T[None], targets_T[None]) for tokens_T, targets_T in zip(*several)]
     plan = Finetune(warmup_steps=0, max_steps=10**9)
     chosen = {n: registered[n] for n in registered if registered[n].role != "bound"}
     peer = {PEER: AvalancheEwc} if has_avalanche() else {}
