@@ -249,10 +249,29 @@ def test_the_proximal_step_is_its_closed_form() -> None:
         torch.testing.assert_close(now[name], expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_boundless_proximal_step_ends_at_the_anchor_where_the_fisher_is_not_zero() -> None:
+def test_a_proximal_step_goes_by_the_rate_at_which_its_weight_moves() -> None:
+    model = tiny_model("dsa")
+    strategy = made("ewc-proximal", model, strength=40.0)
+    names = list(strategy.moved(model))
+    strategy.moving = {name: 1.0 + 3.0 * (n % 2) for n, name in enumerate(names)}
+    for anchor in part(strategy.memory, "anchor.").values():
+        anchor.add_(0.05 * noise(*anchor.shape))
+    before = state(model)
+    strategy.after_step(model, 3e-3)
+    for name, rate in strategy.moving.items():
+        fisher, anchor = (strategy.memory[f"{kind}.{name}"] for kind in ("fisher", "anchor"))
+        pull = 3e-3 * rate * 40.0 * strategy.memory["scale"] * fisher
+        expected = (before[name] + pull * anchor) / (1 + pull)
+        torch.testing.assert_close(state(model)[name], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("strength", [1e30, 1e300])
+def test_a_boundless_proximal_step_ends_at_the_anchor_where_the_fisher_is_not_zero(
+    strength: float,
+) -> None:
     free, model = tiny_model("dsa"), tiny_model("dsa")
     base = state(model)
-    strategy = made("ewc-proximal", model, strength=1e30)
+    strategy = made("ewc-proximal", model, strength=strength)
     for fisher in part(strategy.memory, "fisher.").values():
         fisher.flatten()[::3] = 0.0
     tune(free, Sequential(NoSettings()), steps=1)
