@@ -339,6 +339,8 @@ def test_distinct_words_are_compared_to_uniform_draws() -> None:
         ("There was a girl named Lily. She had his ball.", 1, 2),
         ("She ran to the lake. The dog barked.", 0, 0),  # before anybody is named
         ("HE! said the dog to Ben. HIS ball.", 1, 1),
+        ("Tom went home. Mom smiled and she hugged him.", 0, 0),  # a name for a woman
+        ("Mom smiled at Lily. She hugged her.", 2, 2),
         ("", 0, 0),
     ],
 )
@@ -514,3 +516,14 @@ def test_the_judge_is_known_by_its_weights_and_must_read_the_same_tokens(
         *("--config", tiny_home.config, "--home", home, "--set", f"eval.judge={other}"),
     )
     assert "its tokenizer is not that of the base" in answer.problem
+
+
+def test_pairs_that_the_context_has_no_room_for_are_not_asked_of_a_base(words: Tokenizer) -> None:
+    pairs = grammar.minimal_pairs(seed=0, count=20)
+    lengths = {
+        pair: max(len(row) for row in scoring.encode_pairs([pair], words).rows) for pair in pairs
+    }
+    room = sorted(lengths.values())[len(lengths) // 2]
+    found = scoring.fitting_pairs(pairs, words, room)
+    assert found == [pair for pair in pairs if lengths[pair] <= room]
+    assert 0 < len(found) < len(pairs)

@@ -275,8 +275,9 @@ def test_facts_come_again_in_other_worlds_with_other_objects(writers: dict[str, 
 
 def test_a_context_that_has_no_room_is_told(writers: dict[str, Writer]) -> None:
     small = Writer(writers["test"].tokenizer, 70, NUM_KEPT, "test")
-    with pytest.raises(ValueError, match="no story of at most 70 tokens"):
+    with pytest.raises(ValueError, match="no story of at most 70 tokens") as caught:
         contradiction.make(small, facts_of("test"), 1, 0)
+    assert isinstance(caught.value, UserError)  # one line wherever a base is asked
 
 
 def test_too_few_known_facts_end_with_3_and_name_what_helps(
@@ -499,3 +500,29 @@ def test_no_story_says_its_object_again_after_the_statement(writers: dict[str, W
             statement = text[stream.statement_start(text, bud.true_object) :]
             assert bud.subject in statement.split(".")[0], text
     assert any("flower" in ending for ending in grammar.THINGS)
+
+
+def test_the_candidate_with_the_most_tokens_decides_whether_a_probe_fits() -> None:
+    """Not the one with the most letters."""
+    (task, *_) = stream.read(STREAM)
+    tokenizer = word_tokenizer()
+    cloze = [Item(prompt=" the" * 9, answer=" butterfly", foils=[" a b a b"])]
+    whole = len(tokenizer.encode(" the" * 9 + " a b a b").ids) + 1
+    other = dict.fromkeys(KINDS, cloze) | {"train": ["the"], "contrast": ["the"]}
+    short = task.model_copy(update=other)
+    stream.check_length([short], tokenizer, whole, "here")
+    with pytest.raises(UserError, match=f"cloze: {whole} tokens exceed the context"):
+        stream.check_length([short], tokenizer, whole - 1, "here")
+
+
+def test_without_a_reserved_fact_neighbours_are_other_facts_of_the_relation(
+    writers: dict[str, Writer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fact = facts_of("test")[0]
+    family = grammar.table().families[fact.family]
+    open_ = [f for f in family.facts if not f.reserved]
+    monkeypatch.setattr(rows, "askable", lambda writer, facts: [f for f in facts if f in open_])
+    new = next(o for o in family.objects if o != fact.true_object)
+    row = rows.Row(writers["test"], 0, 0, rows.contrary(writers["test"], "Vorn", fact, new))
+    for item in row.neighbour():
+        assert not re.search(rf"\b{fact.subject}\b", item.prompt)
