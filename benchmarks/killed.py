@@ -44,7 +44,7 @@ def finish(arguments: list[str]) -> Path:
 
 
 def kill_midway(arguments: list[str], run: store.Run, whole: list[dict[str, Any]]) -> str:
-    """Kill the command past half of the rows that it wrote when it was left alone; where it was.
+    """Kill the command past 0.6 of the rows that it wrote when it was left alone; where it was.
 
     Where there are steps, the last row is of a step: the kill is inside a task. It is after a
     checkpoint, so that something of the first attempt is left.
@@ -54,7 +54,7 @@ def kill_midway(arguments: list[str], run: store.Run, whole: list[dict[str, Any]
     while child.poll() is None:
         rows = run.rows("metrics.jsonl") if (run.path / "metrics.jsonl").exists() else []
         inside = bool(rows) and ("loss" in rows[-1] or not has_steps)
-        if inside and 2 * len(rows) > len(whole) and any(run.path.glob("checkpoints/step-*")):
+        if inside and len(rows) > 0.6 * len(whole) and any(run.path.glob("checkpoints/step-*")):
             child.send_signal(signal.SIGKILL)
             child.communicate()
             last = rows[-1]
