@@ -23,7 +23,7 @@ class EwcProximalSettings(EwcSettings):
     """Those of `ewc`, on a scale of its own: here Adam does not divide the pull by its size."""
 
     strength: float = Field(
-        300.0, ge=0, description="lambda of lambda/2 sum F (w - w*)^2, F scaled to mean(F0) = 1."
+        30.0, ge=0, description="lambda of lambda/2 sum F (w - w*)^2, F scaled to mean(F0) = 1."
     )
 
 
