@@ -359,13 +359,14 @@ def finetune(
         listener=call.listener,
     )
     if dry_run:
-        tuning.check_dense(resolved, len(rows) or resolved.tasks.count)
+        num_tasks = len(rows) or resolved.tasks.count
         plan = {
             "base": base.name,
             "strategy": resolved.strategy,
             "tasks": len(rows) or "made first",
+            "max_steps": num_tasks * resolved.finetune.max_steps,
+            **tuning.dry_run(resolved, base, num_tasks),
         }
-        plan |= {"max_steps": (len(rows) or resolved.tasks.count) * resolved.finetune.max_steps}
         answer_plan(call, "finetune", plan)
         return
     result = tuning.finetune(

@@ -770,6 +770,14 @@ def test_a_finished_bound_is_shown_again_and_listed(
         (("finetune", "--set", "eval.dense_tasks=[99]", "--tasks", STREAM), "the last is 9"),
         (("finetune", "--set", "eval.judge=nosuch", "--tasks", STREAM), "nosuch"),
         (("finetune", "--set", "finetune.selection=rand"), "finetune.selection=rand"),
+        (
+            ("finetune", "--strategy", "random-mask+gpm", "--tasks", STREAM),
+            "--strategy random-mask+gpm: gpm holds whole matrices, and random-mask moves parts",
+        ),
+        (
+            ("finetune", "--strategy", "agem", "--tasks", STREAM, "--set", "agem.size=1000000000"),
+            "agem: what it remembers would take",
+        ),
         (("finetune", "--set", "finetune.contrast=0.99"), "both sides need one"),
         (("run", "--set", "tasks.order=60"), "tasks.order=60"),
         (("run", "--set", "eval.dense_tasks=[99]", "--count", 5), "the last is 4"),

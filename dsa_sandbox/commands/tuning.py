@@ -105,14 +105,7 @@ def finetune(
         judge = Judge(judge_run.name, load_model(judge_run).to(job.engine.device))
     for network in (model, frozen):
         backends.use(network, job.engine.attention)
-    try:
-        rule = Rule(strategy, model, frozen, resolved.finetune)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    mask = mask_of(rule)
-    if not mask["trainable"] and strategy.course != "nothing":
-        raise UserError(f"{resolved.strategy}: moves no parameter of {resolved.arch}")
-    check_memory(strategy, model, len(tasks), resolved.strategy)
+    rule, mask = rule_of(resolved, strategy, model, frozen, len(tasks))
     listener.note(
         f"{resolved.strategy} on {base.name} over {tasks_name} ({len(tasks)} tasks), "
         f"into {job.run.path}"
@@ -165,6 +158,31 @@ def finetune(
             store.save_model(job.run, model)
         job.run.finish(figures=figures)
     return Result(job.run, figures)
+
+
+def rule_of(
+    resolved: Settings, strategy: Strategy, model: Transformer, frozen: Transformer, num_tasks: int
+) -> tuple[Rule, dict[str, Any]]:
+    """The strategy at work on a network, and what moves; UserError where it cannot be."""
+    try:
+        rule = Rule(strategy, model, frozen, resolved.finetune)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{resolved.strategy}: ")
+        raise UserError(f"--strategy {resolved.strategy}: {reason}") from None
+    mask = mask_of(rule)
+    if not mask["trainable"] and strategy.course != "nothing":
+        raise UserError(f"--strategy {resolved.strategy}: moves no parameter of {resolved.arch}")
+    check_memory(strategy, model, num_tasks, resolved.strategy)
+    return rule, mask
+
+
+def dry_run(resolved: Settings, base: Run, num_tasks: int) -> dict[str, Any]:
+    """What would move; UserError for what only the network can tell."""
+    check_dense(resolved, num_tasks)
+    engine = machine.resolve(resolved.machine, resolved.preset)
+    model = load_model(base).to(engine.device)
+    _, mask = rule_of(resolved, make_strategy(resolved), model, model, num_tasks)
+    return {"moves": mask["trainable"], "parameters": mask["parameters"]}
 
 
 def check(resolved: Settings, home: Path, base: Run) -> None:

@@ -63,7 +63,8 @@ class Combined(Strategy):
         for name, part in self.parts.items():
             part.moving, part.free = found, entries
             if entries and not part.moves_entries:
-                raise ValueError(f"{name} holds whole matrices, and the mask moves parts of them")
+                mask = next(n for n, one in self.parts.items() if one is self.mover)
+                raise ValueError(f"{name} holds whole matrices, and {mask} moves parts of them")
         return found
 
     def entries(self, model: Transformer) -> dict[str, Tensor]:
