@@ -595,3 +595,21 @@ def test_of_several_batches_each_has_the_weight_of_its_targets() -> None:
     expected = sum(w * value for w, value in zip(weights, each)) / sum(weights)
     assert step.penalty == pytest.approx(expected, rel=1e-4)
     assert step.penalty != pytest.approx(sum(each), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["ewc", "l2sp", "si", "mas", "lwf"])
+def test_small_ways_are_not_lost_where_products_are_bf16(name: str) -> None:
+    """Weights, anchors and importances are fp32: in bf16 a way of 1e-3 of a weight would be 0."""
+    model = tiny_model("dsa")
+    strategy = made(name, model, **({"passes": 4} if name in ("ewc", "mas") else {}))
+    strategy.start_task(model)
+    before = state(model)
+    rule = Rule(strategy, model, copy.deepcopy(model), Finetune(learning_rate=1e-5, max_steps=2))
+    list(rule.steps(rule.optimizer(), story, seed=0, task=1, autocast=torch.bfloat16))
+    strategy.finish_task(model, stories(), seed=1)
+    kept = [value for value in strategy.memory.values() if value.is_floating_point()]
+    assert {value.dtype for value in [*kept, *state(model).values()]} == {torch.float32}
+    ways = {key: now - before[key] for key, now in state(model).items()}
+    lost = flat({key: before[key].bfloat16() + way.bfloat16() for key, way in ways.items()})
+    stayed = lost == flat({key: value.bfloat16() for key, value in before.items()})
+    assert (flat(ways)[stayed] != 0).float().mean() > 0.5  # what bf16 would have lost
