@@ -52,7 +52,7 @@ def kill_midway(arguments: list[str], run: store.Run, whole: list[dict[str, Any]
     has_steps = any("loss" in row for row in whole)
     child = start(arguments)
     while child.poll() is None:
-        rows = run.rows("metrics.jsonl") if (run.path / "metrics.jsonl").exists() else []
+        rows = run.rows("metrics.jsonl")
         inside = bool(rows) and ("loss" in rows[-1] or not has_steps)
         if inside and len(rows) > 0.6 * len(whole) and any(run.path.glob("checkpoints/step-*")):
             child.send_signal(signal.SIGKILL)

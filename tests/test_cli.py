@@ -1,6 +1,5 @@
 """What one types and what comes back: help, streams, exit codes, JSON, signals."""
 
-import csv
 import json
 import os
 import shlex
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from home import ANCHOR, QUICK, ROOT, STREAM, Answer, TinyHome, cli, inside, strict_json
+from home import ANCHOR, QUICK, ROOT, STREAM, Answer, TinyHome, cli, inside
 
 from dsa_sandbox import resolving
 from dsa_sandbox.cli import app
@@ -118,31 +117,6 @@ def test_pretraining_names_where_it_starts_and_where_it_goes(tiny_home: TinyHome
     assert "known facts" in said
 
 
-@pytest.mark.parametrize(
-    ("arguments", "command"),
-    [
-        (["finetune", "--strategy", "ewc"], "dsa-sandbox pretrain"),
-        (["finetune", "--arch", "dense"], "dsa-sandbox pretrain --arch dense"),
-        (["make-tasks"], "dsa-sandbox pretrain"),
-        (["eval"], "dsa-sandbox finetune"),
-        (["plot"], "dsa-sandbox finetune"),
-        (["plot", "--kind", "indexer"], "dsa-sandbox pretrain --arch dsa"),
-    ],
-)
-def test_nothing_made_yet_names_the_command_to_run(
-    arguments: list[str], command: str, tmp_path: Path
-) -> None:
-    with inside(tmp_path):
-        problem = cli(*arguments).problem
-    assert problem.endswith(f"run first: {command}")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_hint_never_names_a_command_that_cannot_run(tmp_path: Path) -> None:
-    problem = cli("finetune", "--preset", "smok", "--home", tmp_path / "home").problem
-    assert "did you mean smoke?" in problem
-
-
 # streams
 
 
@@ -234,59 +208,6 @@ def test_a_dry_run_changes_nothing(tiny_home: TinyHome, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dry_run_finds_what_is_wrong(tmp_path: Path) -> None:
-    for command in ("build", "pretrain", "run"):
-        problem = cli(command, "--dry-run", "--home", tmp_path, "--data", "no-such.txt").problem
-        assert "no-such.txt: no such file" in problem
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["pretrain", "--set", "train.stepz=3"],
-        ["pretrain", "--archh", "dsa"],
-        ["pretrain", "--seed", "x"],
-        ["nonsense"],
-        ["finetune", "--strategy", "ewc"],
-        ["eval", "no-such-run"],
-        ["plot", "--kind", "pie"],
-        ["ls", "rans"],
-        ["rm", "no-such-run"],
-    ],
-)
-def test_a_failure_is_one_line_or_one_object_on_stderr(
-    arguments: list[str], tmp_path: Path
-) -> None:
-    home = ["--home", tmp_path / "home"]
-    if arguments == ["nonsense"]:
-        home = []
-    (line,) = cli(*arguments, *home).problem.splitlines()
-    answer = cli(*arguments, "--json", *home)
-    assert (answer.code, answer.out) == (2, "")
-    error = strict_json(answer.err)["error"]
-    assert error["exit_code"] == 2
-    assert f"error: {error['messages'][0]}" == line
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_unknown_option_names_the_nearest() -> None:
-    rates = "--set train.learning_rate=VALUE or --set finetune.learning_rate=VALUE"
-    for command, option, meant in (
-        ("pretrain", "--stratgey", None),
-        ("finetune", "--stratgey", "--strategy"),
-        ("pretrain", "--learning-rates", rates),
-        ("finetune", "--lr", rates),
-        ("finetune", "--batch-size", "--set finetune.batch=VALUE"),
-        ("plot", "--knd", "--kind"),
-    ):
-        hint = f"; did you mean {meant}?" if meant else ""
-        problem = cli(command, option, "1").problem
-        assert (
-            problem == f"error: No such option: {option}{hint}  (see dsa-sandbox {command} --help)"
-        )
-    assert "pretrain" in cli("pretrian").problem
-
-
 def test_what_an_architecture_sets_by_itself_is_no_demand_on_the_base(quick_home: Path) -> None:
     common = ("--arch", "dsa-v32", "--home", quick_home)
     base = cli("pretrain", *QUICK, "--set", "model.force_sink=1", *common).run
@@ -368,159 +289,6 @@ def test_ls_of_an_empty_home_says_so_on_stderr(tmp_path: Path) -> None:
     assert (answer.code, answer.out) == (0, "")
     assert "no runs" in answer.err
     assert cli("ls", "--json", "--home", tmp_path).value["rows"] == []
-
-
-@pytest.mark.parametrize("kind", ["forgetting", "retention", "front"])
-def test_plot_draws_the_arms_and_saves_their_points(
-    kind: str, tiny_home: TinyHome, tmp_path: Path
-) -> None:
-    table = tmp_path / "points.csv"
-    answer = cli("plot", "--kind", kind, "--save", table, "--home", tiny_home.home)
-    assert answer.code == 0
-    assert max(map(len, answer.out.splitlines())) <= 80
-    for arm in ("dsa sgd", "dsa ewc", "dsa acft"):
-        assert arm in answer.out
-    points = cli("plot", "--kind", kind, "--json", "--home", tiny_home.home).value["points"]
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(points) > 0
-    assert [row["arm"] for row in rows] == [point["arm"] for point in points]
-
-
-@pytest.mark.parametrize(
-    ("save", "told"), [("points.png", ".csv"), ("no/such/folder.csv", "does not exist")]
-)
-def test_plot_refuses_files_it_cannot_write_before_it_draws(
-    save: str, told: str, tiny_home: TinyHome, tmp_path: Path
-) -> None:
-    assert told in cli("plot", "--save", tmp_path / save, "--home", tiny_home.home).problem
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_plot_that_cannot_be_saved_is_one_line(tiny_home: TinyHome, tmp_path: Path) -> None:
-    (tmp_path / "taken.csv").mkdir()
-    answer = cli("plot", "--save", tmp_path / "taken.csv", "--home", tiny_home.home)
-    assert answer.code in (2, 3)
-    assert "taken.csv" in answer.err
-
-
-def test_plot_draws_an_arm_that_is_unfinished(tiny_home: TinyHome, tmp_path: Path) -> None:
-    original = tiny_home.run("sgd")
-    copy = tmp_path / original.name
-    copy.mkdir()
-    manifest = json.loads((original / "manifest.json").read_text("utf-8"))
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"state": "running"}))
-    lines = (original / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
-    (copy / "metrics.jsonl").write_text("".join(lines[:-1]), "utf-8")
-    (copy / "records.jsonl").write_bytes((original / "records.jsonl").read_bytes())
-    for kind in ("forgetting", "retention", "front"):
-        assert "dsa sgd" in cli("plot", "--kind", kind, "--home", tmp_path).out
-    assert "not finished" in cli("eval", copy, "--home", tmp_path).problem
-
-
-def copied(original: Path, home: Path, name: str, state: str, lines: list[str]) -> Path:
-    """A run as it looks with these lines of metrics.jsonl."""
-    copy = home / name
-    copy.mkdir(parents=True)
-    (copy / "settings.toml").write_bytes((original / "settings.toml").read_bytes())
-    manifest = json.loads((original / "manifest.json").read_text("utf-8"))
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"state": state}))
-    (copy / "metrics.jsonl").write_text("".join(lines), "utf-8")
-    return copy
-
-
-def metrics_of(run: Path) -> list[str]:
-    return (run / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
-
-
-def test_plot_draws_what_an_indexer_learned_and_saves_its_points(
-    tiny_home: TinyHome, tmp_path: Path
-) -> None:
-    table, run = tmp_path / "points.csv", tiny_home.run("pretrain dsa")
-    plot = ["plot", "--kind", "indexer", "--home", tiny_home.home]
-    answer = cli(*plot, "--save", table)
-    assert answer.code == 0
-    assert max(map(len, answer.out.splitlines())) <= 80
-    assert answer.out.startswith(f"{run.name}\n")  # the newest run has no indexer
-    for text in (
-        "KL captured",
-        "Recall",
-        "Overlap",
-        "o layer 1",
-        "tie rate",
-        "taught alone from 240",
-    ):
-        assert text in answer.out
-    points = cli(*plot, "--json").value["points"]
-    logged = [row for row in map(json.loads, metrics_of(run)) if "indexer" in row]
-    assert [point["step"] for point in points] == [row["step"] for row in logged]
-    assert [point["phase"] for point in points][:3] == ["dense", "indexer", "sparse"]
-    for name in ("kl_captured", "recall", "overlap", "density", "tie_rate"):
-        assert [point[name] for point in points] == [row["indexer"][0][name] for row in logged]
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["run"] for row in rows] == [run.name] * len(points)
-    assert [float(row["overlap"]) for row in rows] == [point["overlap"] for point in points]
-
-
-def test_plot_of_several_indexers_has_a_line_for_each_run(
-    tiny_home: TinyHome, tmp_path: Path
-) -> None:
-    original = tiny_home.run("pretrain dsa")
-    names = [f"pretrain-dsa-smoke-s{seed}-12345678" for seed in range(2)]
-    for name in names:
-        copied(original, tmp_path, name, "finished", metrics_of(original))
-    answer = cli("plot", "--kind", "indexer", *names, "--home", tmp_path)
-    for mark, name in zip("ox", names, strict=True):
-        assert f"{mark} {name.removeprefix('pretrain-')}" in answer.out
-    assert "layer 1" not in answer.out
-    value = cli("plot", "--kind", "indexer", *names, "--json", "--home", tmp_path).value
-    assert {point["run"] for point in value["points"]} == set(names)
-
-
-def test_an_indexer_that_is_still_taught_is_drawn_and_one_not_yet_taught_waited_for(
-    tiny_home: TinyHome, tmp_path: Path
-) -> None:
-    original, plot = tiny_home.run("pretrain dsa"), ["plot", "--kind", "indexer", "--home"]
-    lines = metrics_of(original)
-    begun = next(number for number, line in enumerate(lines) if '"indexer"' in line)
-    for end in (begun + 1, begun + 3):  # one point, then more, then a line that is being written
-        home = tmp_path / str(end)
-        copied(original, home, original.name, "running", [*lines[:end], lines[end][:-5]])
-        assert "o layer 1" in cli(*plot, home).out
-    copied(original, tmp_path / "early", original.name, "running", lines[:2])
-    problem = cli(*plot, tmp_path / "early").problem
-    assert "at step 20, and its indexer is taught from step 240 on" in problem
-
-
-def test_figures_that_a_run_did_not_log_are_not_drawn(tiny_home: TinyHome, tmp_path: Path) -> None:
-    original = tiny_home.run("pretrain dsa")
-    lines = [line.replace('"overlap"', '"other"') for line in metrics_of(original)]
-    copied(original, tmp_path, original.name, "finished", lines)
-    answer = cli("plot", "--kind", "indexer", "--home", tmp_path)
-    assert "Recall" in answer.out
-    assert "Overlap" not in answer.out
-
-
-def test_a_plot_of_runs_that_have_nothing_of_the_kind_names_what_it_needs(
-    tiny_home: TinyHome, tmp_path: Path
-) -> None:
-    dense, arm, base = (tiny_home.run(name) for name in ("pretrain dense", "sgd", "pretrain dsa"))
-    problem = cli("plot", "--kind", "indexer", dense, arm, "--home", tiny_home.home).problem
-    assert problem.splitlines() == [
-        f"error: {dense.name}: dense has no indexer; name a run of dsa",
-        f"error: {arm.name}: a finetune run; a pretrain run is needed",
-    ]
-    problem = cli("plot", base, "--home", tiny_home.home).problem
-    assert problem.endswith("a finetune run is needed; --kind indexer draws a base")
-    controlled = copied(base, tmp_path, base.name, "finished", [])
-    text = (controlled / "settings.toml").read_text("utf-8")
-    (controlled / "settings.toml").write_text(
-        text.replace('selection = "learned"', 'selection = "window"'), "utf-8"
-    )
-    problem = cli("plot", "--kind", "indexer", controlled, "--home", tmp_path).problem
-    assert problem.endswith("no indexer is taught with train.selection=window")
-    assert "no indexer is taught in" in cli("plot", "--kind", "indexer", "--home", tmp_path).problem
 
 
 def test_eval_shows_every_arm_and_that_one_seed_decides_nothing(tiny_home: TinyHome) -> None:
@@ -688,12 +456,6 @@ def assert_saved_and_resumable(answer: Answer, home: Path, number: int) -> None:
     assert checkpoints(run) == [f"step-{done:08d}"]
 
 
-def test_a_selection_that_no_probe_fits_is_refused_before_training(quick_home: Path) -> None:
-    line = ("pretrain", *QUICK, "--set", "model.num_kept=2", "--home", quick_home)
-    assert "error: model.num_kept=2: no probe can be made for it" in cli(*line).problem
-    assert not list(quick_home.glob("pretrain-*"))
-
-
 ENDLESS = ["pretrain", *QUICK, "--set", "train.steps=1000000"]
 
 
@@ -757,52 +519,3 @@ def test_a_finished_bound_is_shown_again_and_listed(
     assert first.run == again.run
     assert f"{bound}" in cli("ls", *home).out
     assert cli("ls", "--json", *home).code == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("finetune", "--tasks", STREAM, "--count", 3), "has 10 tasks, and all are learned"),
-        (("finetune", "--tasks", STREAM, "--set", "tasks.family=style"), "names the stream"),
-        (("make-tasks", "--tasks", STREAM, "--count", 3), "are kept as they are"),
-        (("make-tasks", "--tasks", STREAM, "--family", "style"), "are kept as they are"),
-        (("finetune", "--arch", "dsaa"), "did you mean dsa?"),
-        (("finetune", "--set", "eval.dense_tasks=[99]", "--tasks", STREAM), "the last is 9"),
-        (("finetune", "--set", "eval.judge=nosuch", "--tasks", STREAM), "nosuch"),
-        (("finetune", "--set", "finetune.selection=rand"), "finetune.selection=rand"),
-        (
-            ("finetune", "--strategy", "random-mask+gpm", "--tasks", STREAM),
-            "--strategy random-mask+gpm: gpm holds whole matrices, and random-mask moves parts",
-        ),
-        (
-            ("finetune", "--strategy", "agem", "--tasks", STREAM, "--set", "agem.size=1000000000"),
-            "agem: what it remembers would take",
-        ),
-        (("finetune", "--set", "finetune.contrast=0.99"), "both sides need one"),
-        (("run", "--set", "tasks.order=60"), "tasks.order=60"),
-        (("run", "--set", "eval.dense_tasks=[99]", "--count", 5), "the last is 4"),
-        (("run", "--set", "eval.judge=nosuch"), "nosuch"),
-        (("run", "--set", "train.selection=random", "--set", "finetune.indexer=kl"), "indexer=kl"),
-        (("run", "--archs", "dense", "--set", "finetune.indexer=kl"), "has no indexer"),
-        (("run", "--set", "arch=dense"), "use --archs"),
-        (("run", "--set", "strategy=ewc"), "use --strategies"),
-        (("run", "--strategies", "EWC"), "did you mean ewc?"),
-    ],
-    ids=str,
-)
-def test_what_would_do_nothing_or_fail_later_is_refused_in_a_dry_run_too(
-    arguments: tuple[object, ...], words: str, tiny_home: TinyHome
-) -> None:
-    for more in (("--dry-run",), ()) if arguments[0] == "finetune" else (("--dry-run",),):
-        problem = cli(*arguments, *more, "--home", tiny_home.home).problem
-        assert len(problem.splitlines()) == 1, problem
-        assert words in problem
-
-
-def test_dense_has_no_keys_to_choose(tiny_home: TinyHome) -> None:
-    problem = cli("eval", tiny_home.run("pretrain dense"), "--selection", "random").problem
-    assert "is dense" in problem
-
-
-def test_settings_are_hinted_at_only_where_they_can_be_set(tmp_path: Path) -> None:
-    assert "did you mean" not in cli("eval", "--steps", 3, "--home", tmp_path).problem
