@@ -39,7 +39,7 @@ def main() -> None:
     run = store.find_run(home, chosen.run)
     resolved = bases.run_settings(run)
     machine.start(machine.resolve(resolved.machine, resolved.preset))
-    model, text = bases.load_model(run), bases.corpus_of(run, resolved, home)
+    model, text = bases.load_model(run), bases.corpus_of(run, home)
     names = [name for name, _ in model.named_parameters() if group_of(name) != "indexer"]
     batches = tokens.Batches(text.train, model.context, model.context, resolved.seed + 7919)
 

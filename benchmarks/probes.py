@@ -47,7 +47,7 @@ def parts_of(run: Run, home: Path, count: int) -> dict[str, Callable[[], Any]]:
     base, model = (bases.load_model(run).to(engine.device) for _ in range(2))
     for network in (base, model):
         backends.use(network, engine.attention)
-    text, writer = bases.corpus_of(run, resolved, home), bases.writer_for(run, "test")
+    text, writer = bases.corpus_of(run, home), bases.writer_for(run, "test")
     probes = Probes(stream_of(writer, count), text.tokenizer, base)
     m = Measures(resolved.eval, probes, text, writer, Judge(run.name, base), resolved.seed)
     new = batch_rows(probes.tasks[0].train[:16], text.tokenizer)

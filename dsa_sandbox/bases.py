@@ -26,23 +26,66 @@ def cache_of(home: Path) -> Path:
     return home / "cache"
 
 
-def load_corpus(
-    resolved: Settings,
-    home: Path,
-    listener: Listener = SILENT,
-    tokenizer: Tokenizer | None = None,
-) -> Corpus:
-    """Tokenizer and packed text, from the cache where it is there."""
+def load_corpus(resolved: Settings, home: Path, listener: Listener = SILENT) -> Corpus:
+    """Tokenizer and packed text for a network that is to be built; made where they are missing."""
     source, model = corpus.resolve(resolved.data), resolved.model
     return tokens.prepare(
-        source, resolved.data, resolved.seed, model.context, cache_of(home), listener, tokenizer
+        source, resolved.data, resolved.seed, model.context, cache_of(home), listener
     )
 
 
-def corpus_of(base: Run, resolved: Settings, home: Path, listener: Listener = SILENT) -> Corpus:
-    """The packed text of a base; an imported one has brought its tokenizer with it."""
+def corpus_of(
+    base: Run, home: Path, listener: Listener = SILENT, *, where: str | None = None
+) -> Corpus:
+    """Tokenizer and packed text of a run, the very ones that it was made with.
+
+    They are known by the hash in its manifest, never found anew: what is packed in the cache
+    serves, and where it is gone, the text is packed again by the run's own tokenizer. `where` says
+    in which place the text lies now, if not where it lay. UserError where no such text is found.
+    """
+    digest, cache = base.manifest["data_hash"], cache_of(home)
+    if not (tokens.folder_of(digest, cache) / "done.json").exists():
+        own, tokenizer = run_settings(base), load_tokenizer(base)
+        try:
+            source = text_of(base, where)
+        except UserError as error:
+            raise UserError(
+                f"{error}; nor is it packed in {cache}: --data says where it lies"
+            ) from None
+        data = own.data.model_copy(update={"source": source.location})
+        seed, context = base.manifest["seed"], own.model.context
+        tokens.pack_once(digest, source, data, seed, context, cache, listener, tokenizer)
+    found = tokens.packed_corpus(digest, cache)
+    tokenizer = load_tokenizer(base)
+    if tokens.tokenizer_digest(found.tokenizer) != tokens.tokenizer_digest(tokenizer):
+        raise UserError(
+            f"{found.folder}: packed by another tokenizer than {base.name}'s; remove it"
+        )
+    return found._replace(tokenizer=tokenizer)
+
+
+def text_of(base: Run, where: str | None = None) -> corpus.Source:
+    """The text that a run was made with, at `where` or where it lay.
+
+    UserError, with both hashes, where there is none or another one.
+    """
+    own, record = run_settings(base), base.manifest.get("data")
+    if record and record["kind"] == "hub" and where in (None, record["location"]):
+        return corpus.Source(**record)  # a commit stays what it is
+    place = where or (record["location"] if record else own.data.source)
+    wanted = base.manifest["data_hash"]
+    data = own.data.model_copy(update={"source": place})
+    try:
+        source = corpus.resolve(data)
+    except UserError as error:
+        raise UserError(f"{error}; {base.name} was made with text {wanted[:16]}") from None
     brought = load_tokenizer(base) if base.manifest["command"] == "import" else None
-    return load_corpus(resolved, home, listener, brought)
+    found = tokens.corpus_digest(source, data, base.manifest["seed"], own.model.context, brought)
+    if found != wanted:
+        raise UserError(
+            f"data.source={place}: text {found[:16]}; {base.name} was made with text {wanted[:16]}"
+        )
+    return source
 
 
 def new_model(resolved: Settings, vocabulary: int) -> Transformer:
@@ -64,7 +107,7 @@ def load_tokenizer(run: Run) -> Tokenizer:
     """The tokenizer of a run; UserError where its file is torn or altered."""
     path = run.checked("tokenizer.json") if run.finished else run.path / "tokenizer.json"
     try:
-        return Tokenizer.from_file(str(path))
+        return tokens.plain(Tokenizer.from_file(str(path)))
     except Exception as error:  # the library raises Exception itself
         raise UserError(f"{path}: not a tokenizer: {error}") from None
 
@@ -137,9 +180,8 @@ def network_of(run: Run) -> Run:
 
 
 def stood_on(several: list[Run]) -> dict[str, Any]:
-    """What identifies imported bases beside their weights, which say neither tokenizer nor text."""
-    imported = [base for base in several if base.manifest["command"] == "import"]
-    return {"imported": [base.manifest["identity"] for base in imported]} if imported else {}
+    """What identifies bases: weights say neither the tokenizer, nor the sizes, nor the text."""
+    return {"bases": sorted(base.manifest["identity"] for base in several)}
 
 
 def default_base(home: Path, arch: str | None, preset: str | None, listener: Listener) -> Run:
@@ -187,27 +229,32 @@ def block_of(home: Path, base: Run) -> list[Run]:
 
 
 def for_base(resolved: Settings, base: Run, sources: Mapping[str, str]) -> Settings:
-    """The settings with the sections that the base decides; UserError where the user set other."""
+    """The settings with the sections that the base decides; UserError where the user set other.
+
+    Text is the same wherever it lies: `data.source` may name another place, if it holds that text.
+    """
     own = run_settings(base)
     flat_own, flat_new = resolving.as_flat(own), resolving.as_flat(resolved)
     problems = []
+    record = base.manifest.get("data") or {"kind": "unknown"}  # none in runs of the first releases
+    place = record["location"] if record["kind"] == "local" else own.data.source
     for key, source in sources.items():
         fixed = key.split(".")[0] in ("model", "data", "train", "arch")
         chosen = not source.startswith(("preset ", "arch ", "default", "environment"))
-        if fixed and chosen and flat_new.get(key) != flat_own.get(key):
+        if not fixed or not chosen:
+            continue
+        if key == "data.source" and record["kind"] == "local":
+            place = text_of(base, resolved.data.source).location
+        elif flat_new.get(key) != flat_own.get(key):
             problems.append(
                 f"{key}={flat_new.get(key)}: the base {base.name} has {flat_own.get(key)}"
                 f"  [from {source}]"
             )
     if problems:
         raise UserError(*problems)
+    data = own.data.model_copy(update={"source": place})
     return resolved.model_copy(
-        update={
-            "arch": own.arch,
-            "model": own.model,
-            "data": own.data,
-            "train": own.train,
-        }
+        update={"arch": own.arch, "model": own.model, "data": data, "train": own.train}
     )
 
 

@@ -37,6 +37,7 @@ def evaluate(
         ),
     ] = None,
     tasks: TasksFrom = None,
+    data: Data = None,
     selection: Annotated[
         str | None,
         typer.Option(
@@ -75,7 +76,7 @@ def evaluate(
         )
     results = {
         run.name: networks.evaluate(
-            run, call.home, tasks=tasks, selection=selection, listener=call.listener
+            run, call.home, tasks=tasks, selection=selection, data=data, listener=call.listener
         )
         for run in chosen
     }

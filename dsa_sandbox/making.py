@@ -290,6 +290,7 @@ def finetune(
     strategy: Strategy = None,
     arch: Arch = None,
     tasks: TasksFrom = None,
+    data: Data = None,
     count: Count = None,
     seed: Seed = None,
     device: Device = None,
@@ -319,6 +320,7 @@ def finetune(
         options={
             "strategy": (strategy, "--strategy"),
             "arch": (arch, "--arch"),
+            "data.source": (data, "--data"),
             "tasks.count": (count, "--count"),
             "seed": (seed, "--seed"),
             "machine.device": (device, "--device"),
@@ -339,7 +341,7 @@ def finetune(
     bases.pretrained(base)
     resolved = bases.for_base(call.settings, base, call.resolved.sources)
     resolved = bases.with_seed_of(resolved, base, call.resolved.sources)
-    tuning.check(resolved, call.home, base)  # before tasks are made
+    tuning.check(resolved, call.home)  # before tasks are made
     asked = {} if count is None else {"tasks": count}
     for key in ("family", "order"):
         source = call.resolved.sources.get(f"tasks.{key}")

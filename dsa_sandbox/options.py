@@ -144,17 +144,20 @@ def prepare(
 
 def load_includes(paths: list[Path]) -> dict[str, str]:
     """Run the user's files; their sha256 by name."""
-    from dsa_sandbox import registry, store
+    import hashlib
+
+    from dsa_sandbox import registry
 
     digests = {}
     for path in paths:
         if not path.is_file():
             raise UserError(f"--include {path}: no such file")
         try:
-            registry.include(path)
+            code = path.read_bytes()
+            registry.include(path, code)
         except Exception as error:
             raise UserError(f"--include {path}: {type(error).__name__}: {error}") from error
-        digests[str(path)] = store.file_digest(path)
+        digests[str(path)] = hashlib.sha256(code).hexdigest()
     return digests
 
 
@@ -199,6 +202,7 @@ def network_plan(call: Call) -> dict[str, Any]:
         "preset": settings.preset,
         "seed": settings.seed,
         "data": source.location,
+        **({"stories": corpus.count(source, settings.data)} if source.kind == "local" else {}),
         "vocabulary": vocabulary,
         "parameters": sizes.table(settings.arch, settings.model, vocabulary)["total"],
         "mismatch": round(sizes.mismatch(settings.model, vocabulary), 5),

@@ -54,7 +54,7 @@ def preset_values(name: str) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """A settings file as a nested dictionary; UserError where it cannot be read."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file  [from --config]") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -22,6 +22,14 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and field.annotation in (int, float):
+            raise ValueError("a number is wanted, not true or false")
+        return value
+
 
 Policy = Literal["learned", "random", "window", "oracle", "all"]
 Chooser = Literal["learned", "random", "window", "oracle", "all", "trained"]

@@ -189,6 +189,17 @@ class Run:
             raise UserError(f"{path}: torn or altered (its sha256 is not the manifest's)")
         return path
 
+    def content(self, name: str) -> bytes:
+        """Bytes of a file of this finished run; UserError where they are missing or altered."""
+        path = self.path / name
+        expected = self.manifest.get("files", {}).get(name)
+        if expected is None or not path.exists():
+            raise UserError(f"{path}: missing; the run is unfinished or was altered")
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise UserError(f"{path}: torn or altered (its sha256 is not the manifest's)")
+        return content
+
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add a line to a JSON-lines file, flushed to the system."""
         try:

@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     indexed_sets: list[str]  # and to networks with an indexer, for build and pretrain
     taught_sets: list[str]  # or for their arms
     counted: list[str]  # options of make-tasks
-    read: list[str]  # options of build and pretrain
+    read: list[str]  # where the text lies: options of build, pretrain and finetune
     included: list[str]  # options of all
     home: Path
     jobs: int
@@ -222,9 +222,8 @@ def run(plan: Plan, listener: Listener) -> Outcome:
             own += [] if arch == "dense" else plan.taught_sets
             sets = [part for text in own for part in ("--set", text)]
             arguments = ["finetune", str(base), "--strategy", strategy, "--tasks", str(stream)]
-            cells.append(
-                Cell(f"{arch} {strategy}", [*arguments, *plan.common, *sets, *plan.included])
-            )
+            arguments += [*plan.common, *plan.read, *sets, *plan.included]
+            cells.append(Cell(f"{arch} {strategy}", arguments))
     arms = workers.all(cells)
     return Outcome([Run(p) for p in bases], Run(stream), [Run(p) for p in arms])
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsa_sandbox import bases
 from dsa_sandbox.core.transformer import Transformer
-from dsa_sandbox.data import tokens
+from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.interop import huggingface, vocabulary
 from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run
@@ -458,13 +458,14 @@ def test_text_is_packed_by_the_tokenizer_that_came_along(tmp_path: Path) -> None
     resolved = Settings()
     few = resolved.data.model_copy(update={"num_stories": 20, "num_validation": 5})
     resolved = resolved.model_copy(update={"data": few})
-    text = bases.load_corpus(resolved, tmp_path, tokenizer=tokenizer)
-    own = bases.load_corpus(resolved, tmp_path)
+    source = corpus.resolve(few)
+    text = tokens.prepare(source, few, 0, resolved.model.context, tmp_path, tokenizer=tokenizer)
+    own = tokens.prepare(source, few, 0, resolved.model.context, tmp_path)
     assert text.digest != own.digest
     assert text.tokenizer.to_str() == tokenizer.to_str()
     told = [packed.tokenizer.decode(packed.train.document(3).tolist()) for packed in (text, own)]
     assert told[0] == told[1]
-    again = bases.load_corpus(resolved, tmp_path, tokenizer=tokenizer)
+    again = tokens.prepare(source, few, 0, resolved.model.context, tmp_path, tokenizer=tokenizer)
     assert again.folder == text.folder
 
 

@@ -33,10 +33,12 @@ def tiny_settings(**overrides: Any) -> Model:
     return Model(**(values | overrides))
 
 
-def tiny_model(arch: str, *, seed: int = 0, **overrides: Any) -> Transformer:
+def tiny_model(
+    arch: str, *, seed: int = 0, vocabulary: int = VOCABULARY, **overrides: Any
+) -> Transformer:
     """A network of the tiny settings, its feed-forward matched as in a real run."""
     settings = tiny_settings(**overrides)
-    return Transformer(arch, settings, VOCABULARY, sizes.matched_ffn_width(arch, settings), seed)
+    return Transformer(arch, settings, vocabulary, sizes.matched_ffn_width(arch, settings), seed)
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

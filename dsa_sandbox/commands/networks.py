@@ -18,6 +18,7 @@ from dsa_sandbox.bases import (
     policy_of,
     pretrained,
     run_settings,
+    text_of,
     writer_for,
 )
 from dsa_sandbox.commands.streams import read_tasks
@@ -157,12 +158,12 @@ def pretrain(
             f"model.num_kept={resolved.model.num_kept}: no probe can be made for it: {error}, and "
             "names the world within K of it or 2K away; choose another K or a longer model.context"
         ) from None
-    text = load_corpus(resolved, home)
+    text = corpus_of(born.run, home, listener, where=resolved.data.source)
     model = load_model(born.run).to(job.engine.device)
     policies.use(model, resolved.train.selection)
     backends.use(model, job.engine.attention)
     with ExitStack() as stack:
-        job.begin(stack, data_hash=born.run.manifest["data_hash"])
+        job.begin(stack, data=born.run.manifest["data"], data_hash=text.digest)
         shutil.copyfile(born.run.checked("tokenizer.json"), job.run.path / "tokenizer.json")
         try:
             with listener.deferred():
@@ -188,12 +189,13 @@ def evaluate(
     *,
     tasks: str | None = None,
     selection: str | None = None,
+    data: str | None = None,
     listener: Listener = SILENT,
 ) -> dict[str, Any]:
     """Figures of a run: of an arm from its records; of a base measured now.
 
     With `tasks`, a base is asked the probes of a stream that it has not learned; with `selection`,
-    that policy chooses the keys.
+    that policy chooses the keys; `data` says where its text lies now.
     """
     manifest = run.manifest
     command = manifest.get("command")
@@ -202,6 +204,8 @@ def evaluate(
             raise UserError(f"{run.name}: its records are of its own stream; --tasks is for bases")
         if selection is not None:
             raise UserError(f"{run.name}: it was measured as it learned; --selection is for bases")
+        if data is not None:
+            raise UserError(f"{run.name}: its records hold what it has read; --data is for bases")
         if manifest["state"] != "finished":
             raise UserError(f"{run.name}: not finished; `plot` draws what there is")
         run.checked("records.jsonl")
@@ -211,6 +215,8 @@ def evaluate(
         takes = ", ".join([*BASES, "finetune"])
         raise UserError(f"{run.name}: a {command} run; eval takes runs of {takes}")
     pretrained(run)
+    if data is not None:  # also where its packed text is there: an option is never passed over
+        text_of(run, data)
     resolved = run_settings(run)
     engine = backends.engine_for(resolved, machine.resolve(resolved.machine, resolved.preset))
     machine.start(engine)
@@ -229,7 +235,7 @@ def evaluate(
         records = list(probes.records(model, 0, list(range(len(rows))), stream.KINDS))
         right = {kind: metrics.right(metrics.select(records, kind)) for kind in stream.KINDS}
         return {"kind": "probes", "stream": name, "tasks": len(rows), "right": right}
-    text = corpus_of(run, resolved, home, listener)
+    text = corpus_of(run, home, listener, where=data)
     figures = quality.base_quality(model, text, writer_for(run, "test"), resolved.seed)
     return {"kind": "base", "arch": manifest["arch"], **figures}
 
@@ -259,6 +265,8 @@ def generate(
     ids = tokens.encode(tokenizer, prompt)
     if len(ids) > model.context:
         raise UserError(f"--prompt: {len(ids)} tokens exceed the context, {model.context}")
+    if tokens.END in prompt:
+        raise UserError(f"--prompt: {tokens.END} ends a story and cannot stand in one")
     if tokenizer.token_to_id(tokens.UNKNOWN) in ids:
         known = "; the words of the built-in grammar are all it knows"
         raise UserError(f"--prompt: {run.name} does not know every word of it{known}")

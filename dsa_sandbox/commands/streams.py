@@ -198,11 +198,15 @@ def read_tasks(home: Path, where: str) -> tuple[list[stream.Task], str, str]:
     """Tasks of a make-tasks run or a file: the rows, a name to show, and their sha256."""
     path = Path(where).expanduser()
     if path.is_file():
-        return stream.read(path), str(path), store.file_digest(path)
+        rows, sha256 = stream.load(path)
+        return rows, str(path), sha256
     if path.suffix in (".jsonl", ".json"):
         raise UserError(f"{path}: no such file  [from --tasks]")
     run = store.find_run(home, where)
     if run.manifest.get("command") != "make-tasks":
         raise UserError(f"{run.name}: a {run.manifest.get('command')} run, not a stream of tasks")
-    file = run.checked("tasks.jsonl")
-    return stream.read(file), run.name, run.manifest["files"]["tasks.jsonl"]
+    return (
+        stream.parsed(run.content("tasks.jsonl"), run.path / "tasks.jsonl"),
+        run.name,
+        run.manifest["files"]["tasks.jsonl"],
+    )

@@ -71,7 +71,7 @@ def finetune(
     stream.check_vocabulary(tasks, tokenizer, tasks_name)
     stream.check_length(tasks, tokenizer, resolved.model.context, tasks_name)
     check_dense(resolved, len(tasks))
-    judge_run = judge_of(resolved, home, base)
+    judge_run = judge_of(resolved, home)
     strategy = make_strategy(resolved)
     base_sha = base.manifest["files"]["model.safetensors"]
     values = {
@@ -82,7 +82,10 @@ def finetune(
         **sections(resolved, ("finetune", "eval")),
         **stood_on([base]),
     }
-    values["eval"]["judge"] = judge_run and judge_run.manifest["files"]["model.safetensors"]
+    values["eval"]["judge"] = judge_run and [
+        judge_run.manifest["identity"],
+        judge_run.manifest["files"]["model.safetensors"],
+    ]
     job = Job(
         home,
         "finetune",
@@ -102,7 +105,9 @@ def finetune(
     policies.use(frozen, learning)  # F0 is of the network as it will learn
     judge = None
     if judge_run is not None:
-        judge = Judge(judge_run.name, load_model(judge_run).to(job.engine.device))
+        reads, same = load_tokenizer(judge_run), tokens.tokenizer_digest(tokenizer)
+        other = None if tokens.tokenizer_digest(reads) == same else reads
+        judge = Judge(judge_run.name, load_model(judge_run).to(job.engine.device), other)
     for network in (model, frozen):
         backends.use(network, job.engine.attention)
     rule, mask = rule_of(resolved, strategy, model, frozen, len(tasks))
@@ -110,7 +115,7 @@ def finetune(
         f"{resolved.strategy} on {base.name} over {tasks_name} ({len(tasks)} tasks), "
         f"into {job.run.path}"
     )
-    text = corpus_of(base, resolved, home, listener)
+    text = corpus_of(base, home, listener, where=resolved.data.source)
     measures = Measures(
         resolved.eval,
         Probes(tasks, tokenizer, frozen),
@@ -185,12 +190,12 @@ def dry_run(resolved: Settings, base: Run, num_tasks: int) -> dict[str, Any]:
     return {"moves": mask["trainable"], "parameters": mask["parameters"]}
 
 
-def check(resolved: Settings, home: Path, base: Run) -> None:
+def check(resolved: Settings, home: Path) -> None:
     """UserError for whatever can be known to be wrong before there are tasks."""
     make_strategy(resolved)
     check_indexer(resolved)
     check_policies(resolved)
-    judge_of(resolved, home, base)
+    judge_of(resolved, home)
 
 
 def check_policies(resolved: Settings) -> tuple[str, str]:
@@ -216,15 +221,12 @@ def check_indexer(resolved: Settings) -> None:
         raise UserError(f"finetune.indexer=kl: the base ({resolved.arch}) {reason}")
 
 
-def judge_of(resolved: Settings, home: Path, base: Run) -> Run | None:
+def judge_of(resolved: Settings, home: Path) -> Run | None:
     """The run that scores told stories, where one is named; UserError where it cannot."""
     if not resolved.eval.judge:
         return None
     key = f"eval.judge={resolved.eval.judge}"
     run = pretrained(store.find_run(home, resolved.eval.judge))
-    digests = [tokens.tokenizer_digest(load_tokenizer(one)) for one in (run, base)]
-    if digests[0] != digests[1]:
-        raise UserError(f"{key}: its tokenizer is not that of the base {base.name}")
     context = run_settings(run).model.context
     if context < resolved.model.context:
         raise UserError(f"{key}: its context, {context}, is less than {resolved.model.context}")

@@ -3,18 +3,18 @@
 import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from dsa_sandbox.data import grammar
+from dsa_sandbox.data import grammar, local
 from dsa_sandbox.errors import UserError
+from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.settings import Data
 
 Part = Literal["train", "valid", "test"]
-SEPARATOR = "<|endoftext|>"
-SUFFIXES = (".txt", ".jsonl", ".parquet", ".csv")
 VALIDATION_SEED = 1_000_003  # of grammar stories; pre-training seeds are small
 HUB_TIMEOUT_S = 4.0
 LONGEST_STORY = 220  # words
@@ -24,8 +24,8 @@ class Source(NamedTuple):
     """Where stories come from, resolved: enough to read them again and to know them by content."""
 
     kind: Literal["grammar", "local", "hub"]
-    location: str
-    files: dict[str, str]  # part -> path; from one file, only "all"
+    location: str  # an absolute path, or a name
+    files: local.Files
     digest: str  # of the content
 
 
@@ -34,96 +34,18 @@ def resolve(data: Data) -> Source:
     if data.source == "grammar":
         return Source("grammar", "grammar", {}, grammar.digest())
     path = Path(data.source).expanduser()
-    if path.exists():
-        files = local_files(path)
-        for file in files.values():
-            check_file(Path(file), data.text_field)
-        digest = hashlib.sha256()
-        for part, file in sorted(files.items()):
-            digest.update(f"{part}:{file_digest(Path(file))}".encode())
-        return Source("local", data.source, files, digest.hexdigest())
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", data.source) and path.suffix not in SUFFIXES:
+    if data.source and path.exists():
+        path = path.absolute()
+        files = local.find(path)
+        shas = {part: list(several.values()) for part, several in sorted(files.items())}
+        digest = hashlib.sha256(repr(shas).encode()).hexdigest()
+        return Source("local", str(path), files, digest)
+    is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", data.source)
+    if is_name and local.kind_of(path) is None:
         return Source("hub", data.source, {}, hub_commit(data.source))
     raise UserError(
         f"data.source={data.source}: no such file or folder, and not a Hub name like owner/name"
     )
-
-
-def local_files(path: Path) -> dict[str, str]:
-    """Files of a folder by part (train, valid, test in their stem), or one file as `all`."""
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise UserError(f"{path}: unknown kind of file; use {', '.join(SUFFIXES)}")
-        return {"all": str(path)}
-    found: dict[str, str] = {}
-    for file in sorted(path.iterdir()):
-        if file.suffix not in SUFFIXES:
-            continue
-        stem = file.stem.lower()
-        for part in ("train", "valid", "test"):
-            if part in stem or (part == "valid" and stem.startswith("dev")):
-                if part in found:
-                    raise UserError(f"{path}: two files for {part}: {found[part]} and {file}")
-                found[part] = str(file)
-                break
-    if "train" not in found:
-        raise UserError(f"{path}: no file with `train` in its name ({', '.join(SUFFIXES)})")
-    return found
-
-
-def check_file(path: Path, field: str) -> None:
-    """Raise UserError unless the file can be read, is UTF-8 and holds stories under `field`."""
-    try:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path}: the file is empty")
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            names = pyarrow.parquet.read_schema(path).names
-        elif path.suffix == ".txt":
-            names = [field]
-            check_utf8(path)
-        else:
-            check_utf8(path)
-            names = header(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    if field not in names:
-        shown = ", ".join(names) or "none"
-        raise UserError(f"{path}: no field {field} (it has: {shown}); name it by data.text_field")
-
-
-def check_utf8(path: Path) -> None:
-    """Raise UserError naming the first line that is not UTF-8."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}: line {number} is not UTF-8 ({error.reason})") from None
-
-
-def header(path: Path) -> list[str]:
-    """Field names of a .jsonl or .csv file, from its first line."""
-    import csv
-    import json
-
-    with path.open(encoding="utf-8", newline="") as lines:
-        if path.suffix == ".csv":
-            return next(csv.reader(lines), [])
-        try:
-            row = json.loads(lines.readline())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line 1 is not JSON: {error.msg}") from None
-    return list(row) if isinstance(row, dict) else []
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hub_commit(name: str) -> str:
@@ -151,14 +73,27 @@ def nominal_vocabulary(data: Data) -> int:
 
 
 def documents(
-    source: Source, data: Data, seed: int, part: Part, cache: Path, context: int
+    source: Source,
+    data: Data,
+    seed: int,
+    part: Part,
+    cache: Path,
+    context: int,
+    listener: Listener = SILENT,
 ) -> Iterator[str]:
-    """Stories of one part, unsalted, at most as many as the settings say; nothing empty."""
+    """Stories of one part, unsalted, at most as many as the settings say; nothing empty.
+
+    A file is read to its end, whatever the limit: its bytes have to be those that were hashed.
+    """
+    limit = data.num_stories if part == "train" else data.num_validation
     if source.kind == "grammar":
         yield from grammar_stories(data, seed, part, context)
-        return
-    limit = data.num_stories if part == "train" else data.num_validation
-    yield from islice(filter(None, read_stories(source, data, part, cache)), limit)
+    elif source.kind == "hub":
+        yield from islice(hub_stories(source, data, part, cache), limit)
+    else:
+        for number, story in enumerate(local_stories(source, data, part, cache, listener)):
+            if number < limit:
+                yield story
 
 
 def grammar_stories(data: Data, seed: int, part: Part, context: int) -> Iterator[str]:
@@ -169,20 +104,31 @@ def grammar_stories(data: Data, seed: int, part: Part, context: int) -> Iterator
         yield grammar.story(seed, index, longest, data.practice_share)
 
 
-def read_stories(source: Source, data: Data, part: Part, cache: Path) -> Iterator[str]:
-    """All stories of one part of a local or Hub source."""
-    if source.kind == "hub":
-        yield from hub_stories(source, data, part, cache)
-        return
-    if part in source.files and ("valid" in source.files or part == "test"):
-        yield from file_stories(Path(source.files[part]), data.text_field, cache)
-        return
-    single = source.files.get("all") or source.files["train"]
-    for story in file_stories(Path(single), data.text_field, cache):
-        # no validation file: one document in a hundred is held out
-        held_out = int(hashlib.sha256(story.encode()).hexdigest(), 16) % 100 == 0
-        if held_out == (part != "train"):
-            yield story
+def local_stories(
+    source: Source, data: Data, part: Part, cache: Path, listener: Listener
+) -> Iterator[str]:
+    """All stories of one part of local files."""
+    whole = part in source.files and ("valid" in source.files or part == "test")
+    files = source.files[part] if whole else source.files.get("all") or source.files["train"]
+    for path, sha256 in files.items():
+        for story in local.stories(Path(path), sha256, data.text_field, cache, listener):
+            # no validation file: one document in a hundred is held out
+            if whole or is_held_out(story) == (part != "train"):
+                yield story
+
+
+def count(source: Source, data: Data) -> int:
+    """Stories of local files for training; UserError for whatever a reading would refuse."""
+    with tempfile.TemporaryDirectory() as scratch:
+        parts: list[Part] = ["valid", "train"] if "valid" in source.files else ["train"]
+        for part in parts:
+            number = sum(1 for _ in local_stories(source, data, part, Path(scratch), SILENT))
+    return number
+
+
+def is_held_out(story: str) -> bool:
+    """One story in a hundred, by its content."""
+    return int(hashlib.sha256(story.encode()).hexdigest(), 16) % 100 == 0
 
 
 def hub_stories(source: Source, data: Data, part: Part, cache: Path) -> Iterator[str]:
@@ -193,54 +139,9 @@ def hub_stories(source: Source, data: Data, part: Part, cache: Path) -> Iterator
     rows = datasets.load_dataset(
         source.location, revision=source.digest, split=split, cache_dir=str(cache / "datasets")
     )
+    where = f"data.source={source.location}"
     if data.text_field not in rows.column_names:
-        raise UserError(f"data.source={source.location}: no field {data.text_field}")
-    for row in rows:
-        yield row[data.text_field].strip()
-
-
-def file_stories(path: Path, field: str, cache: Path) -> Iterator[str]:
-    """Stories of one file, in its order.
-
-    A .txt holds stories apart by lines of <|endoftext|>, or where it has none, by empty lines.
-    """
-    import datasets
-
-    datasets.disable_progress_bars()
-    directory = str(cache / "datasets")
-    if path.suffix == ".txt":
-        lines = datasets.Dataset.from_text(str(path), cache_dir=directory)["text"]
-        yield from stories_of_lines(lines)
-        return
-    readers: dict[str, Any] = {
-        ".jsonl": datasets.Dataset.from_json,
-        ".parquet": datasets.Dataset.from_parquet,
-        ".csv": datasets.Dataset.from_csv,
-    }
-    try:
-        rows = readers[path.suffix](str(path), cache_dir=directory)
-    except Exception as error:  # the readers raise whatever their parser raises
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read as {path.suffix}: {cause}") from None
-    if field not in rows.column_names:
-        raise UserError(f"{path}: no story in it")
-    for row in rows:
-        if row[field] is not None:
-            yield str(row[field]).strip()
-
-
-def stories_of_lines(lines: Any) -> Iterator[str]:
-    """Group lines into stories at each separator line."""
-    separated = any(SEPARATOR in line for line in lines)
-    story: list[str] = []
-    for line in lines:
-        ends = SEPARATOR in line if separated else not line.strip()
-        if not ends:
-            story.append(line)
-            continue
-        *whole, rest = line.split(SEPARATOR) if separated else ("", "")
-        for text in whole:
-            yield "\n".join([*story, text]).strip()
-            story = []
-        story = [rest] if rest.strip() else []
-    yield "\n".join(story).strip()
+        local.no_field(where, data.text_field, rows.column_names)
+    for number, row in enumerate(rows.select_columns([data.text_field]), 1):
+        text = local.string(row[data.text_field], f"{where}: row {number}", data.text_field)
+        yield from (part for part in text.split(local.END) if part.strip())

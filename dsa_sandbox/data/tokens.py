@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 import shutil
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +21,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 
 from dsa_sandbox.core.transformer import IGNORED
-from dsa_sandbox.data import corpus, grammar
+from dsa_sandbox.data import corpus, grammar, local
 from dsa_sandbox.errors import RunFailed, UserError
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.settings import Data
 
-END = "<|endoftext|>"  # begins and ends every document; id 0
+END = local.END  # begins and ends every document; id 0
 UNKNOWN = "<unk>"
+READING = 2  # how local files and the Hub are read; another number makes other packed files
+FEW = 10  # stories below which somebody has probably not marked where they end
 
 
 def word_tokenizer() -> Tokenizer:
@@ -86,7 +90,14 @@ class Corpus(NamedTuple):
     valid: Packed
     digest: str
     fact_stories: int  # grammar stories among the training documents
+    overlap: int  # validation stories that are training stories as well
     folder: Path
+
+
+def plain(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, for which a special token's name in a text is text and never an id."""
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def corpus_digest(
@@ -97,10 +108,17 @@ def corpus_digest(
     A `tokenizer` that is given replaces the one that the settings would make.
     """
     key = [source.kind, source.digest, data.model_dump(exclude={"source"}), seed, context]
+    if source.kind != "grammar":
+        key.append(READING)
     if tokenizer is not None:
         key[2] = data.model_dump(exclude={"source", "tokenizer", "vocabulary"})
         key.append(tokenizer_digest(tokenizer))
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def folder_of(digest: str, cache: Path) -> Path:
+    """Where the packed files of that identity lie, if they were made."""
+    return cache / f"tokens-{digest[:16]}"
 
 
 def prepare(
@@ -117,23 +135,87 @@ def prepare(
     By `tokenizer`, or where none is given by one that is made for the text.
     """
     digest = corpus_digest(source, data, seed, context, tokenizer)
-    folder = cache / f"tokens-{digest[:16]}"
+    pack_once(digest, source, data, seed, context, cache, listener, tokenizer)
+    return packed_corpus(digest, cache)
+
+
+def pack_once(
+    digest: str,
+    source: corpus.Source,
+    data: Data,
+    seed: int,
+    context: int,
+    cache: Path,
+    listener: Listener = SILENT,
+    tokenizer: Tokenizer | None = None,
+) -> None:
+    """Write the packed files of an identity where they are not there yet."""
+    folder = folder_of(digest, cache)
+    if (folder / "done.json").exists():
+        return
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(cache / f"tokens-{digest[:16]}.lock")):
-        if not (folder / "done.json").exists():
-            listener.note(f"reading {source.location}: tokenizer and token files, made once")
-            try:
-                build_packed(source, data, seed, context, cache, folder, tokenizer)
-            except OSError as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise RunFailed(f"{folder}: cannot be written: {error.strerror}") from error
-            except UserError:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-    facts = json.loads((folder / "done.json").read_text("utf-8"))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    train, valid = (load_packed(folder, part) for part in ("train", "valid"))
-    return Corpus(tokenizer, train, valid, digest, facts["fact_stories"], folder)
+    with FileLock(f"{folder}.lock"):
+        if (folder / "done.json").exists():
+            return
+        listener.note(f"reading {source.location}: tokenizer and token files, made once")
+        try:
+            build_packed(source, data, seed, context, folder, listener, tokenizer)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise RunFailed(f"{folder}: cannot be written: {error.strerror}") from error
+        except UserError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def packed_corpus(digest: str, cache: Path) -> Corpus:
+    """The packed files of an identity; UserError where they are missing or altered."""
+    folder = folder_of(digest, cache)
+    try:
+        facts = json.loads((folder / "done.json").read_text("utf-8"))
+        hashes = facts.get("sha256", {})  # those of the first releases have none
+        altered = [name for name, sha256 in hashes.items() if sha256 != sha256_of(folder / name)]
+        if not altered:
+            tokenizer = plain(Tokenizer.from_file(str(folder / "tokenizer.json")))
+            train, valid = (load_packed(folder, part) for part in ("train", "valid"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be read: {error}; remove it") from None
+    if altered:
+        raise UserError(f"{folder / altered[0]}: torn or altered (sha256); remove {folder}")
+    return Corpus(
+        tokenizer, train, valid, digest, facts["fact_stories"], facts.get("overlap", 0), folder
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Reading:
+    """The training stories of a corpus, to be read more than once; what a reading has counted."""
+
+    def __init__(
+        self, source: corpus.Source, data: Data, seed: int, context: int, cache: Path
+    ) -> None:
+        self.source, self.data, self.seed = source, data, seed
+        self.context, self.cache = context, cache
+        self.num_stories, self.num_salt = 0, 0
+
+    def stories(self, listener: Listener = SILENT) -> Iterator[str]:
+        """Those of the source, then the grammar's share of them."""
+        self.num_stories = 0
+        part: corpus.Part = "train"
+        where = (self.source, self.data, self.seed, part, self.cache, self.context)
+        for story in corpus.documents(*where, listener):
+            self.num_stories += 1
+            yield story
+        if self.source.kind != "grammar":
+            share = self.data.fact_share
+            self.num_salt = round(self.num_stories * share / (1 - share))
+            salt = self.data.model_copy(update={"num_stories": self.num_salt})
+            yield from corpus.grammar_stories(salt, self.seed, "train", self.context)
 
 
 def build_packed(
@@ -141,49 +223,93 @@ def build_packed(
     data: Data,
     seed: int,
     context: int,
-    cache: Path,
     folder: Path,
+    listener: Listener = SILENT,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Write tokenizer, ids and offsets of both parts; `done.json` last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    train = list(corpus.documents(source, data, seed, "train", cache, context))
+    """Write tokenizer, ids and offsets of both parts; `done.json` last.
+
+    Training stories are streamed, twice where a tokenizer is made of them, and never held at once.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    cache = folder.parent
+    train = Reading(source, data, seed, context, cache)
     valid = list(corpus.documents(source, data, seed, "valid", cache, context))
-    for part, found in (("training", train), ("validation", valid)):
-        if not found:
+    stories = train.stories(listener)
+    if tokenizer is None and data.tokenizer == "bpe":
+        tokenizer = bpe_tokenizer(stories, data.vocabulary)
+        stories = train.stories()
+    tokenizer = plain(tokenizer or word_tokenizer())
+    held_out, common = set(valid), set[str]()
+
+    def watched() -> Iterator[str]:
+        for story in stories:
+            if story in held_out:
+                common.add(story)
+            yield story
+
+    hashes: dict[str, str] = {}
+    for part, texts in (("train", watched()), ("valid", iter(valid))):
+        hashes |= pack(texts, tokenizer, folder, part)
+    for part, count in (("training", train.num_stories), ("validation", len(valid))):
+        if not count:
             raise UserError(
                 f"{source.location}: no story for {part} (of a single file, one story in a hundred "
                 "is held out; a folder may hold train.txt and valid.txt)"
             )
-    num_salt = 0
     if source.kind != "grammar":
-        num_salt = round(len(train) * data.fact_share / (1 - data.fact_share))
-        salt = data.model_copy(update={"num_stories": num_salt})
-        train += corpus.grammar_stories(salt, seed, "train", context)
-    if tokenizer is None and data.tokenizer == "words":
-        tokenizer = word_tokenizer()
-    elif tokenizer is None:
-        tokenizer = bpe_tokenizer(train, data.vocabulary)
+        say_what_was_read(source, train, len(valid), len(common), listener)
     tokenizer.save(str(folder / "tokenizer.json"))
-    for part, texts in (("train", train), ("valid", valid)):
-        pack(texts, tokenizer, folder, part)
+    facts = {"fact_stories": train.num_salt, "overlap": len(common), "sha256": hashes}
     partial = folder / "done.json.part"
-    partial.write_text(json.dumps({"fact_stories": num_salt}), "utf-8")
+    partial.write_text(json.dumps(facts), "utf-8")
     os.replace(partial, folder / "done.json")
 
 
-def pack(texts: list[str], tokenizer: Tokenizer, folder: Path, part: str) -> None:
-    """Write <part>.npy and <part>-starts.npy: each document as END, its tokens, END."""
-    pieces, starts, num_bytes = [], [0], 0
-    for begin in range(0, len(texts), 1000):
-        for encoding in tokenizer.encode_batch(texts[begin : begin + 1000]):
-            pieces.append(np.array([0, *encoding.ids, 0], dtype=np.int32))
-            starts.append(starts[-1] + len(pieces[-1]))
-    num_bytes = sum(len(text.encode()) for text in texts)
-    ids = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
-    np.save(folder / f"{part}.npy", ids)
-    np.save(folder / f"{part}-starts.npy", np.array(starts, dtype=np.int64))
+def say_what_was_read(
+    source: corpus.Source, train: Reading, num_valid: int, overlap: int, listener: Listener
+) -> None:
+    """Notes on the text: how many stories, and what is odd about them."""
+    listener.note(
+        f"{source.location}: {train.num_stories:,} training and {num_valid:,} validation stories; "
+        f"{train.num_salt:,} stories of the grammar are mixed in"
+    )
+    if train.num_stories < FEW:
+        listener.warn(
+            f"{source.location}: so few stories; in a .txt file, a line {END} or an empty line "
+            "ends a story"
+        )
+    if overlap:
+        listener.warn(
+            f"{source.location}: {overlap:,} of {num_valid:,} validation stories are training "
+            "stories as well: held-out figures look better than they are"
+        )
+
+
+def pack(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, part: str) -> dict[str, str]:
+    """Write <part>.npy and <part>-starts.npy: each document as END, its tokens, END.
+
+    The sha256 of what was written, by file name.
+    """
+    starts, num_bytes = array("q", [0]), 0
+    ids_file = folder / f"{part}.ids"
+    with ids_file.open("wb") as file:
+        stories = iter(texts)
+        while several := list(islice(stories, 1000)):
+            num_bytes += sum(len(text.encode()) for text in several)
+            for encoding in tokenizer.encode_batch(several):
+                starts.append(starts[-1] + len(encoding.ids) + 2)
+                file.write(np.array([0, *encoding.ids, 0], dtype="<i4").tobytes())
+    header: dict[str, Any] = {"descr": "<i4", "fortran_order": False, "shape": (starts[-1],)}
+    with (folder / f"{part}.npy").open("wb") as file, ids_file.open("rb") as ids:
+        np.lib.format.write_array_header_1_0(file, header)  # the length is known only now
+        shutil.copyfileobj(ids, file, 1 << 20)
+    ids_file.unlink()
+    np.save(folder / f"{part}-starts.npy", np.frombuffer(starts, dtype=np.int64))
     (folder / f"{part}-bytes.txt").write_text(str(num_bytes), "utf-8")
+    names = [f"{part}.npy", f"{part}-starts.npy", f"{part}-bytes.txt"]
+    return {name: sha256_of(folder / name) for name in names}
 
 
 def load_packed(folder: Path, part: str) -> Packed:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from dsa_sandbox.core.transformer import IGNORED, Transformer, nll_sum
 from dsa_sandbox.data import grammar
-from dsa_sandbox.data.tokens import micro_batches
+from dsa_sandbox.data.tokens import encode, micro_batches
 from dsa_sandbox.evaluation.scoring import MICRO_TOKENS
 from dsa_sandbox.variants.decoding import END_ID, stream
 
@@ -67,9 +67,7 @@ def tell(model: Transformer, documents: list[np.ndarray], count: int, seed: int)
     return [Told(*story) for story in zip(prompts, ids, ended)]
 
 
-def figures(
-    stories: list[Told], tokenizer: Tokenizer, judge: Transformer
-) -> dict[str, float | None]:
+def figures(stories: list[Told], tokenizer: Tokenizer, judge: "Judge") -> dict[str, float | None]:
     """Means over the stories; None where none of them can be asked.
 
     repetition, length, judge_nll: of what was told, the prompt left out; distinct: over the words
@@ -86,7 +84,7 @@ def figures(
         "length": mean_known(len(story.ids) for story in stories),
         "protagonist": mean_known(again),
         "pronoun": float(agreeing / judged) if judged else None,
-        "judge_nll": told_nll(judge, stories),
+        "judge_nll": told_nll(judge, stories, tokenizer),
     }
 
 
@@ -140,30 +138,46 @@ def pronouns(text: str) -> tuple[int, int]:
     return agreeing, judged
 
 
-@torch.no_grad()
-def told_nll(judge: Transformer, stories: list[Told]) -> float | None:
-    """Nats per token of what is told, its end token in, under another network."""
-    rows = [np.array([*s.prompt, *s.ids, *[END_ID] * s.ended]) for s in stories]
-    rows = [row for row, story in zip(rows, stories) if len(row) > len(story.prompt)]
-    if not rows:
-        return None
-    device = next(judge.parameters()).device
-    total, count = 0.0, 0
-    for batch in micro_batches(rows, MICRO_TOKENS):
-        tokens_BT, targets_BT = batch.to(device)
-        targets_BT[:, : len(stories[0].prompt) - 1] = IGNORED
-        told_BT = targets_BT != IGNORED
-        x_MD = judge.hidden(tokens_BT)[0][told_BT]
-        total += nll_sum(judge.logits(x_MD), targets_BT[told_BT]).item()
-        count += int(told_BT.sum())
-    return total / count
-
-
 class Judge(NamedTuple):
-    """Under which network stories are scored, by the name of its run."""
+    """Under which network stories are scored, by the name of its run, and how it reads.
+
+    A tokenizer of its own where it has one: ids of another mean other words to it.
+    """
 
     name: str
     model: Transformer
+    tokenizer: Tokenizer | None = None
+
+
+def as_read(judge: Judge, story: Told, tokenizer: Tokenizer) -> tuple[list[int], int]:
+    """A story as ids of the judge, and how many of them are given; cut at the judge's context."""
+    if judge.tokenizer is None:
+        return [*story.prompt, *story.ids, *[END_ID] * story.ended], len(story.prompt)
+    given = encode(judge.tokenizer, tokenizer.decode(story.prompt[1:]))
+    whole = encode(judge.tokenizer, tokenizer.decode([*story.prompt[1:], *story.ids]))
+    same = next((n for n, (a, b) in enumerate(zip(given, whole)) if a != b), len(given))
+    return [*whole, *[END_ID] * story.ended][: judge.model.context + 1], same
+
+
+@torch.no_grad()
+def told_nll(judge: Judge, stories: list[Told], tokenizer: Tokenizer) -> float | None:
+    """Nats per token (of the judge) of what is told, its end token in, under another network."""
+    read = [as_read(judge, story, tokenizer) for story in stories]
+    read = [(ids, given) for ids, given in read if len(ids) > given]
+    if not read:
+        return None
+    device = next(judge.model.parameters()).device
+    total, count = 0.0, 0
+    for given in sorted({given for _, given in read}):
+        rows = [np.array(ids) for ids, number in read if number == given]
+        for batch in micro_batches(rows, MICRO_TOKENS):
+            tokens_BT, targets_BT = batch.to(device)
+            targets_BT[:, : given - 1] = IGNORED
+            told_BT = targets_BT != IGNORED
+            x_MD = judge.model.hidden(tokens_BT)[0][told_BT]
+            total += nll_sum(judge.model.logits(x_MD), targets_BT[told_BT]).item()
+            count += int(told_BT.sum())
+    return total / count
 
 
 def stories(
@@ -176,4 +190,4 @@ def stories(
 ) -> dict[str, Any]:
     """The figures of `count` stories, and who judged them."""
     told = tell(model, documents, count, seed)
-    return {"num": count, **figures(told, tokenizer, judge.model), "judge": judge.name}
+    return {"num": count, **figures(told, tokenizer, judge), "judge": judge.name}

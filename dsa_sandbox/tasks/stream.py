@@ -1,5 +1,6 @@
 """Task rows: JSON lines that make-tasks or a user writes, and finetune and eval read."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -68,14 +69,26 @@ def write(tasks: list[Task]) -> str:
 
 def read(path: Path) -> list[Task]:
     """Rows of a file; UserError names line and field of everything that is wrong."""
+    return load(path)[0]
+
+
+def load(path: Path) -> tuple[list[Task], str]:
+    """Rows of a file, and the sha256 of the bytes that they were read from."""
     try:
-        lines = path.read_text("utf-8").split("\n")
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return parsed(content, path), hashlib.sha256(content).hexdigest()
+
+
+def parsed(content: bytes, path: Path) -> list[Task]:
+    """Rows of what `path` holds; UserError names line and field of everything that is wrong."""
+    try:
+        lines = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8") from None
     tasks: list[Task] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
