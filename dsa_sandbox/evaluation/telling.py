@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from dsa_sandbox.core.transformer import IGNORED, Transformer, nll_sum
 from dsa_sandbox.data import grammar
+from dsa_sandbox.data.spelling import behind
 from dsa_sandbox.data.tokens import micro_batches
 from dsa_sandbox.evaluation.scoring import MICRO_TOKENS
 from dsa_sandbox.variants.decoding import END_ID, stream
@@ -75,7 +76,7 @@ def figures(
     repetition, length, judge_nll: of what was told, the prompt left out; distinct: over the words
     of all that was told; protagonist, pronoun: the prompt is part of the story.
     """
-    texts = [tuple(map(tokenizer.decode, (story.prompt[1:], story.ids))) for story in stories]
+    texts = [texts_of(story, tokenizer) for story in stories]
     again = [named_again(prompt, told) for prompt, told in texts]
     agreeing, judged = np.sum([pronouns(prompt + told) for prompt, told in texts], axis=0)
     words = [word for _, told in texts for word in re.findall(r"\w+", told.lower())]
@@ -88,6 +89,13 @@ def figures(
         "pronoun": float(agreeing / judged) if judged else None,
         "judge_nll": told_nll(judge, stories),
     }
+
+
+def texts_of(story: Told, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The prompt and what was told behind it: together, the text that all ids say."""
+    whole = tokenizer.decode([*story.prompt[1:], *story.ids])
+    told = behind(tokenizer.decode(story.prompt[1:]), whole)
+    return whole.removesuffix(told), told
 
 
 def mean_known(values: Iterable[float | None]) -> float | None:
