@@ -33,10 +33,10 @@ KINDS = (
 
 
 @cache
-def speller(kind: str) -> Tokenizer:
-    """END is id 0; frequent words of SENTENCES are single tokens, and so is every letter."""
+def speller(kind: str, texts: tuple[str, ...] = SENTENCES, size: int = 240) -> Tokenizer:
+    """END is id 0; frequent words of the texts are single tokens, and so is every letter."""
     model, _, scheme = kind.partition(" ")
-    special, size = [END, "<unk>"], 240
+    special = [END, "<unk>"]
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     if model == "bytes":
@@ -45,7 +45,7 @@ def speller(kind: str) -> Tokenizer:
         trainer.initial_alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer.vocab_size = 256 + size
     elif model == "unigram":
-        said = re.findall(r"\w+", " ".join(SENTENCES))
+        said = re.findall(r"\w+", " ".join(texts))
         words = [(f"▁{word}", -4.0) for word in dict.fromkeys(said)]
         letters = [(letter, -6.0) for letter in f"▁{LETTERS}"]
         made = Tokenizer(models.Unigram([*((one, 0.0) for one in special), *words, *letters], 1))
@@ -86,7 +86,7 @@ def speller(kind: str) -> Tokenizer:
         made.pre_tokenizer = pre_tokenizers.Sequence([spaces, SIGNS])
         made.decoder = decoders.Metaspace(prepend_scheme=scheme)
     if model != "unigram":
-        made.train_from_iterator([*SENTENCES * 20, *LETTERS], trainer)
+        made.train_from_iterator([*texts * 20, *LETTERS], trainer)
     return as_llama(made) if model == "llama" else made
 
 

@@ -22,6 +22,7 @@ from dsa_sandbox.bases import (
 )
 from dsa_sandbox.commands.streams import read_tasks
 from dsa_sandbox.data import corpus, tokens
+from dsa_sandbox.data.spelling import HALF, unknown_id
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms, metrics, quality
 from dsa_sandbox.evaluation.probes import Probes
@@ -223,8 +224,7 @@ def evaluate(
     if tasks is not None:
         rows, name, _ = read_tasks(home, tasks)
         tokenizer = load_tokenizer(run)
-        stream.check_vocabulary(rows, tokenizer, name)
-        stream.check_length(rows, tokenizer, model.context, name)
+        stream.check(rows, tokenizer, model.context, name)
         probes = Probes(rows, tokenizer)
         records = list(probes.records(model, 0, list(range(len(rows))), stream.KINDS))
         right = {kind: metrics.right(metrics.select(records, kind)) for kind in stream.KINDS}
@@ -259,7 +259,7 @@ def generate(
     ids = tokens.encode(tokenizer, prompt)
     if len(ids) > model.context:
         raise UserError(f"--prompt: {len(ids)} tokens exceed the context, {model.context}")
-    if tokenizer.token_to_id(tokens.UNKNOWN) in ids:
+    if unknown_id(tokenizer) in ids:
         known = "; the words of the built-in grammar are all it knows"
         raise UserError(f"--prompt: {run.name} does not know every word of it{known}")
     stories: list[list[int]] = [list(ids) for _ in range(count)]
@@ -275,7 +275,8 @@ def generate(
     ):
         for story, new in zip(stories, drawn):
             story += [] if new is None else [new]
-        text = tokenizer.decode(stories[0]).removesuffix("\ufffd")  # half a character waits
+        text = tokenizer.decode(stories[0]).rstrip(HALF)  # half a character waits, and may be 3
         say(text[len(shown) :])
         shown = text
+    say(tokenizer.decode(stories[0])[len(shown) :])  # what waited for a half that never came
     return [tokenizer.decode(story) for story in stories]
