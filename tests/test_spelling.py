@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, trainers
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Pair
+from dsa_sandbox.data.spelling import settled
 from dsa_sandbox.data.tokens import Packed, bpe_tokenizer, encode, windows, word_tokenizer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation import scoring, telling
@@ -168,6 +169,16 @@ def hero_of(story: telling.Told, tokenizer: Tokenizer) -> float | None:
 
 def network_of_nothing(vocabulary: int) -> Transformer:
     return Transformer("dense", tiny_settings(num_layers=1), vocabulary, 48, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_settled_begins_all_that_is_said_in_the_end(kind: str) -> None:
+    tokenizer = speller(kind)
+    ids = encode(tokenizer, "The lemon is blue." + " é😀 Hé" * (kind in ("bytes", "llama")))
+    text = tokenizer.decode(ids)
+    said = [settled(tokenizer, ids[:end]) for end in range(len(ids) + 1)]
+    assert all(text.startswith(one) for one in said)
+    assert said[-1] == text
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("words", "word ends")])

@@ -22,7 +22,7 @@ from dsa_sandbox.bases import (
 )
 from dsa_sandbox.commands.streams import read_tasks
 from dsa_sandbox.data import corpus, tokens
-from dsa_sandbox.data.spelling import HALF, unknown_id
+from dsa_sandbox.data.spelling import settled, unknown_id
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms, metrics, quality
 from dsa_sandbox.evaluation.probes import Probes
@@ -263,7 +263,7 @@ def generate(
         known = "; the words of the built-in grammar are all it knows"
         raise UserError(f"--prompt: {run.name} does not know every word of it{known}")
     stories: list[list[int]] = [list(ids) for _ in range(count)]
-    shown = tokenizer.decode(ids)
+    shown = settled(tokenizer, ids)
     say(shown)
     for drawn in decoding.stream(
         model,
@@ -275,8 +275,9 @@ def generate(
     ):
         for story, new in zip(stories, drawn):
             story += [] if new is None else [new]
-        text = tokenizer.decode(stories[0]).rstrip(HALF)  # half a character waits, and may be 3
-        say(text[len(shown) :])
-        shown = text
+        text = settled(tokenizer, stories[0])
+        if len(text) > len(shown):  # where bytes follow others, all of them wait once more
+            say(text[len(shown) :])
+            shown = text
     say(tokenizer.decode(stories[0])[len(shown) :])  # what waited for a half that never came
     return [tokenizer.decode(story) for story in stories]

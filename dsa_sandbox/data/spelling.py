@@ -37,6 +37,11 @@ def said_behind(tokenizer: Tokenizer, before: list[int], ids: list[int]) -> str:
     return behind(tokenizer.decode(before), tokenizer.decode([*before, *ids]))
 
 
+def settled(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """What ids say whatever comes next: bytes that are no whole character yet may become one."""
+    return tokenizer.decode(ids).rstrip(HALF)
+
+
 def boundaries(tokenizer: Tokenizer) -> list[bool]:
     """For each token whether it ends a word that stands before it: specials, spaces, signs."""
     every = range(tokenizer.get_vocab_size())
