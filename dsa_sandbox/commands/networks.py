@@ -259,7 +259,7 @@ def generate(
     ids = tokens.encode(tokenizer, prompt)
     if len(ids) > model.context:
         raise UserError(f"--prompt: {len(ids)} tokens exceed the context, {model.context}")
-    if unknown_id(tokenizer) in ids:
+    if unknown_id(tokenizer) in ids[1:]:  # the first one opens the text
         known = "; the words of the built-in grammar are all it knows"
         raise UserError(f"--prompt: {run.name} does not know every word of it{known}")
     stories: list[list[int]] = [list(ids) for _ in range(count)]

@@ -24,7 +24,7 @@ LINES = 20  # of problems that are told of one file
 
 
 class Item(Frozen):
-    """One probe: which of `answer` and `foils` follows `prompt`? All start with their own space."""
+    """One probe: which of `answer` and `foils` follows `prompt`? Words start with their space."""
 
     prompt: str = Field(min_length=1)
     answer: str = Field(min_length=1)
