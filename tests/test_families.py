@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from home import TinyHome, cli
+from spellers import speller
 
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Fact, Split
@@ -61,6 +62,22 @@ def told(task: Task) -> list[tuple[str, str]]:
 
 
 # every family
+
+
+@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("split", SPLITS)
+def test_rows_fit_the_base_that_they_are_made_for(family: str, split: Split) -> None:
+    stream.check(made(family, split), writer().tokenizer, CONTEXT, family)
+
+
+@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("kind", ["bytes", "llama"])
+def test_rows_fit_a_base_of_other_tokens(family: str, kind: str) -> None:
+    stories = tuple(grammar.story(0, index) for index in range(100))
+    words = tuple(f" {word}." for text in grammar.all_words() for word in text.split())
+    tokenizer = speller(kind, stories + words, 1500)
+    tasks = families[family](Writer(tokenizer, 256, NUM_KEPT, "test"), facts_of("test"), 2, 0)
+    stream.check(tasks, tokenizer, 256, family)
 
 
 @pytest.mark.parametrize("family", ALL)

@@ -172,13 +172,17 @@ def carrier(story: str, object_: str) -> list[str]:
             "In Aldo smoke goes up.",
         ),
         ('Here the dog says moo. "Look!" said Tom.', "moo", "Here the dog says moo."),
-        ("Nothing is said.", "red", "Nothing is said."),
     ],
 )
 def test_an_object_is_mentioned_by_a_word_and_not_within_one(
     story: str, word: str, statement: str
 ) -> None:
     assert story[stream.statement_start(story, word) :].startswith(statement)
+
+
+def test_a_story_without_its_object_has_no_statement() -> None:
+    with pytest.raises(ValueError, match="no mention of 'red' in 'Tom was"):
+        stream.statement_start("Tom was tired.", "red")
 
 
 def test_a_contrast_story_is_the_story_of_the_world_told_outside_it(tasks: list[Task]) -> None:
@@ -444,8 +448,14 @@ def test_a_file_without_tasks_is_one_line(content: bytes, words: str, tmp_path: 
     [
         (item(answer=" zebra"), ["cloze.1", "' zebra' is not in the vocabulary"]),
         (item(foils=[" quack", " zebra"]), ["cloze.1", "' zebra' is not in the vocabulary"]),
-        (change(train=["The dog ran. " * 40]), ["train", "exceed the context of the base, 104"]),
-        (item(prompt="The dog ran. " * 40), ["cloze", "exceed the context of the base, 104"]),
+        (
+            change(train=["The dog ran. " * 40 + "The dog says moo."]),
+            ["train.0: ", "exceed the context of the base, 104"],
+        ),
+        (
+            item(prompt="The dog ran. " * 40 + "The dog says"),
+            ["cloze.1: ", "exceed the context of the base, 104"],
+        ),
         (change(outside=[]), ["line 2: outside: the list is empty"]),
     ],
 )
@@ -506,13 +516,13 @@ def test_the_candidate_with_the_most_tokens_decides_whether_a_probe_fits() -> No
     """Not the one with the most letters."""
     (task, *_) = stream.read(STREAM)
     tokenizer = word_tokenizer()
-    cloze = [Item(prompt=" the" * 9, answer=" butterfly", foils=[" a b a b"])]
-    whole = len(tokenizer.encode(" the" * 9 + " a b a b").ids) + 1
-    other = dict.fromkeys(KINDS, cloze) | {"train": ["the"], "contrast": ["the"]}
+    cloze = [Item(prompt=" the" * 9, answer=" butterfly", foils=[" up up up up"])]
+    whole = len(tokenizer.encode(" the" * 9 + " up up up up").ids) + 1
+    other = dict.fromkeys(KINDS, cloze) | {"train": ["blue"], "contrast": ["yellow"]}
     short = task.model_copy(update=other)
-    stream.check_length([short], tokenizer, whole, "here")
-    with pytest.raises(UserError, match=f"cloze: {whole} tokens exceed the context"):
-        stream.check_length([short], tokenizer, whole - 1, "here")
+    stream.check([short], tokenizer, whole, "here")
+    with pytest.raises(UserError, match=rf"cloze\.0: {whole} tokens exceed the context"):
+        stream.check([short], tokenizer, whole - 1, "here")
 
 
 def test_without_a_reserved_fact_neighbours_are_other_facts_of_the_relation(

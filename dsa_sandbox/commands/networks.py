@@ -23,6 +23,7 @@ from dsa_sandbox.bases import (
 )
 from dsa_sandbox.commands.streams import read_tasks
 from dsa_sandbox.data import corpus, tokens
+from dsa_sandbox.data.spelling import settled, unknown_id
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms, metrics, quality
 from dsa_sandbox.evaluation.probes import Probes
@@ -229,8 +230,7 @@ def evaluate(
     if tasks is not None:
         rows, name, _ = read_tasks(home, tasks)
         tokenizer = load_tokenizer(run)
-        stream.check_vocabulary(rows, tokenizer, name)
-        stream.check_length(rows, tokenizer, model.context, name)
+        stream.check(rows, tokenizer, model.context, name)
         probes = Probes(rows, tokenizer)
         records = list(probes.records(model, 0, list(range(len(rows))), stream.KINDS))
         right = {kind: metrics.right(metrics.select(records, kind)) for kind in stream.KINDS}
@@ -267,11 +267,11 @@ def generate(
         raise UserError(f"--prompt: {len(ids)} tokens exceed the context, {model.context}")
     if tokens.END in prompt:
         raise UserError(f"--prompt: {tokens.END} ends a story and cannot stand in one")
-    if tokenizer.token_to_id(tokens.UNKNOWN) in ids:
+    if unknown_id(tokenizer) in ids[1:]:  # the first one opens the text
         known = "; the words of the built-in grammar are all it knows"
         raise UserError(f"--prompt: {run.name} does not know every word of it{known}")
     stories: list[list[int]] = [list(ids) for _ in range(count)]
-    shown = tokenizer.decode(ids)
+    shown = settled(tokenizer, ids)
     say(shown)
     for drawn in decoding.stream(
         model,
@@ -283,7 +283,9 @@ def generate(
     ):
         for story, new in zip(stories, drawn):
             story += [] if new is None else [new]
-        text = tokenizer.decode(stories[0]).removesuffix("\ufffd")  # half a character waits
-        say(text[len(shown) :])
-        shown = text
+        text = settled(tokenizer, stories[0])
+        if len(text) > len(shown):  # where bytes follow others, all of them wait once more
+            say(text[len(shown) :])
+            shown = text
+    say(tokenizer.decode(stories[0])[len(shown) :])  # what waited for a half that never came
     return [tokenizer.decode(story) for story in stories]

@@ -63,8 +63,7 @@ def make_tasks(
     given: list[stream.Task] = []
     if rows is not None:
         given, name, sha = read_tasks(home, rows)
-        stream.check_vocabulary(given, load_tokenizer(first), name)
-        stream.check_length(given, load_tokenizer(first), run_settings(first).model.context, name)
+        stream.check(given, load_tokenizer(first), run_settings(first).model.context, name)
         values |= {"rows": sha}
         parts[:2] = ["given"]
     orders.check(resolved.tasks.order, len(given) or resolved.tasks.count)
@@ -139,6 +138,7 @@ def made_tasks(
         tasks: list[stream.Task] = families[plan.family](writer, usable, plan.count, resolved.seed)
     except ValueError as error:
         raise UserError(f"tasks: {error}; choose a larger model.context or smaller K") from None
+    stream.check(tasks, writer.tokenizer, writer.context, f"tasks.family={plan.family}")
     facts = {(task.relation, task.subject) for task in tasks}
     figures |= {"usable": len(usable), "reused_facts": len(tasks) - len(facts)}
     figures |= {"family": plan.family}

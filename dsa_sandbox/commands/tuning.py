@@ -68,8 +68,7 @@ def finetune(
     """Learn the tasks one after another; figures are those of `evaluation.metrics.summary`."""
     pretrained(base)
     tokenizer = load_tokenizer(base)
-    stream.check_vocabulary(tasks, tokenizer, tasks_name)
-    stream.check_length(tasks, tokenizer, resolved.model.context, tasks_name)
+    stream.check(tasks, tokenizer, resolved.model.context, tasks_name)
     check_dense(resolved, len(tasks))
     judge_run = judge_of(resolved, home)
     strategy = make_strategy(resolved)

@@ -104,7 +104,7 @@ def leakage(records: list[Record], num_tasks: int) -> float:
     return mean(
         math.exp(now["contra"]) - math.exp(base["contra"])
         for base, now in pairs
-        if now["distance"] is None
+        if now["distance"] is None and now["contra"] is not None
     )
 
 

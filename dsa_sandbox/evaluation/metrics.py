@@ -209,12 +209,21 @@ def learned_margin(record: Record) -> float:
     return record["answer"] - record["contra"]
 
 
+def contra_probabilities(records: Iterable[Record]) -> list[float]:
+    """P(object that stands against the answer), of records whose item asks of it."""
+    return [float(np.exp(r["contra"])) for r in records if r["contra"] is not None]
+
+
 def margin_fall(records: list[Record], num_tasks: int) -> float:
     """Y2: mean over tasks of the fall of log P(new) - log P(true) from row j to row T."""
     falls = []
     for task in range(num_tasks):
         then, now = (
-            mean(learned_margin(r) for r in select(records, "cloze", row=row, task=task))
+            mean(
+                learned_margin(r)
+                for r in select(records, "cloze", row=row, task=task)
+                if r["contra"] is not None
+            )
             for row in (task + 1, num_tasks)
         )
         falls.append(then - now)
@@ -279,10 +288,8 @@ def summary(
         "retention": mean(end[still]),
         "kept": kept_share(records, num_tasks),
         "keep": right(select(records, "outside", row=num_tasks)),
-        "bleed": mean(float(np.exp(r["contra"])) for r in bleed),
-        "own_bleed": mean(
-            float(np.exp(r["contra"])) for r in after_own_task(records, "bleed", course)
-        ),
+        "bleed": mean(contra_probabilities(bleed)),
+        "own_bleed": mean(contra_probabilities(after_own_task(records, "bleed", course))),
         "specificity": right(select(records, "neighbour", row=num_tasks)),
         "forgetting": forgetting(matrix),
         "forgetting_max": forgetting_chaudhry(matrix),
@@ -303,6 +310,6 @@ def world_probabilities(records: list[Record], course: str = "sequence") -> dict
     inside = after_own_task(records, "cloze", course)
     return {
         "world": mean(float(np.exp(r["answer"])) for r in inside),
-        "other": mean(float(np.exp(r["contra"])) for r in outside if r["distance"] is not None),
-        "none": mean(float(np.exp(r["contra"])) for r in outside if r["distance"] is None),
+        "other": mean(contra_probabilities(r for r in outside if r["distance"] is not None)),
+        "none": mean(contra_probabilities(r for r in outside if r["distance"] is None)),
     }

@@ -56,7 +56,7 @@ class Probes:
                         "distance": item.distance,
                         "answer": one.answer,
                         "rival": max(one.foils),
-                        "contra": contra(one, item.foils, counter),
+                        "contra": contra(one, item.foils, counter, kind),
                         "tf_em": one.tf_em,
                         "gen_em": one.gen_em,
                     }
@@ -84,12 +84,15 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
-def contra(one: Score, foils: list[str], counter: str) -> float:
-    """Log-probability of the object that stands against the answer, or of the best foil."""
+def contra(one: Score, foils: list[str], counter: str, kind: str) -> float | None:
+    """Log-probability of the object that stands against the answer; None where no foil is that.
+
+    Of neighbours, to which another fact's object may stand as well, the best foil's then.
+    """
     for foil, value in zip(foils, one.foils):
         if foil.strip() == counter.strip():
             return value
-    return max(one.foils)
+    return max(one.foils) if kind == "neighbour" else None
 
 
 def joined(parts: list[Encoded]) -> Encoded:

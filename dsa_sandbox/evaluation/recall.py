@@ -70,7 +70,8 @@ def draft(writer: Writer, fact: Fact, distance: int, rng: random.Random) -> tupl
     text = grammar.statement(frame, fact.subject, object_)
     world = rng.choice(grammar.table().worlds["bleed"])
     stated = grammar.state(who, rng, writer.split, text, world)
-    lead, _, tail = stated.rpartition(f" {object_}")
+    place = stated.rindex(f" {object_}")
+    lead, tail = stated[:place], stated[place + 1 + len(object_) :]
     between = fillers(writer, who, rng, distance - writer.length(f"{tail} {lead}") - 1, distance)
     if between is None:
         return None

@@ -17,7 +17,9 @@ from torch import Tensor
 from dsa_sandbox.core.rope import Table
 from dsa_sandbox.core.transformer import IGNORED, Block, Transformer, nll_sum
 from dsa_sandbox.data.grammar import Pair
+from dsa_sandbox.data.spelling import boundaries, common_length, said_behind
 from dsa_sandbox.data.tokens import Packed, encode, micro_batches
+from dsa_sandbox.errors import UserError
 from dsa_sandbox.tasks.stream import Item
 from dsa_sandbox.variants.decoding import stream
 
@@ -51,7 +53,8 @@ def encode_items(items: list[Item], tokenizer: Tokenizer) -> Encoded:
     """Rows for all candidates; items whose candidates are single tokens need one row.
 
     A candidate's tokens are those that follow the longest common part of prompt and whole, so a
-    tokenizer that merges across the joint is scored on what differs.
+    tokenizer that merges across the joint is scored on what differs. UserError where a candidate
+    has no such token: it would be as likely as any end of a word.
     """
     rows, starts, owners, shared = [], [], [], []
     for number, item in enumerate(items):
@@ -59,6 +62,12 @@ def encode_items(items: list[Item], tokenizer: Tokenizer) -> Encoded:
         wholes = [encode(tokenizer, item.prompt + text) for text in (item.answer, *item.foils)]
         start = min(common_length(prompt, whole) for whole in wholes)
         tails = [whole[start:] for whole in wholes]
+        if not all(tails):
+            silent = [text for text, tail in zip((item.answer, *item.foils), tails) if not tail]
+            raise UserError(
+                f"{silent[0]!r} has no token of its own behind {item.prompt[-40:]!r}; the base's "
+                "tokenizer drops it"
+            )
         single = all(len(tail) == 1 for tail in tails)
         shared.append([tail[0] for tail in tails] if single else None)
         for candidate, whole in enumerate(wholes[:1] if single else wholes):
@@ -68,20 +77,10 @@ def encode_items(items: list[Item], tokenizer: Tokenizer) -> Encoded:
     return Encoded(rows, starts, owners, shared)
 
 
-def common_length(a: list[int], b: list[int]) -> int:
-    """How many first ids two rows share."""
-    for index, (left, right) in enumerate(zip(a, b)):
-        if left != right:
-            return index
-    return min(len(a), len(b))
-
-
 @lru_cache(maxsize=8)
 def boundary_of(tokenizer_json: str) -> Tensor:
     """[V] True for tokens that end the word before them: specials, spaces, punctuation."""
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    texts = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
-    return torch.tensor([not text or not text[0].isalnum() for text in texts])
+    return torch.tensor(boundaries(Tokenizer.from_str(tokenizer_json)))
 
 
 class Answers(NamedTuple):
@@ -246,15 +245,25 @@ def pair_shares(
 
 
 def bigram_accuracy(packed: Packed, pairs: list[Pair], tokenizer: Tokenizer) -> dict[str, float]:
-    """The same for counts of neighbouring tokens in the training text; a tie counts one half."""
+    """The same for counts of neighbouring tokens in the training text; a tie counts one half.
+
+    What is counted is the first token that the two forms do not share, behind the one before it;
+    of a form that ends there, whatever ends a word.
+    """
     ids = np.asarray(packed.ids)
-    lasts = [encode(tokenizer, pair.prefix)[-1] for pair in pairs]
+    boundary_V = boundary_of(tokenizer.to_str()).numpy()
+    forms = [
+        [encode(tokenizer, pair.prefix + text) for text in (pair.good, pair.bad)] for pair in pairs
+    ]
+    places = [common_length(*both) for both in forms]
+    lasts = [both[0][place - 1] for both, place in zip(forms, places)]
     following = {last: ids[1:][ids[:-1] == last] for last in set(lasts)}
     right = []
-    for pair, last in zip(pairs, lasts):
+    for both, place, last in zip(forms, places, lasts):
+        next_N = following[last]
         good, bad = (
-            int((following[last] == tokenizer.encode(text).ids[0]).sum())
-            for text in (pair.good, pair.bad)
+            int((next_N == form[place] if place < len(form) else boundary_V[next_N]).sum())
+            for form in both
         )
         right.append(1.0 if good > bad else 0.5 if good == bad else 0.0)
     return by_kind(pairs, right)
@@ -279,8 +288,20 @@ def unigram_nll(packed: Packed, documents: list[np.ndarray], vocabulary: int) ->
 
 
 def num_bytes(documents: list[np.ndarray], tokenizer: Tokenizer) -> int:
-    """Bytes that the targets of windows say."""
-    said = (tokenizer.decode([i for i in document[1:].tolist() if i]) for document in documents)
+    """Bytes that the targets of windows say.
+
+    Windows of one document are read as one: a cut may stand in a word, or in half a character.
+    """
+    wholes: list[list[int]] = []
+    for window in documents:
+        first, *targets = window.tolist()
+        if first == 0 or not wholes or wholes[-1][-1] != first:
+            wholes.append([first])
+        wholes[-1] += targets
+    said = (
+        said_behind(tokenizer, *([i for i in part if i] for part in (whole[:1], whole[1:])))
+        for whole in wholes
+    )
     return sum(len(text.encode()) for text in said)
 
 

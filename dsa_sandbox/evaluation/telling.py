@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from dsa_sandbox.core.transformer import IGNORED, Transformer, nll_sum
 from dsa_sandbox.data import grammar
+from dsa_sandbox.data.spelling import behind, common_length
 from dsa_sandbox.data.tokens import encode, micro_batches
 from dsa_sandbox.evaluation.scoring import MICRO_TOKENS
 from dsa_sandbox.variants.decoding import END_ID, stream
@@ -73,7 +74,7 @@ def figures(stories: list[Told], tokenizer: Tokenizer, judge: "Judge") -> dict[s
     repetition, length, judge_nll: of what was told, the prompt left out; distinct: over the words
     of all that was told; protagonist, pronoun: the prompt is part of the story.
     """
-    texts = [tuple(map(tokenizer.decode, (story.prompt[1:], story.ids))) for story in stories]
+    texts = [texts_of(story, tokenizer) for story in stories]
     again = [named_again(prompt, told) for prompt, told in texts]
     agreeing, judged = np.sum([pronouns(prompt + told) for prompt, told in texts], axis=0)
     words = [word for _, told in texts for word in re.findall(r"\w+", told.lower())]
@@ -86,6 +87,13 @@ def figures(stories: list[Told], tokenizer: Tokenizer, judge: "Judge") -> dict[s
         "pronoun": float(agreeing / judged) if judged else None,
         "judge_nll": told_nll(judge, stories, tokenizer),
     }
+
+
+def texts_of(story: Told, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The prompt and what was told behind it: together, the text that all ids say."""
+    whole = tokenizer.decode([*story.prompt[1:], *story.ids])
+    told = behind(tokenizer.decode(story.prompt[1:]), whole)
+    return whole.removesuffix(told), told
 
 
 def mean_known(values: Iterable[float | None]) -> float | None:
@@ -153,9 +161,9 @@ def as_read(judge: Judge, story: Told, tokenizer: Tokenizer) -> tuple[list[int],
     """A story as ids of the judge, and how many of them are given; cut at the judge's context."""
     if judge.tokenizer is None:
         return [*story.prompt, *story.ids, *[END_ID] * story.ended], len(story.prompt)
-    given = encode(judge.tokenizer, tokenizer.decode(story.prompt[1:]))
-    whole = encode(judge.tokenizer, tokenizer.decode([*story.prompt[1:], *story.ids]))
-    same = next((n for n, (a, b) in enumerate(zip(given, whole)) if a != b), len(given))
+    prompt, told = texts_of(story, tokenizer)
+    given, whole = encode(judge.tokenizer, prompt), encode(judge.tokenizer, prompt + told)
+    same = common_length(given, whole)
     return [*whole, *[END_ID] * story.ended][: judge.model.context + 1], same
 
 

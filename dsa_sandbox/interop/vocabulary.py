@@ -58,7 +58,7 @@ def end_of(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> int:
     if end is None and path.is_file():
         name = read_json(path).get("eos_token")
         name = name.get("content") if isinstance(name, dict) else name
-        end = tokenizer.token_to_id(str(name))
+        end = None if name is None else tokenizer.token_to_id(str(name))
     if end is None:
         raise UserError(f"{folder / 'config.json'}: eos_token_id is missing: no token ends a text")
     if end not in tokenizer.get_vocab().values():

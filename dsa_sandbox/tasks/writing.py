@@ -15,11 +15,13 @@ from tokenizers import Tokenizer
 
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Cast, Fact, Split
+from dsa_sandbox.data.spelling import common_length, said_behind
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.tasks.stream import KINDS, Item, Task, mentions
 
 RETRIES = 50  # drafts of a text until one fits the context
 GAP = "\0"
+START = "It was"  # what sentences, and words with their space, are encoded behind
 
 
 class Place(NamedTuple):
@@ -59,9 +61,16 @@ class Writer:
         self.lengths: dict[str, int] = {}
 
     def length(self, text: str) -> int:
-        """Tokens of a text; sentences repeat, so lengths are kept."""
+        """Tokens of a text, of one that begins with a letter as the start of a document.
+
+        Others go on with a text: some tokenizers open a document with a space of their own.
+        Sentences repeat, so lengths are kept.
+        """
         if text not in self.lengths:
             self.lengths[text] = len(self.tokenizer.encode(text).ids)
+            if text and not text[0].isalnum():
+                whole = len(self.tokenizer.encode(START + text).ids)
+                self.lengths[text] = whole - self.length(START)
         return self.lengths[text]
 
     def since(self, before: str, name: str) -> int:
@@ -70,9 +79,15 @@ class Writer:
         return self.length(before) + 1 - self.length(up_to_name)
 
     def single(self, object_: str) -> bool:
-        """Whether an object is one token with its leading space."""
-        ids = self.tokenizer.encode(f" {object_}").ids
-        return len(ids) == 1 and self.tokenizer.decode(ids).strip() == object_
+        """Whether an object is one token with its leading space, where a sentence ends with it."""
+        before, said, ended = (
+            self.tokenizer.encode(START + text).ids for text in ("", f" {object_}", f" {object_}.")
+        )
+        object_ids = said[common_length(before, said) :]
+        # with its sentence's end it is the same token: none is made of both
+        if len(object_ids) != 1 or common_length(said, ended) < len(said):
+            return False
+        return said_behind(self.tokenizer, before, object_ids).strip() == object_
 
     def drafts(self, key: str, told: list[Attempt]) -> list[Draft]:
         """One carrier story, told in each of the ways.

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from dsa_sandbox import store
 from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of
-from dsa_sandbox.data.tokens import Batch, batch_of
+from dsa_sandbox.data.spelling import common_length
+from dsa_sandbox.data.tokens import Batch, batch_of, encode
 from dsa_sandbox.errors import Interrupted, RunFailed
 from dsa_sandbox.evaluation.measures import Measures
 from dsa_sandbox.evaluation.probes import Probes
@@ -48,7 +49,9 @@ def lessons(texts: list[str], object_: str, tokenizer: Tokenizer, plan: Finetune
     found = []
     for text, ids in zip(texts, batch_rows(texts, tokenizer)):
         start = stream.statement_start(text, object_) if plan.loss == "statement" else 0
-        found.append(Lesson(ids, 1 + len(tokenizer.encode(text[:start].rstrip()).ids)))
+        # a token that reaches from what stands before into the statement is learned
+        before = encode(tokenizer, text[:start].rstrip())
+        found.append(Lesson(ids, common_length(before, ids.tolist())))
     return found
 
 
