@@ -8,18 +8,19 @@ Pre-trains both networks for each seed, two processes side by side, and prints t
 import argparse
 import json
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
+
+from dsa_sandbox import children
 
 
 def pretrain(arch: str, seed: int, options: argparse.Namespace) -> dict[str, object]:
     """The figures of one base."""
-    command = [sys.executable, "-m", "dsa_sandbox", "pretrain", "--json", "--quiet"]
-    command += ["--arch", arch, "--seed", str(seed), "--home", options.home]
-    command += ["--preset", options.preset]
+    arguments = ["pretrain", "--json", "--quiet", "--arch", arch, "--seed", str(seed)]
+    arguments += ["--home", options.home, "--preset", options.preset]
     for text in options.set:
-        command += ["--set", text]
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        arguments += ["--set", text]
+    command, environment = children.command(arguments), children.environment()
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
     return dict(json.loads(result.stdout))
 
 

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import store
+from dsa_sandbox import children, store
 from dsa_sandbox.registry import strategies
 
 FILES = ("model.safetensors", "metrics.jsonl", "records.jsonl")
@@ -28,10 +28,10 @@ LITTLE = ("num_heldout=8", "pairs=4", "recall_items=2", "stories=2", "recovery_t
 Cell = tuple[str, list[str]]  # a label; the command line
 
 
-def start(arguments: list[str]) -> "subprocess.Popen[str]":
+def start(arguments: list[str]) -> "subprocess.Popen[bytes]":
     """The command as a child process."""
-    command = [sys.executable, "-m", "dsa_sandbox", *arguments, "--quiet"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = children.command([*arguments, "--quiet"])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=children.environment())
 
 
 def finish(arguments: list[str]) -> Path:
@@ -40,7 +40,7 @@ def finish(arguments: list[str]) -> Path:
     output, _ = child.communicate()
     if child.returncode:
         raise SystemExit(f"ended with code {child.returncode}: {' '.join(arguments)}")
-    return Path(output.strip())
+    return children.path_of(output)
 
 
 def kill_midway(arguments: list[str], run: store.Run, whole: list[dict[str, Any]]) -> str:

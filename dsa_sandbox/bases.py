@@ -107,7 +107,7 @@ def load_tokenizer(run: Run) -> Tokenizer:
     """The tokenizer of a run; UserError where its file is torn or altered."""
     path = run.checked("tokenizer.json") if run.finished else run.path / "tokenizer.json"
     try:
-        return tokens.plain(Tokenizer.from_file(str(path)))
+        return tokens.plain(Tokenizer.from_str(path.read_text("utf-8")))
     except Exception as error:  # the library raises Exception itself
         raise UserError(f"{path}: not a tokenizer: {error}") from None
 

@@ -1,7 +1,6 @@
 """The command line as a whole: all commands, and what becomes of their problems."""
 
 import difflib
-import os
 import re
 import sys
 from typing import Annotated, Any, NoReturn
@@ -9,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from dsa_sandbox import looking, making, measuring
-from dsa_sandbox.errors import Interrupted, RunFailed, UserError
+from dsa_sandbox.errors import Interrupted, RunFailed, UserError, reason
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # Typer's Click is its own copy
 
@@ -50,6 +49,9 @@ def top(
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
+    from dsa_sandbox import console
+
+    console.prepare_streams()
     sys.exit(run_app(sys.argv[1:]))
 
 
@@ -78,8 +80,15 @@ def run_app(arguments: list[str]) -> int:
         console.report_error([f"{error}; {advice}: {again}"], error.exit_code, as_json)
         return error.exit_code
     except (BrokenPipeError, console.ClosedPipe):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        console.silence(sys.stdout)
         return 141
+    except OSError as error:
+        if error.errno not in console.REFUSALS:
+            raise
+        console.report_error([f"{error.filename or 'output'}: {reason(error)}"], 3, as_json)
+        return 3
+    finally:
+        console.forget_unwritten()
 
 
 def usage_line(error: Any) -> str:

@@ -1,6 +1,8 @@
 """The terminal: results on stdout, all else on stderr, signals, and errors in one line."""
 
+import codecs
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -8,13 +10,17 @@ import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
-from dsa_sandbox.errors import Interrupted
+from dsa_sandbox.errors import Interrupted, RunFailed, reason
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.store import without_nan
 
 PLAIN_EVERY_S = 5.0  # between progress lines where there is no terminal
+
+
+# of the machine, not of our code
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EACCES)
 
 
 class ClosedPipe(Exception):
@@ -70,7 +76,7 @@ class Terminal(Listener):
         if self.bar is not None:
             self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def _draw(self, label: str, done: int, total: int, detail: str) -> None:
         from rich.console import Console
@@ -101,34 +107,94 @@ def catch_signals(terminal: Terminal) -> None:
         terminal.stop_signal = number
         if not terminal.deferring:
             raise Interrupted(number)
-        print("\nfinishing the step and saving; again to end at once", file=sys.stderr, flush=True)
+        say("\nfinishing the step and saving; again to end at once")
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), handle)
 
 
+def prepare_streams() -> None:
+    """Let both streams say anything, whatever the terminal can show; one that is closed is deaf."""
+    codecs.register_error("spelled", spelled)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="spelled")
+
+
+def spelled(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For a character that an encoding lacks: the byte of a path that was no text, or `\\u00e9`."""
+    assert isinstance(error, UnicodeEncodeError)
+    one = UnicodeEncodeError(
+        error.encoding, error.object, error.start, error.start + 1, error.reason
+    )
+    try:
+        return codecs.lookup_error("surrogateescape")(one)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(one)
+
+
 def emit(text: str, end: str = "\n") -> None:
-    """A result on stdout; ClosedPipe where nobody reads on."""
+    """A result on stdout; ClosedPipe where nobody reads on, RunFailed where it has no room."""
     try:
         print(text, end=end, flush=True)
     except BrokenPipeError as error:
         raise ClosedPipe from error
+    except OSError as error:
+        raise RunFailed(f"stdout: cannot be written: {reason(error)}") from error
 
 
 def emit_json(value: dict[str, Any]) -> None:
-    """One object on stdout; NaN is null."""
-    emit(json.dumps({"schema": 1, **without_nan(value)}, ensure_ascii=False, allow_nan=False))
+    """One object on stdout; NaN is null. ASCII where stdout is not UTF-8."""
+    emit(one_line({"schema": 1, **without_nan(value)}, sys.stdout))
+
+
+def one_line(value: dict[str, Any], stream: TextIO) -> str:
+    """The object as the stream can say it: escapes of our own would be no JSON."""
+    text = json.dumps(value, ensure_ascii=not has_unicode(stream), allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a path that is no text
+        return json.dumps(value, allow_nan=False)
+    return text
+
+
+def say(text: str) -> None:
+    """A line on stderr. Work goes on where that has no room; nobody reading on ends it."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        silence(sys.stderr)
 
 
 def report_error(lines: list[str], exit_code: int, as_json: bool) -> None:
     """The problems on stderr: a line each, or one object."""
     if as_json:
         error = {"schema": 1, "error": {"messages": lines, "exit_code": exit_code}}
-        print(json.dumps(error, ensure_ascii=False), file=sys.stderr, flush=True)
+        say(one_line(error, sys.stderr))
     else:
         for line in lines:
-            print(f"error: {line}", file=sys.stderr, flush=True)
+            say(f"error: {line}")
+
+
+def forget_unwritten() -> None:
+    """Let no stream that cannot be written speak up again at the very end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """What the stream still holds goes nowhere: it would fail once more as Python ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def has_colour(stream: Any) -> bool:

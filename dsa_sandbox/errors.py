@@ -24,3 +24,14 @@ class Interrupted(Exception):
         super().__init__(f"interrupted by signal {signal_number}")
         self.signal_number, self.resume = signal_number, resume
         self.exit_code = 128 + signal_number
+
+
+def reason(error: BaseException) -> str:
+    """Why the system refused, in one line: `No space left on device`; never `None`.
+
+    Of a failure that another caused, the cause. Libraries raise an OSError that holds only a text.
+    """
+    while isinstance(error, RunFailed) and error.__cause__ is not None:
+        error = error.__cause__
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())

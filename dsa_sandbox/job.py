@@ -62,6 +62,7 @@ class Job:
         force: bool,
         includes: Mapping[str, str] | None,
         listener: Listener,
+        latest: bool = False,
     ) -> None:
         engine = machine.resolve(resolved.machine, resolved.preset)
         if command in TRAINING:
@@ -70,7 +71,8 @@ class Job:
         self.name = store.run_name(command, parts, self.identity)
         self.home, self.command, self.resolved = home, command, resolved
         self.parents, self.listener, self.includes = parents, listener, dict(includes or {})
-        self.run, self.finished = store.open_run(home, self.name, self.identity, force)
+        self.run, self.finished = store.open_run(home, self.name, self.identity, force, latest)
+        self.begun = (self.run.path / "manifest.json").exists()
         self.engine = self.kept_engine(engine)
 
     def kept_engine(self, engine: Engine) -> Engine:
@@ -95,15 +97,28 @@ class Job:
             self.listener.warn(f"{self.run.name} was made by other source code than this")
         return Result(self.run, dict(manifest.get("figures", {})))
 
-    def begin(self, stack: ExitStack, **extra: Any) -> None:
-        """Make the folder, hold its lock, write settings and manifest; set up the process."""
+    def begin(self, stack: ExitStack, *, wait: bool = False, **extra: Any) -> bool:
+        """Make the folder, hold its lock, write settings and manifest; set up the process.
+
+        False where another process has finished the run since we looked: there is nothing to do.
+        With `wait`, one that is at work on it is waited for.
+        """
         store.make_home(self.home)
-        fresh = not (self.run.path / "manifest.json").exists()
         self.run.path.mkdir(exist_ok=True)
-        stack.enter_context(locks.only_writer(self.run.path))
+
+        def waits(holder: str) -> None:
+            self.listener.note(f"waiting for {self.run.name}, which another makes ({holder})")
+
+        stack.enter_context(locks.only_writer(self.run.path, waits if wait else None))
         stack.callback(self.run.close)
+        self.finished = store.looked_into(self.run, self.identity).finished
+        if self.finished:
+            return False
+        begun = (self.run.path / "manifest.json").exists()
+        if begun and not self.begun:  # by one that we waited for, and that came to no end
+            self.engine = self.kept_engine(self.engine)
         machine.start(self.engine)
-        if fresh:
+        if not begun:
             toml = resolving.as_toml(self.resolved)
             store.write_atomic(self.run.path / "settings.toml", toml)
             self.run.update(
@@ -112,6 +127,7 @@ class Job:
                 identity=self.identity,
                 state="running",
                 created=time.time(),
+                number=store.next_number(self.home),
                 arch=self.resolved.arch,
                 preset=self.resolved.preset,
                 seed=self.resolved.seed,
@@ -121,11 +137,12 @@ class Job:
                 environment=store.environment(),
                 **extra,
             )
-            return
+            return True
         self.run.update(state="running")
         if self.run.manifest["environment"]["machine"] != store.environment()["machine"]:
             self.run.update(resumed_elsewhere=True)
             self.listener.warn("resuming on another kind of machine: the result is not bit-exact")
+        return True
 
     def fail(self, error: BaseException) -> None:
         """Note in the manifest how the work ended, where it did not end well."""

@@ -1,34 +1,38 @@
 """One writer for each run: a lock that dies with its process, and who holds it."""
 
 import contextlib
+import errno
 import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout, lock_descriptor
 
-from dsa_sandbox.errors import UserError
+from dsa_sandbox.errors import UserError, reason
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system
+PATIENCE_S = 0.2  # `being_written` holds a lock for an instant
+Told = Callable[[str], None]
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the run's lock; UserError naming who holds it. A dead holder of this host loses it."""
+def only_writer(folder: Path, waits: Told | None = None) -> Iterator[None]:
+    """Hold the run's lock. Where another has it: UserError naming it, or with `waits` it is told
+    that and waited for.
+    """
     owner = folder / ".owner.json"
-    path = str(folder / ".lock")
-    lock: Any = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock = acquired(folder / ".lock", folder / ".softlock", waits, lambda: who_holds(folder))
     except Timeout:
-        raise UserError(f"{folder}: another process writes here ({who_holds(owner)})") from None
-    except (NotImplementedError, OSError):  # a file system without locks: a file says it is held
-        lock = soft_lock(folder, owner)
+        raise UserError(f"{folder}: another process writes here ({who_holds(folder)})") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {reason(error)}") from None
     me = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
-    owner.write_text(json.dumps(me), "utf-8")
     try:
+        owner.write_text(json.dumps(me), "utf-8")
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -36,60 +40,96 @@ def only_writer(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def soft_lock(folder: Path, owner: Path) -> Any:
-    """A lock by existence; one of a dead process of this host is taken over."""
-    lock = SoftFileLock(str(folder / ".softlock"))
+@contextlib.contextmanager
+def waited_for(path: Path, told: Told = lambda who: None) -> Iterator[None]:
+    """Hold the lock at `path`; while another holds it, say so once and wait."""
+    lock = acquired(path, path.with_suffix(".softlock"), told, lambda: "another process")
     try:
-        lock.acquire(timeout=0)
+        yield
+    finally:
+        lock.release()
+
+
+def acquired(
+    path: Path, soft_path: Path, waits: Told | None, holder: Callable[[], str]
+) -> BaseFileLock:
+    """The lock, held; Timeout where another holds it and nobody is to be told that we wait.
+
+    A file system without locks gets one by existence: `soft_path` names its holder, and filelock
+    takes over from a dead process of this host.
+    """
+    try:
+        return patient(FileLock(path, fallback_to_soft=False), waits, holder)
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        if isinstance(error, Timeout) or error.errno not in NO_LOCKS:
+            raise
+    return patient(SoftFileLock(soft_path), waits, holder)
+
+
+def patient(lock: BaseFileLock, waits: Told | None, holder: Callable[[], str]) -> BaseFileLock:
+    """The lock, acquired at once or, where somebody hears that we wait, in the end."""
+    try:
+        lock.acquire(timeout=PATIENCE_S)
     except Timeout:
-        try:
-            holder = json.loads(owner.read_text("utf-8"))
-        except (OSError, ValueError):
-            holder = {}
-        if holder.get("host") != socket.gethostname() or is_alive(int(holder.get("pid", 0))):
-            raise UserError(f"{folder}: another process writes here ({who_holds(owner)})") from None
-        (folder / ".softlock").unlink()
-        lock.acquire(timeout=0)
+        if waits is None:
+            raise
+        waits(holder())
+        lock.acquire()
     return lock
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this host runs."""
+def who_holds(folder: Path) -> str:
+    """`pid 123 on host, for 40 s`, as far as the run's files tell."""
+    soft = folder / ".softlock"
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def who_holds(owner: Path) -> str:
-    """`pid 123 on host, for 40 s`, as far as the owner's file tells."""
-    try:
-        holder = json.loads(owner.read_text("utf-8"))
-        held_s = time.time() - holder["started"]
-        return f"pid {holder['pid']} on {holder['host']}, for {held_s:.0f} s"
+        if soft.exists():  # filelock writes there who holds it
+            pid, host = soft.read_text("utf-8").splitlines()[:2]
+            host, since = host.partition("?")[0], soft.stat().st_mtime  # without its namespace
+        else:
+            holder = json.loads((folder / ".owner.json").read_text("utf-8"))
+            pid, host, since = holder["pid"], holder["host"], holder["started"]
+        return f"pid {pid} on {host}, for {max(0.0, time.time() - since):.0f} s"
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown"
 
 
 def being_written(folder: Path) -> bool:
-    """Whether some process holds the run's lock now."""
-    if not (folder / ".lock").exists():
-        return False
-    lock: Any = FileLock(str(folder / ".lock"))
+    """Whether some process holds the run's lock now. Nothing is written to find out."""
+    path = folder / ".lock"
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        descriptor = opened(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # we cannot tell
+    try:
+        return not lock_descriptor(descriptor, blocking=False)
+    except OSError as error:
+        return error.errno not in NO_LOCKS or softly_held(folder / ".softlock")
+    finally:
+        os.close(descriptor)  # and the lock is free again
+
+
+def opened(path: Path) -> int:
+    """A descriptor to lock; where the file may only be read, that is enough."""
+    try:
+        return os.open(path, os.O_RDWR)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY)
+
+
+def softly_held(path: Path) -> bool:
+    """Whether a lock by existence is held; one of a dead process goes."""
+    if not path.exists():
+        return False
+    try:
+        SoftFileLock(path).acquire(timeout=PATIENCE_S).lock.release()
+    except OSError:  # Timeout is one
         return True
-    except (
-        NotImplementedError,
-        OSError,
-    ):  # no locks here: the file that says so may be a dead one's
-        try:
-            lock = soft_lock(folder, folder / ".owner.json")
-        except (UserError, OSError):
-            return True
-    lock.release()
     return False

@@ -8,6 +8,7 @@ import typer
 
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.options import (
+    OUTPUT,
     AllowMismatch,
     Arch,
     Config,
@@ -409,6 +410,15 @@ def run(
     set_: Set = None,
     include: Include = None,
     home: Home = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Make every run anew beside those that are there; interrupted, the same command "
+            "goes on with what it has made.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -454,6 +464,7 @@ def run(
         count=count,
         seed=seed,
         jobs=jobs,
+        force=force,
     )
     if dry_run:
         answer_plan(call, "run", {**network_plan(call), **plan.described()})

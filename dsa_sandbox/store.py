@@ -7,6 +7,7 @@ model.safetensors (only when finished)  checkpoints/step-00001000/
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -16,11 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsa_sandbox.errors import RunFailed, UserError
-from dsa_sandbox.locks import being_written
+from dsa_sandbox.errors import RunFailed, UserError, reason
+from dsa_sandbox.locks import being_written, waited_for
 from dsa_sandbox.registry import nearest
 
 NUMERICS = 5  # bump when results change on purpose; tests/test_pretrain.py says when
+COUNTER = ".last-run"  # file of the home: how many runs were begun in it
 HASHED = ("settings.toml", "tokenizer.json", "tasks.jsonl", "metrics.jsonl", "records.jsonl",
           "model.safetensors", "base.safetensors")  # fmt: skip
 
@@ -35,7 +37,7 @@ def make_home(home: Path) -> Path:
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"home {home}: cannot be made: {error.strerror}") from None
+        raise UserError(f"home {home}: cannot be made: {reason(error)}") from None
     if not os.access(home, os.W_OK):
         raise UserError(f"home {home}: not writable")
     return home
@@ -77,7 +79,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise RunFailed(f"{path}: cannot be written: {error.strerror}") from error
+        raise RunFailed(f"{path}: cannot be written: {reason(error)}") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -127,9 +129,14 @@ def git_state() -> str:
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return ""
+    # a hook's GIT_DIR names another repository; reading the state needs no lock on its index
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    ours["GIT_OPTIONAL_LOCKS"] = "0"
     try:
         commit, changes = (
-            subprocess.run(["git", "-C", str(root), *args], capture_output=True, timeout=5).stdout
+            subprocess.run(
+                ["git", "-C", str(root), *args], capture_output=True, timeout=5, env=ours
+            ).stdout
             for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
         )
     except (OSError, subprocess.TimeoutExpired):
@@ -209,7 +216,7 @@ class Run:
             self.handles[name].write(line + "\n")
             self.handles[name].flush()
         except OSError as error:
-            raise RunFailed(f"{self.path / name}: cannot be written: {error.strerror}") from error
+            raise RunFailed(f"{self.path / name}: cannot be written: {reason(error)}") from error
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Lines of a JSON-lines file; a torn last line (a writer at work) is left out."""
@@ -264,10 +271,12 @@ def save_model(run: Run, model: Any) -> None:
 def load_tensors(path: Path) -> dict[str, Any]:
     """Tensors of a file; UserError where it is torn."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load, load_file
 
     try:
-        return load_file(path)
+        if str(path).isprintable():
+            return load_file(path)
+        return load(path.read_bytes())  # the library's paths are text, and this one may be bytes
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: torn or altered: {error}") from None
 
@@ -292,7 +301,9 @@ def save_checkpoint(
         sync_folder(folder)
     except (OSError, RunFailed) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise RunFailed(f"{final}: cannot be saved: {error}; the last checkpoint stands") from error
+        raise RunFailed(
+            f"{final}: cannot be saved: {reason(error)}; the last checkpoint stands"
+        ) from error
     for other in folder.iterdir():
         if other != final:
             shutil.rmtree(other, ignore_errors=True)
@@ -328,19 +339,27 @@ class Opened(NamedTuple):
     finished: bool
 
 
-def open_run(home: Path, name: str, identity: str, force: bool) -> Opened:
+def open_run(
+    home: Path, name: str, identity: str, force: bool = False, latest: bool = False
+) -> Opened:
     """The folder for this identity: new, to be resumed, or finished.
 
-    `force` makes a new one beside it, or goes on with one it made and did not finish. An unfinished
-    run of other source code is refused.
+    `force` makes a new one beside it, or goes on with one it made and did not finish; `latest` is
+    the newest that is finished. An unfinished run of other source code is refused.
     """
-    path = home / name
-    if force:
-        number = 2
-        while path.exists() and not (number > 2 and is_unfinished(Run(path))):
-            path = home / f"{name}-{number}"
-            number += 1
-    run = Run(path)
+    path, number = home / name, 2
+    while force and path.exists() and not (number > 2 and is_unfinished(Run(path))):
+        path, number = home / f"{name}-{number}", number + 1
+    for run in all_runs(home) if latest else ():
+        manifest = readable_manifest(run)
+        if manifest.get("identity") == identity and manifest.get("state") == "finished":
+            path = run.path
+    return looked_into(Run(path), identity)
+
+
+def looked_into(run: Run, identity: str) -> Opened:
+    """The run as it stands now; UserError where it is not ours to go on with."""
+    path = run.path
     if not (path / "manifest.json").exists():  # new, or killed before it said anything
         return Opened(run, False)
     manifest = run.manifest
@@ -351,13 +370,15 @@ def open_run(home: Path, name: str, identity: str, force: bool) -> Opened:
     if manifest.get("environment", {}).get("source") != source_digest():
         raise UserError(
             f"{path}: unfinished, and begun by other source code; start anew with --force or "
-            f"remove it: dsa-sandbox rm {name}"
+            f"remove it: dsa-sandbox rm {run.name}"
         )
     return Opened(run, False)
 
 
 def is_unfinished(run: Run) -> bool:
     """Whether the run was begun by this very source code, and can go on."""
+    if not (run.path / "manifest.json").exists():  # killed before it said anything
+        return True
     manifest = readable_manifest(run)
     same = manifest.get("environment", {}).get("source") == source_digest()
     return same and manifest.get("state") != "finished"
@@ -371,20 +392,65 @@ def readable_manifest(run: Run) -> dict[str, Any]:
         return {}
 
 
+class Age(NamedTuple):
+    """Where a run stands among those of a home; the greatest is the newest."""
+
+    number: int  # of the home's counter; runs of before it have none: 0
+    created: float  # seconds since 1970 by a clock that may have been wrong
+    after: int  # runs of one chain that a counter or a clock puts in the wrong order
+
+
 def all_runs(home: Path) -> list[Run]:
-    """Runs of the home, oldest first."""
+    """Runs of the home, oldest first: as they were begun, and always behind their parents."""
     if not home.is_dir():
         return []
     found = [Run(path) for path in home.iterdir() if (path / "manifest.json").exists()]
-    return sorted(found, key=lambda run: (created(run), run.name))
+    manifests = {run.name: readable_manifest(run) for run in found}
+    ages: dict[str, Age] = {}
+    return sorted(found, key=lambda run: (age_of(run.name, manifests, ages), run.name))
 
 
-def created(run: Run) -> float:
-    """When the run was begun (seconds since 1970), 0 where its manifest does not say."""
+def age_of(name: str, manifests: Mapping[str, dict[str, Any]], ages: dict[str, Age]) -> Age:
+    """The run's own age, or one just above that of its newest parent; `ages` keeps what is known.
+
+    Runs that were copied in have numbers of another home, and clocks are set back.
+    """
+    if name not in ages:
+        manifest = manifests[name]
+        own = Age(int(figure(manifest, "number")), figure(manifest, "created"), 0)
+        ages[name] = own  # manifests that name each other must not keep us here
+        parents = manifest.get("parents")
+        for parent in parents if isinstance(parents, dict) else ():
+            if parent in manifests:
+                theirs = age_of(parent, manifests, ages)
+                own = max(own, theirs._replace(after=theirs.after + 1))
+        ages[name] = own
+    return ages[name]
+
+
+def figure(manifest: Mapping[str, Any], key: str) -> float:
+    """A number of a manifest, 0 where it does not say it."""
     try:
-        return float(readable_manifest(run).get("created", 0))
+        value = float(manifest.get(key, 0))
     except (TypeError, ValueError):
         return 0.0
+    return value if math.isfinite(value) else 0.0
+
+
+def next_number(home: Path) -> int:
+    """One more than any run of the home has had: what makes a run newer, whatever the clock says.
+
+    The last one given stands in a file; where that is gone, the runs tell.
+    """
+    path = home / COUNTER
+    with waited_for(path.with_suffix(".lock")):
+        try:
+            last = int(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            numbers = (figure(readable_manifest(run), "number") for run in all_runs(home))
+            last = int(max(numbers, default=0))
+        write_atomic(path, f"{last + 1}\n")
+    return last + 1
 
 
 def find_run(home: Path, text: str) -> Run:

@@ -1,19 +1,19 @@
 """The study: a grid whose cells are command lines; the store is all that they share."""
 
-import os
+import json
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from dsa_sandbox import machine
+from dsa_sandbox import children, machine, store
 from dsa_sandbox.bases import pretrained
 from dsa_sandbox.commands import tuning
+from dsa_sandbox.data import corpus
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms as arms_module
 from dsa_sandbox.evaluation import learning
@@ -25,6 +25,7 @@ from dsa_sandbox.store import Run, find_run
 from dsa_sandbox.tasks import orders
 
 REGISTRIES = {"archs": archs, "strategies": strategies}
+ANEW = ".study-"  # files of the home: what a study with --force has made so far
 FOR_INDEXED = (*INDEXER_KEYS, "train.dense_fraction")  # settings that mean nothing to `dense`
 FOR_TAUGHT = ("finetune.indexer", "finetune.indexer_learning_rate")  # and those of its arms
 
@@ -52,6 +53,7 @@ class Plan(NamedTuple):
     jobs: int
     threads: int
     num_tasks: int
+    anew: Path | None = None  # of a study with --force: the file of what it has made so far
 
     def of_base(self, arch: str) -> list[str]:
         """What build and pretrain are told of a network."""
@@ -68,6 +70,7 @@ class Plan(NamedTuple):
             "tasks": self.num_tasks,
             "jobs": self.jobs,
             "threads": self.threads,
+            "force": self.anew is not None,
         }
 
 
@@ -148,6 +151,7 @@ def plan(
     count: int | None,
     seed: int | None,
     jobs: int | None,
+    force: bool = False,
 ) -> Plan:
     """Turn options into the command lines of the grid."""
     common = ["--home", str(home)]
@@ -184,6 +188,10 @@ def plan(
     if not resolved.machine.threads and resolved.preset != "smoke":
         threads = max(1, cores // jobs)
     common += ["--set", f"machine.threads={threads}"]
+    anew = None
+    if force:
+        files = [*include, *([config] if config else [])]
+        anew = home / f"{ANEW}{study_digest(resolved, archs, strategies, own, files)}.json"
     return Plan(
         archs,
         strategies,
@@ -198,11 +206,54 @@ def plan(
         jobs,
         threads,
         resolved.tasks.count,
+        anew,
     )
 
 
+def study_digest(
+    resolved: Settings,
+    networks: list[str],
+    chosen: list[str],
+    strategy_sets: list[str],
+    files: Sequence[Path],
+) -> str:
+    """What makes a study with --force the one that was interrupted: all but the machine."""
+    asked = resolved.model_dump(exclude={"machine"})
+    read = [store.file_digest(path) for path in files]
+    text = corpus.resolve(resolved.data).digest
+    key = [asked, networks, chosen, strategy_sets, read, text, store.source_digest()]
+    return store.digest_of(key)[:16]
+
+
 def run(plan: Plan, listener: Listener) -> Outcome:
-    """All stages; what the store has is not made again."""
+    """All stages; what the store has is not made again, but by a study with --force.
+
+    That makes each cell once: interrupted, it goes on with what it has made itself.
+    """
+    if plan.anew is not None:
+        store.make_home(plan.home)
+        for path in plan.home.glob(f"{ANEW}*.json"):
+            if read_anew(path).get("source") != store.source_digest():
+                path.unlink()  # of other source code: it can never go on
+        if made := read_anew(plan.anew).get("made"):
+            listener.note(f"goes on with the study that --force began: {len(made)} runs are made")
+    outcome = all_stages(plan, listener)
+    if plan.anew is not None:
+        plan.anew.unlink(missing_ok=True)  # the next --force makes all of it once more
+    return outcome
+
+
+def read_anew(path: Path) -> dict[str, Any]:
+    """What a study with --force noted; nothing where there is no such file."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def all_stages(plan: Plan, listener: Listener) -> Outcome:
+    """Build, pre-train, make tasks, and all arms."""
     workers = Workers(plan, listener)
     stages = [
         [Cell(f"{verb} {arch}", [verb, *plan.of_base(arch)]) for arch in plan.archs]
@@ -233,15 +284,17 @@ class Workers:
 
     def __init__(self, plan: Plan, listener: Listener) -> None:
         self.plan, self.listener = plan, listener
-        self.children: dict[int, subprocess.Popen[str]] = {}
+        self.children: dict[int, subprocess.Popen[bytes]] = {}
+        self.made: dict[str, str] = read_anew(plan.anew).get("made", {}) if plan.anew else {}
 
     def all(self, cells: list[Cell]) -> list[Path]:
         """Run the cells; the path that each printed. The first failure ends the study."""
-        waiting = list(enumerate(cells))[::-1]  # sparse attention takes longest: it goes first
-        outputs: dict[int, list[str]] = {}
+        paths = {number: path for number, cell in enumerate(cells) if (path := self.is_made(cell))}
+        waiting = [(number, cell) for number, cell in enumerate(cells) if number not in paths]
+        waiting.reverse()  # sparse attention takes longest: it goes first
+        outputs: dict[int, list[bytes]] = {}
         errors: dict[int, list[str]] = {}
         readers: dict[int, list[threading.Thread]] = {}
-        paths: dict[int, Path] = {}
         with self.listener.deferred():
             while waiting or self.children:
                 while waiting and len(self.children) < self.plan.jobs and not self.stopping:
@@ -262,7 +315,8 @@ class Workers:
                     close_pipes(child)
                     del self.children[number]
                     if child.returncode == 0:
-                        paths[number] = Path(outputs[number][-1])
+                        paths[number] = children.path_of(outputs[number][-1])
+                        self.note_made(cells[number], paths[number])
                     elif not self.stopping:
                         self.end_all()
                         raise failure(cells[number], child.returncode, errors[number])
@@ -273,35 +327,49 @@ class Workers:
     def stopping(self) -> bool:
         return bool(self.listener.stop_signal)
 
-    def start(self, cell: Cell) -> subprocess.Popen[str]:
-        """The child: in a process group of its own, so that signals come from us alone."""
-        environment = dict(os.environ, OMP_NUM_THREADS=str(self.plan.threads))
-        return subprocess.Popen(
-            [sys.executable, "-m", "dsa_sandbox", *cell.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
+    def start(self, cell: Cell) -> "subprocess.Popen[bytes]":
+        """The child that does a cell's work."""
+        force = [] if self.plan.anew is None else ["--force"]
+        return children.start([*cell.arguments, *force], self.plan.threads)
+
+    def is_made(self, cell: Cell) -> Path | None:
+        """The finished run that this study, with --force, has made of a cell."""
+        if cell.label not in self.made:
+            return None
+        path = self.plan.home / self.made[cell.label]
+        done = store.readable_manifest(Run(path)).get("state") == "finished"
+        return path if done else None
+
+    def note_made(self, cell: Cell, path: Path) -> None:
+        """Remember that; without --force, the store itself knows what is made."""
+        if self.plan.anew is not None:
+            self.made[cell.label] = path.name
+            noted = {"source": store.source_digest(), "made": self.made}
+            store.write_json(self.plan.anew, noted)
 
     def read(
-        self, cell: Cell, child: subprocess.Popen[str], output: list[str], errors: list[str]
+        self,
+        cell: Cell,
+        child: "subprocess.Popen[bytes]",
+        output: list[bytes],
+        errors: list[str],
     ) -> list[threading.Thread]:
         """Threads that collect the child's streams and tell its notes."""
-
-        def collect(stream: IO[str], lines: list[str], tell: bool) -> None:
-            for line in stream:
-                lines.append(line.rstrip())
-                if tell and not line.startswith("error: "):
-                    self.listener.note(f"[{cell.label}] {line.rstrip()}")
-
         assert child.stdout is not None
         assert child.stderr is not None
+
+        def collect(stream: IO[bytes]) -> None:
+            output.extend(stream)
+
+        def tell(stream: IO[bytes]) -> None:
+            for line in map(children.text_of, stream):
+                errors.append(line)
+                if not line.startswith("error: "):
+                    self.listener.note(f"[{cell.label}] {line}")
+
         threads = [
-            threading.Thread(target=collect, args=(child.stdout, output, False)),
-            threading.Thread(target=collect, args=(child.stderr, errors, True)),
+            threading.Thread(target=collect, args=(child.stdout,)),
+            threading.Thread(target=tell, args=(child.stderr,)),
         ]
         for thread in threads:
             thread.start()
@@ -326,7 +394,7 @@ class Workers:
         self.children.clear()
 
 
-def close_pipes(child: subprocess.Popen[str]) -> None:
+def close_pipes(child: "subprocess.Popen[bytes]") -> None:
     """Give back what a finished child wrote into."""
     for stream in (child.stdout, child.stderr):
         if stream is not None:

@@ -20,7 +20,7 @@ FLOORS = (
     ("variants",),
     ("kernels",),
     ("core",),
-    ("machine", "store"),
+    ("machine", "store", "children"),
     ("resolving", "settings", "registry", "sizes", "locks", "errors", "listener", "presets"),
 )
 READABLE_CORE = (

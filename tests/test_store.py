@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +15,9 @@ import numpy as np
 import pytest
 from home import QUICK, StopAfter, TinyHome, cli
 
-from dsa_sandbox import locks, resolving, store
+from dsa_sandbox import job, locks, resolving, store
 from dsa_sandbox.commands import networks
-from dsa_sandbox.errors import Interrupted, RunFailed, UserError
+from dsa_sandbox.errors import Interrupted, RunFailed, reason
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run
@@ -157,6 +159,137 @@ def test_a_missing_run_names_the_nearest(tiny_home: TinyHome) -> None:
     name = tiny_home.run("pretrain dense").name
     problem = cli("eval", name.replace("dense", "dens"), "--home", tiny_home.home).problem
     assert f"did you mean {name}?" in problem
+
+
+# newest
+
+
+def begun(home: Path, name: str, *parents: str, **manifest: object) -> None:
+    """A finished run as far as its manifest goes."""
+    (home / name).mkdir(parents=True)
+    values = {"command": name.split("-")[0], "state": "finished", "parents": dict.fromkeys(parents)}
+    (home / name / "manifest.json").write_text(json.dumps(values | manifest), "utf-8")
+
+
+def order(home: Path) -> list[str]:
+    return [run.name for run in store.all_runs(home)]
+
+
+def test_a_run_is_newer_than_those_before_it_when_the_clock_is_set_back(
+    quick_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    for number, now in enumerate((2e9, 1e9, 0.0, -1.0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(job.time, "time", lambda now=now: now)
+            runs.append(build(quick_home, "--seed", number).name)
+    assert order(quick_home) == runs
+    assert [Run(quick_home / name).manifest["number"] for name in runs] == [1, 2, 3, 4]
+
+
+def test_runs_of_before_the_counter_are_older_and_sorted_by_the_clock(tmp_path: Path) -> None:
+    begun(tmp_path, "new", number=1, created=5.0)
+    begun(tmp_path, "late", created=200.0)
+    begun(tmp_path, "early", created=100.0)
+    assert order(tmp_path) == ["early", "late", "new"]
+    assert store.next_number(tmp_path) == 2
+
+
+def test_a_run_stands_behind_its_parents_whatever_counter_and_clock_say(tmp_path: Path) -> None:
+    begun(tmp_path, "other", number=20)
+    begun(tmp_path, "base", number=30)  # copied in from a home that counted further
+    begun(tmp_path, "arm", "tasks", "base", "gone", "/a/file.jsonl", number=3)
+    begun(tmp_path, "tasks", "base", number=2)
+    assert order(tmp_path) == ["other", "base", "tasks", "arm"]
+    newest = store.newest(tmp_path, "base")
+    assert newest is not None
+    assert newest.name == "base"
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *({"number": value} for value in ("x", None, float("inf"))),
+        {"created": "now"},
+        *({"parents": value} for value in (["base"], {"odd": 1}, {"base": 1})),
+    ],
+)
+def test_a_manifest_of_any_kind_is_put_somewhere(
+    manifest: dict[str, object], tmp_path: Path
+) -> None:
+    begun(tmp_path, "base", "odd", number=1)
+    begun(tmp_path, "odd", **manifest)
+    assert set(order(tmp_path)) == {"base", "odd"}
+
+
+def test_the_counter_goes_on_where_its_file_is_lost_or_torn(tmp_path: Path) -> None:
+    assert [store.next_number(tmp_path) for _ in range(3)] == [1, 2, 3]
+    begun(tmp_path, "run", number=7)
+    (tmp_path / store.COUNTER).write_text("", "utf-8")
+    assert store.next_number(tmp_path) == 8
+    (tmp_path / store.COUNTER).unlink()
+    assert store.next_number(tmp_path) == 8
+
+
+def test_processes_that_count_at_once_get_different_numbers(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from dsa_sandbox import store\n"
+    code += "print(*(store.next_number(Path(sys.argv[1])) for _ in range(20)))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    several = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    numbers = [int(word) for child in several for word in child.communicate()[0].split()]
+    assert sorted(numbers) == list(range(1, 61))
+
+
+# why the disk refused
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError("4096 requested and 0 written"), "4096 requested and 0 written"),
+        (OSError(), "OSError"),
+        (OSError("two\nlines"), "two lines"),
+        (ValueError("not a file"), "not a file"),
+    ],
+)
+def test_a_reason_is_never_none(error: Exception, said: str) -> None:
+    assert reason(error) == said
+    outer = RunFailed("the outer words")
+    outer.__cause__ = error
+    assert reason(outer) == said
+    assert reason(RunFailed("words alone")) == "words alone"
+
+
+def test_a_save_that_fails_says_why_and_names_the_checkpoint_once(
+    quick_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = unfinished(quick_home)
+
+    def refused(descriptor: int) -> None:
+        raise OSError("4096 requested and 0 written")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(RunFailed) as failure:
+        store.save_checkpoint(run, 4, {}, {"step": 4})
+    final = run.path / "checkpoints" / "step-00000004"
+    assert str(failure.value) == (
+        f"{final}: cannot be saved: 4096 requested and 0 written; the last checkpoint stands"
+    )
+    with pytest.raises(RunFailed, match="cannot be written: 4096 requested and 0 written"):
+        store.write_atomic(run.path / "file", "text")
+
+
+def test_text_that_cannot_be_packed_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object) -> None:
+        raise OSError("4096 requested and 0 written")
+
+    monkeypatch.setattr(np, "save", refused)
+    answer = cli("build", "--home", tmp_path / "home", *QUICK)
+    assert answer.code == 3
+    assert answer.err.splitlines()[-1].endswith("cannot be written: 4096 requested and 0 written")
 
 
 # torn and altered
@@ -366,19 +499,6 @@ def test_ls_tells_a_running_run_from_a_stopped_one(quick_home: Path) -> None:
         assert state() == "running"
 
 
-def test_a_soft_lock_of_a_dead_process_of_this_host_is_taken_over(tmp_path: Path) -> None:
-    run, owner = Run(tmp_path), tmp_path / ".owner.json"
-    (tmp_path / ".softlock").touch()
-    for holder in ({"host": "elsewhere", "pid": 1}, {"host": socket.gethostname(), "pid": 1}):
-        owner.write_text(json.dumps(holder | {"started": 0}), "utf-8")
-        with pytest.raises(UserError, match="another process writes here"):
-            locks.soft_lock(run.path, owner)
-    owner.write_text(json.dumps({"host": socket.gethostname(), "pid": 2**30, "started": 0}))
-    lock = locks.soft_lock(run.path, owner)
-    assert lock.is_locked
-    lock.release()
-
-
 # disk
 
 
@@ -488,26 +608,3 @@ def test_rm_of_a_run_named_twice_removes_it_once(tiny_home: TinyHome, tmp_path: 
     arm = copied(tiny_home.run("sgd"), tmp_path / "home")
     assert cli("rm", arm.name, arm.path, "--home", tmp_path / "home").code == 0
     assert not arm.path.exists()
-
-
-def test_without_locks_a_file_says_who_writes_and_a_dead_one_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unsupported(self: object, timeout: float) -> None:
-        raise NotImplementedError
-
-    monkeypatch.setattr(locks.FileLock, "acquire", unsupported)
-    (tmp_path / ".lock").touch()  # is left behind there
-    assert not locks.being_written(tmp_path)
-    with locks.only_writer(tmp_path):
-        assert locks.being_written(tmp_path)
-        with (
-            pytest.raises(UserError, match="another process writes here"),
-            locks.only_writer(tmp_path),
-        ):
-            pass
-    assert not locks.being_written(tmp_path)
-    dead = {"host": socket.gethostname(), "pid": 2**22 + 1, "started": 0.0}
-    (tmp_path / ".softlock").touch()
-    (tmp_path / ".owner.json").write_text(json.dumps(dead), "utf-8")
-    assert not locks.being_written(tmp_path)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import resource
 import statistics
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dsa_sandbox import machine
+from dsa_sandbox import children, machine
 from dsa_sandbox.bench.networks import backends, own_network, own_step, random_batch
 from dsa_sandbox.bench.turns import Setup, Shape
 from dsa_sandbox.machine import Engine
@@ -57,18 +56,13 @@ def step_megabytes(setup: Setup, backend: str, length: int) -> float | None:
         "length": length,
     }
     child = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from dsa_sandbox.bench import memory; memory.child()",
-            json.dumps(order),
-        ],
+        children.command([json.dumps(order)], "bench.memory", "child"),
         capture_output=True,
-        text=True,
-        env=dict(os.environ, OMP_NUM_THREADS=str(setup.engine.threads)),
+        env=children.environment(setup.engine.threads),
     )
     if child.returncode:
-        said = (child.stderr.strip().splitlines() or [f"ended with {child.returncode}"])[-1]
+        lines = children.text_of(child.stderr).splitlines()
+        said = (lines or [f"ended with {child.returncode}"])[-1]
         setup.listener.warn(f"memory, {backend}, length {length}: {said}")
         return None
     return float(child.stdout)

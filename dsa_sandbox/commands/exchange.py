@@ -66,8 +66,14 @@ def import_folder(
     }
     imported = {"folder": str(folder.path), "files": folder.files, **figures}
     with ExitStack() as stack:
-        job.begin(stack, data=source._asdict(), data_hash=data_hash, imported=imported)
-        tokenizer.save(str(job.run.path / "tokenizer.json"))
+        about: dict[str, Any] = {
+            "data": source._asdict(),
+            "data_hash": data_hash,
+            "imported": imported,
+        }
+        if not job.begin(stack, **about):
+            return job.returned()
+        store.write_atomic(job.run.path / "tokenizer.json", tokenizer.to_str(pretty=True))
         store.write_atomic(job.run.path / "model.safetensors", store.tensors_bytes(state))
         job.run.finish(figures=figures)
     return Result(job.run, figures)

@@ -60,7 +60,8 @@ def build(
 ) -> Result:
     """Initial weights of one architecture as a run; figures hold both parameter tables.
 
-    `as_parent`: another command stands on it, so that it is no news if it is there already.
+    `as_parent`: another command stands on it, so that it is no news if it is there already, and one
+    that is being made is waited for; with `force`, the last that is there is taken.
     """
     source = corpus.resolve(resolved.data)
     data_hash = tokens.corpus_digest(source, resolved.data, resolved.seed, resolved.model.context)
@@ -77,12 +78,17 @@ def build(
         values,
         resolved,
         {},
-        force=force,
+        force=force and not as_parent,
+        latest=force and as_parent,
         includes=includes,
         listener=listener,
     )
-    if job.finished:
+
+    def returned() -> Result:
         return Result(job.run, job.run.manifest["figures"]) if as_parent else job.returned()
+
+    if job.finished:
+        return returned()
     check_match(resolved, corpus.nominal_vocabulary(resolved.data), allow_mismatch)
     was_there = home.exists()
     store.make_home(home)
@@ -95,7 +101,8 @@ def build(
     vocabulary = text.tokenizer.get_vocab_size()
     check_match(resolved, vocabulary, allow_mismatch)
     with ExitStack() as stack:
-        job.begin(stack, data=source._asdict(), data_hash=data_hash)
+        if not job.begin(stack, wait=as_parent, data=source._asdict(), data_hash=data_hash):
+            return returned()
         shutil.copyfile(text.folder / "tokenizer.json", job.run.path / "tokenizer.json")
         store.save_model(job.run, new_model(resolved, vocabulary))
         figures = {
@@ -129,6 +136,7 @@ def pretrain(
     born = build(
         resolved,
         home,
+        force=force,
         allow_mismatch=allow_mismatch,
         includes=includes,
         listener=listener,
@@ -164,16 +172,17 @@ def pretrain(
     policies.use(model, resolved.train.selection)
     backends.use(model, job.engine.attention)
     with ExitStack() as stack:
-        job.begin(stack, data=born.run.manifest["data"], data_hash=text.digest)
+        if not job.begin(stack, data=born.run.manifest["data"], data_hash=text.digest):
+            return job.returned()
         shutil.copyfile(born.run.checked("tokenizer.json"), job.run.path / "tokenizer.json")
         try:
             with listener.deferred():
                 pretraining.pretrain(job.run, model, text, resolved, job.engine, listener)
+            listener.progress("evaluate", 0, 1, "known facts, worlds, pairs")
+            figures = quality.base_quality(model, text, writer_for(job.run, "test"), resolved.seed)
         except (Interrupted, RunFailed) as error:
             job.fail(error)
             raise
-        listener.progress("evaluate", 0, 1, "known facts, worlds, pairs")
-        figures = quality.base_quality(model, text, writer_for(job.run, "test"), resolved.seed)
         listener.progress("evaluate", 1, 1)
         figures["parameters"] = sum(p.numel() for p in model.parameters())
         figures["train_steps"] = resolved.train.steps

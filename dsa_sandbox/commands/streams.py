@@ -40,10 +40,12 @@ def make_tasks(
     force: bool = False,
     includes: Mapping[str, str] | None = None,
     listener: Listener = SILENT,
+    as_parent: bool = False,
 ) -> Result:
     """A stream of tasks over the facts that every base knows; figures hold gate and density.
 
-    `rows` names a file (or run) of tasks to check and keep instead of making them.
+    `rows` names a file (or run) of tasks to check and keep instead of making them. `as_parent`:
+    another command stands on it, so that one that is being made is waited for.
     """
     for base in bases:
         pretrained(base)
@@ -96,7 +98,8 @@ def make_tasks(
     if density > resolved.tasks.max_density:
         listener.warn(f"mean density K/t at answers is {density:.3f}: attention is hardly sparse")
     with ExitStack() as stack:
-        job.begin(stack)
+        if not job.begin(stack, wait=as_parent):
+            return job.returned()
         store.write_atomic(job.run.path / "tasks.jsonl", stream.write(tasks))
         shutil.copyfile(first.checked("tokenizer.json"), job.run.path / "tokenizer.json")
         job.run.finish(figures=figures)
@@ -189,7 +192,7 @@ def tasks_for(
     listener.note("tasks: none made with this base yet; making them as make-tasks would")
     if dry_run:
         return [], "", ""
-    made = make_tasks(resolved, home, [base], includes=includes, listener=listener)
+    made = make_tasks(resolved, home, [base], includes=includes, listener=listener, as_parent=True)
     listener.note(f"tasks: {made.run.name}")
     return read_tasks(home, str(made.run.path))
 

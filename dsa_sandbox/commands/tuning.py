@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import machine, store
+from dsa_sandbox import locks, machine, store
 from dsa_sandbox.bases import (
     cache_of,
     corpus_of,
@@ -124,16 +124,17 @@ def finetune(
         resolved.seed,
     )
     with ExitStack() as stack:
-        job.begin(
-            stack,
-            strategy=resolved.strategy,
-            optimizer=resolved.finetune.optimizer,
-            overwriting=resolved.finetune.contrast == 0,
-            course=strategy.course,
-            mask=mask,
-            tasks={"name": tasks_name, "sha256": tasks_sha, "count": len(tasks)},
-            imported=base.manifest.get("imported"),
-        )
+        about: dict[str, Any] = {
+            "strategy": resolved.strategy,
+            "optimizer": resolved.finetune.optimizer,
+            "overwriting": resolved.finetune.contrast == 0,
+            "course": strategy.course,
+            "mask": mask,
+            "tasks": {"name": tasks_name, "sha256": tasks_sha, "count": len(tasks)},
+            "imported": base.manifest.get("imported"),
+        }
+        if not job.begin(stack, **about):
+            return job.returned()
         listener.note(
             f"moves {mask['trainable']:,} of {mask['parameters']:,} parameters "
             f"({', '.join(f'{g} {n:,}' for g, n in mask['groups'].items())}), "
@@ -282,25 +283,32 @@ def prepare(
     device = next(model.parameters()).device
     model.requires_grad_(True)
     key = strategy.cache_key()
-    if key is not None:
-        listener.progress(f"finetune {resolved.strategy}", 0, 1, "measuring pre-training (F0)")
-        key |= {"model": base_sha, "data": text.digest, "seed": resolved.seed, "mask": mask_sha}
-        key |= {"numerics": store.NUMERICS, "code": store.source_digest()}
-        key |= {"selection": resolved.finetune.selection}
-        path = cache_of(home) / f"prepared-{store.digest_of(key)[:16]}.safetensors"
+
+    def measure() -> None:
+        batches = tokens.Batches(text.train, model.context, model.context, resolved.seed + 7919)
+
+        def single() -> Any:
+            step = 0
+            while True:
+                for document in batches[step]:
+                    yield tokens.batch_of([document]).to(device)
+                step += 1
+
+        strategy.prepare(model, single(), resolved.seed)
+
+    if key is None:
+        measure()
+        return
+    listener.progress(f"finetune {resolved.strategy}", 0, 1, "measuring pre-training (F0)")
+    key |= {"model": base_sha, "data": text.digest, "seed": resolved.seed, "mask": mask_sha}
+    key |= {"numerics": store.NUMERICS, "code": store.source_digest()}
+    key |= {"selection": resolved.finetune.selection}
+    path = cache_of(home) / f"prepared-{store.digest_of(key)[:16]}.safetensors"
+    with locks.waited_for(path.with_suffix(".lock")):  # another arm of this base may be at it
         if path.exists():
             loaded = store.load_tensors(path)
             strategy.memory = {k: v.to(device, copy=True) for k, v in loaded.items()}
             return
-    batches = tokens.Batches(text.train, model.context, model.context, resolved.seed + 7919)
-
-    def single() -> Any:
-        step = 0
-        while True:
-            for document in batches[step]:
-                yield tokens.batch_of([document]).to(device)
-            step += 1
-
-    strategy.prepare(model, single(), resolved.seed)
-    if key is not None and strategy.memory:
-        store.write_atomic(path, store.tensors_bytes(strategy.memory))
+        measure()
+        if strategy.memory:
+            store.write_atomic(path, store.tensors_bytes(strategy.memory))

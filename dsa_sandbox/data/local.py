@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from dsa_sandbox.errors import UserError
+from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.listener import SILENT, Listener
 
 END = "<|endoftext|>"  # between the stories of a .txt file; never part of a story
@@ -51,7 +51,7 @@ def find(path: Path) -> Files:
     try:
         names = sorted(path.iterdir())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
     by_part: dict[str, list[Path]] = {}
     for file in names:
         part = part_of(file)
@@ -112,7 +112,7 @@ def checked_digest(path: Path) -> str:
             if file.tell() == 0:
                 raise UserError(f"{path}: the file is empty")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
     return digest.hexdigest()
 
 
@@ -177,8 +177,7 @@ def stories(
             num_split += len(parts) > 1
             yield from parts
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error) or "it ends too early"
-        raise UserError(f"{path}: cannot be read: {reason}") from None
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
     if num_split:
         listener.note(f"{path}: {num_split} rows hold {END} between stories: split there")
 
@@ -308,8 +307,7 @@ def read_parquet(path: Path, sha256: str, field: str, scratch: Path) -> Iterator
                     number += 1
                     yield string(raw(cell), f"{path}: row {number}", field)
         except pyarrow.ArrowException as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path}: cannot be read as .parquet: {reason}") from None
+            raise UserError(f"{path}: cannot be read as .parquet: {reason(error)}") from None
 
 
 def raw(cell: Any) -> Any:

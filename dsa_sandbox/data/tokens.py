@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from dsa_sandbox import locks
 from dsa_sandbox.core.transformer import IGNORED
 from dsa_sandbox.data import corpus, grammar, local
-from dsa_sandbox.errors import RunFailed, UserError
+from dsa_sandbox.errors import RunFailed, UserError, reason
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.settings import Data
 
@@ -149,23 +149,27 @@ def pack_once(
     listener: Listener = SILENT,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Write the packed files of an identity where they are not there yet."""
+    """Write the packed files of an identity unless they are there; all of them or none."""
     folder = folder_of(digest, cache)
-    if (folder / "done.json").exists():
+    if (folder / "done.json").exists():  # what is there is only read
         return
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if (folder / "done.json").exists():
-            return
-        listener.note(f"reading {source.location}: tokenizer and token files, made once")
-        try:
-            build_packed(source, data, seed, context, folder, listener, tokenizer)
-        except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise RunFailed(f"{folder}: cannot be written: {error.strerror}") from error
-        except UserError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+
+    def waits(holder: str) -> None:
+        listener.note(f"waiting for the token files of {source.location}, which {holder} makes")
+
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with locks.waited_for(folder.with_suffix(".lock"), waits):
+            if (folder / "done.json").exists():
+                return
+            listener.note(f"reading {source.location}: tokenizer and token files, made once")
+            try:
+                build_packed(source, data, seed, context, folder, listener, tokenizer)
+            except (OSError, UserError):
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise RunFailed(f"{folder}: cannot be written: {reason(error)}") from error
 
 
 def packed_corpus(digest: str, cache: Path) -> Corpus:
@@ -176,15 +180,15 @@ def packed_corpus(digest: str, cache: Path) -> Corpus:
         hashes = facts.get("sha256", {})  # those of the first releases have none
         altered = [name for name, sha256 in hashes.items() if sha256 != sha256_of(folder / name)]
         if not altered:
-            tokenizer = plain(Tokenizer.from_file(str(folder / "tokenizer.json")))
+            # not by `from_file`, to which a path is text: those of this system are bytes
+            tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
             train, valid = (load_packed(folder, part) for part in ("train", "valid"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be read: {error}; remove it") from None
     if altered:
         raise UserError(f"{folder / altered[0]}: torn or altered (sha256); remove {folder}")
-    return Corpus(
-        tokenizer, train, valid, digest, facts["fact_stories"], facts.get("overlap", 0), folder
-    )
+    overlap = facts.get("overlap", 0)
+    return Corpus(plain(tokenizer), train, valid, digest, facts["fact_stories"], overlap, folder)
 
 
 def sha256_of(path: Path) -> str:
@@ -260,7 +264,8 @@ def build_packed(
             )
     if source.kind != "grammar":
         say_what_was_read(source, train, len(valid), len(common), listener)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    # not its own `save`, which raises a bare Exception where the disk is full
+    (folder / "tokenizer.json").write_bytes(tokenizer.to_str(pretty=True).encode())
     facts = {"fact_stories": train.num_salt, "overlap": len(common), "sha256": hashes}
     partial = folder / "done.json.part"
     partial.write_text(json.dumps(facts), "utf-8")

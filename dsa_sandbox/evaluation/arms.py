@@ -1,6 +1,7 @@
 """The figures of fine-tuning runs and the contrasts between them, from stored records; no torch."""
 
 import json
+import math
 import tomllib
 from collections import Counter
 from itertools import combinations
@@ -32,7 +33,7 @@ FORMULAS |= COSTS
 def figures_of(run: Run) -> dict[str, Any]:
     """Everything `eval` says of an arm; NaN where its run has not stored what a figure needs."""
     rows = run.rows("metrics.jsonl")
-    lines = [row for row in rows if "row" in row]
+    lines = metrics.ends_of(rows)
     manifest = run.manifest
     course = manifest.get("course", "sequence")
     replaced = metrics.overwritten(rows_of_tasks(run))
@@ -67,6 +68,7 @@ def figures_of(run: Run) -> dict[str, Any]:
         "mask": manifest["mask"]["sha256"],
         "tasks": num_tasks,
         "cap": cap,
+        "diverged_after": metrics.diverged_after(lines),
         "terms": terms,
         **metrics.summary(records, lines, course),
         **learning.figures(by_task, course),
@@ -151,8 +153,10 @@ def equal_learning(
             reasons.append(f"{name} learned {arm['learned']:.0%} of its tasks")
     for key, limit in (("stop_margin", 0.5), ("generality", 0.1), ("own_bleed", 0.1)):
         difference = abs(a[key] - b[key])
-        if not difference <= limit:
-            title = FORMULAS[key].title
+        title = FORMULAS[key].title
+        if not math.isfinite(difference):
+            reasons.append(f"{title} is not a number of both (limit of the difference: {limit})")
+        elif difference > limit:
             reasons.append(f"{title} differs by {difference:.2f} (limit {limit})")
     return Matching(not reasons, reasons)
 

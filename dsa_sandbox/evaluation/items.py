@@ -10,6 +10,7 @@ from dsa_sandbox.evaluation.metrics import (
     Formula,
     Record,
     after_own_task,
+    exp,
     item_margin,
     mean,
     meant,
@@ -102,7 +103,7 @@ def leakage(records: list[Record], num_tasks: int) -> float:
     """
     pairs = paired(records, ("outside",), (0, num_tasks))
     return mean(
-        math.exp(now["contra"]) - math.exp(base["contra"])
+        exp(now["contra"]) - exp(base["contra"])
         for base, now in pairs
         if now["distance"] is None and now["contra"] is not None
     )

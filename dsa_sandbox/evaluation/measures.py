@@ -1,5 +1,6 @@
 """What is measured of a network while it learns: the fields of the line that ends a task."""
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +53,8 @@ class Measures:
         """Figures of row number `row` (0: the base; else the task before it was learned last)."""
         nats, count = heldout_nll(model, self.documents)
         line: dict[str, Any] = {"base_nll": nats / count}
+        if not math.isfinite(nats):  # it has diverged: nothing more can be asked of it
+            return line
         if row == 0:
             line |= self.once()
         if full:

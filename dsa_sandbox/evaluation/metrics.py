@@ -13,6 +13,8 @@ import numpy as np
 
 Record = dict[str, Any]
 NAN = float("nan")
+SCORES = ("answer", "rival", "contra")  # of a record, log-probabilities in nats
+DIVERGED = 999.0  # times the base's perplexity: worse than any guess by an even draw
 
 
 class Formula(NamedTuple):
@@ -105,9 +107,39 @@ def select(
 
 
 def mean(values: Iterable[float]) -> float:
-    """Mean, NaN of nothing."""
+    """Mean, NaN of nothing; infinite values have one without a warning."""
     listed = list(values)
-    return float(np.mean(listed)) if listed else float("nan")
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(np.mean(listed)) if listed else float("nan")
+
+
+def exp(nats: float) -> float:
+    """e to that power; infinite where no float is large enough (above 709 nats)."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(nats))
+
+
+def perplexity_ratio(difference: float) -> float:
+    """How many times as high perplexity is where NLL is so much higher, nats; may be infinite."""
+    return exp(difference)
+
+
+def diverged_after(lines: Iterable[Mapping[str, Any]]) -> int | None:
+    """Tasks learned when held-out perplexity was first more than DIVERGED times the base's, or no
+    number at all; None where it never was. `lines` are those that end a task, row 0 first.
+    """
+    first, *rest = lines
+    start = number(first, "base_nll")
+    for line in rest:
+        rise = number(line, "base_nll") - start
+        if not np.isfinite(rise) or perplexity_ratio(rise) > DIVERGED:
+            return int(line["row"])
+    return None
+
+
+def ends_of(rows: Iterable[Record]) -> list[Record]:
+    """Of the rows of metrics.jsonl those that end a task, with a NaN for a loss that was none."""
+    return [{**row, "base_nll": number(row, "base_nll")} for row in rows if "row" in row]
 
 
 def meant(
@@ -140,9 +172,12 @@ def overwritten(rows: list[Record]) -> dict[int, int]:
 
 
 def current(records: list[Record], replaced: Mapping[int, int]) -> list[Record]:
-    """Records without the clozes and paraphrases of tasks that are overwritten by then."""
+    """Records without the clozes and paraphrases of tasks that are overwritten by then.
+
+    What a diverged network answers may have no number: null in the file, NaN here.
+    """
     return [
-        r
+        {**r, **{key: number(r, key) for key in SCORES}}
         for r in records
         if r["kind"] not in ("cloze", "paraphrase") or r["row"] <= replaced.get(r["task"], r["row"])
     ]
@@ -211,7 +246,7 @@ def learned_margin(record: Record) -> float:
 
 def contra_probabilities(records: Iterable[Record]) -> list[float]:
     """P(object that stands against the answer), of records whose item asks of it."""
-    return [float(np.exp(r["contra"])) for r in records if r["contra"] is not None]
+    return [exp(r["contra"]) for r in records if r["contra"] is not None]
 
 
 def margin_fall(records: list[Record], num_tasks: int) -> float:
@@ -296,7 +331,7 @@ def summary(
         "forgetting_max0": forgetting_max0(matrix),
         "bwt": backward_transfer(matrix),
         "aaa": average_anytime_accuracy(matrix),
-        "ppl_ratio": float(np.exp(y)),
+        "ppl_ratio": perplexity_ratio(y),
         "em_ratio": mean(end[still]) / mean(own[still]) if mean(own[still]) else NAN,
         "stop_margin": mean(item_margin(r) for r in after_own_task(records, "cloze", course)),
         "steps": mean(line["steps"] for line in ends),
@@ -309,7 +344,7 @@ def world_probabilities(records: list[Record], course: str = "sequence") -> dict
     outside = after_own_task(records, "outside", course)
     inside = after_own_task(records, "cloze", course)
     return {
-        "world": mean(float(np.exp(r["answer"])) for r in inside),
+        "world": mean(exp(r["answer"]) for r in inside),
         "other": mean(contra_probabilities(r for r in outside if r["distance"] is not None)),
         "none": mean(contra_probabilities(r for r in outside if r["distance"] is None)),
     }

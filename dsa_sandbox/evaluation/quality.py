@@ -3,12 +3,12 @@
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import Corpus, Packed, heldout
+from dsa_sandbox.errors import RunFailed
+from dsa_sandbox.evaluation.metrics import exp, mean
 from dsa_sandbox.evaluation.scoring import (
     bigram_accuracy,
     bits_per_byte,
@@ -67,9 +67,7 @@ def gate(model: Transformer, writer: Writer) -> Gate:
     )
     if not inside:
         return Gate(None, None)
-    right, bleed = (
-        float(np.mean([math.exp(one.answer) for one in scores])) for scores in (inside, outside)
-    )
+    right, bleed = (mean(exp(one.answer) for one in scores) for scores in (inside, outside))
     return Gate(right, bleed)
 
 
@@ -80,13 +78,19 @@ def text_quality(model: Transformer, part: Packed) -> dict[str, float]:
 
 
 def base_quality(model: Transformer, corpus: Corpus, writer: Writer, seed: int) -> dict[str, Any]:
-    """Everything that pre-training reports at its end, as plain values."""
+    """Everything that pre-training reports at its end, as plain values.
+
+    RunFailed where the network has diverged: nothing can stand on it.
+    """
+    valid = text_quality(model, corpus.valid)
+    if not math.isfinite(valid["nll"]):
+        raise RunFailed("held-out text has no finite loss; lower train.learning_rate")
     known, asked = known_facts(model, writer)
     pairs = grammar.minimal_pairs(seed=0, count=NUM_PAIRS)
     pairs = fitting_pairs(pairs, corpus.tokenizer, model.context)
     worlds = gate(model, writer)
     return {
-        "valid": text_quality(model, corpus.valid),
+        "valid": valid,
         "known_facts": len(known),
         "asked_facts": asked,
         "pairs": pair_accuracy(model, pairs, corpus.tokenizer),

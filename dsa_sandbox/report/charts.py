@@ -16,13 +16,14 @@ MARKS = "ox+*#@%&$ABCDEFGHIJKLMNPQRSTUVWYZ"
 COLOURS = (33, 208, 35, 161, 141, 37, 178, 244)  # of the 256; all seen on light and dark grounds
 ASCII_SHADES, UNICODE_SHADES = ".:+#@", "·░▒▓█"  # no blank among them: blank says "no value"
 SHADE_COLOURS = (61, 31, 36, 77, 220)  # dark blue to yellow, as viridis
+LARGEST = 1e100  # beyond it there are no differences and no ticks to compute with
 TO_ASCII = str.maketrans("─│┌┐└┘├┤┬┴┼", "-|+++++++++")
 
 Entry = tuple[str, str, int]  # of a legend: mark, name, colour
 
 
 class Series(NamedTuple):
-    """A named row of points; those with a NaN are left out."""
+    """A named row of points; those with a NaN, or beyond LARGEST, are left out."""
 
     name: str
     x: list[float]
@@ -143,7 +144,9 @@ def heat_map(
 def _draw_points(page: Page, series: list[Series], line: str | None) -> str:
     """A chart of every series' marks, over its line if `line` says what to draw that with."""
     pairs = [zip(one.x, one.y, strict=True) for one in series]
-    points_of = [[point for point in pair if np.isfinite(point).all()] for pair in pairs]
+    points_of = [
+        [point for point in pair if all(abs(value) <= LARGEST for value in point)] for pair in pairs
+    ]
     xs, ys = (sorted({point[axis] for points in points_of for point in points}) for axis in (0, 1))
     rows = max(2, page.height - 3)
     y_ticks = _ticks(*_span(ys), most=max(3, rows // 2))
@@ -221,11 +224,11 @@ def _set_axis(
 def _span(values: list[float]) -> tuple[float, float]:
     """Lowest and highest of sorted values, pulled apart where they are one."""
     low, high = (values[0], values[-1]) if values else (0.0, 1.0)
-    if high - low > 1e-9 * max(abs(low), abs(high)):
+    if high - low > max(1e-9 * max(abs(low), abs(high)), 1 / LARGEST):
         return low, high
     if 0 <= low <= 1:
         return 0.0, 1.0  # most of what is drawn are shares
-    margin = abs(low) / 2
+    margin = max(abs(low) / 2, 1 / LARGEST)
     return low - margin, high + margin
 
 

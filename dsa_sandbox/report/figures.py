@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dsa_sandbox import store
-from dsa_sandbox.errors import UserError
+from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.registry import nearest
 from dsa_sandbox.report import forgetting, indexer, probing
 from dsa_sandbox.report.charts import Drawn
@@ -62,4 +62,4 @@ def save_csv(path: Path, points: list[dict[str, Any]]) -> None:
             writer.writeheader()
             writer.writerows(points)
     except OSError as error:
-        raise UserError(f"--save {path}: cannot be written: {error.strerror}") from None
+        raise UserError(f"--save {path}: cannot be written: {reason(error)}") from None

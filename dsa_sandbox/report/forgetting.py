@@ -1,6 +1,5 @@
 """Plots of learning and forgetting over a stream: curves, matrix, front, KL, lag."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,14 @@ def draw_forgetting(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     for arm in having(arms, lambda arm: True, APART):
         first = arm.lines[0]["base_nll"]
         rows = [line["row"] for line in arm.lines]
-        ratios = [math.exp(line["base_nll"] - first) for line in arm.lines]
+        ratios = [metrics.perplexity_ratio(line["base_nll"] - first) for line in arm.lines]
         matrix = arm.matrix
-        seen = [float(np.nanmean(matrix[row, :row])) if row else math.nan for row in rows]
-        ratio.append(Series(arm.name, [float(row) for row in rows], ratios))
+        seen = [metrics.mean(x for x in matrix[row, :row] if not np.isnan(x)) for row in rows]
+        sound = len(arm.sound)
+        ratio.append(Series(arm.name, [float(row) for row in rows[:sound]], ratios[:sound]))
         exact.append(Series(arm.name, [float(row) for row in rows], seen))
         for row, one, other in zip(rows, ratios, seen):
-            point = {"arm": arm.name, "task": row, "ppl_ratio": one}
+            point = {"arm": arm.name, "task": row, "ppl_ratio": or_none(one)}
             points.append(point | {"exact_match": or_none(other)})
     texts = [
         charts.curves(
@@ -71,13 +71,20 @@ def draw_front(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         first, last = arm.lines[0]["base_nll"], arm.lines[-1]
         own = metrics.own_accuracy(arm.matrix, arm.course)[: arm.done]
         learned, y = metrics.mean(own[~np.isnan(own)]), last["base_nll"] - first
-        series.append(Series(arm.name, [learned], [y]))
-        points.append({"arm": arm.name, "learned": or_none(learned), "Y": y})
-        curve = [(p["alpha"], p["learned"], p["base_nll"] - first) for p in last.get("front") or []]
+        shown = [y] if arm.diverged is None else []  # else it is in the legend alone
+        series.append(Series(arm.name, [learned] * len(shown), shown))
+        points.append({"arm": arm.name, "learned": or_none(learned), "Y": or_none(y)})
+        curve = [
+            (p["alpha"], p["learned"], metrics.number(p, "base_nll") - first)
+            for p in last.get("front") or []
+        ]
         if curve:
             name = f"{arm.name}, interpolated: R[T, j]"
-            series.append(Series(name, [p[1] for p in curve], [p[2] for p in curve]))
-        points += [{"arm": arm.name, "alpha": a, "learned": x, "Y": y} for a, x, y in curve]
+            near = [p for p in curve if metrics.perplexity_ratio(p[2]) <= metrics.DIVERGED]
+            series.append(Series(name, [p[1] for p in near], [p[2] for p in near]))
+        points += [
+            {"arm": arm.name, "alpha": a, "learned": x, "Y": or_none(y)} for a, x, y in curve
+        ]
     title = "Learning against forgetting (best: low and right)"
     return Drawn(charts.curves(title, "mean R[j, j]", "Y, nats", series, **style), points)
 
@@ -97,9 +104,11 @@ def draw_kl(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         rows = [line for line in arm.lines if line.get("kl_new") is not None]
         kls = [float(line["kl_new"]) for line in rows]
         ys = [line["base_nll"] - arm.lines[0]["base_nll"] for line in rows]
-        series.append(Series(arm.name, kls, ys))
+        sound = sum(line in arm.sound for line in rows)
+        series.append(Series(arm.name, kls[:sound], ys[:sound]))
         points += [
-            {"arm": arm.name, "task": line["row"], "kl_new": kl, "kl": line.get("kl"), "Y": y}
+            {"arm": arm.name, "task": line["row"], "kl_new": kl}
+            | {"kl": line.get("kl"), "Y": or_none(y)}
             for line, kl, y in zip(rows, kls, ys)
         ]
     title = "Forgetting against KL on new tasks: is an arm below the common curve?"

@@ -3,11 +3,11 @@
 import math
 import textwrap
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from dsa_sandbox import resolving, store
 from dsa_sandbox.errors import UserError
+from dsa_sandbox.evaluation import metrics
 from dsa_sandbox.report import charts
 from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.settings import Settings
@@ -131,7 +131,7 @@ def value(row: dict[str, Any], figure: str) -> float:
 
 def mean_at(number: int, taught: Taught, figure: str) -> float:
     """Mean over the layers at one of the validations."""
-    return fmean(value(row, figure) for row in taught.lines[number]["indexer"])
+    return metrics.mean(value(row, figure) for row in taught.lines[number]["indexer"])
 
 
 def steps_of(taught: Taught) -> list[float]:

@@ -9,7 +9,7 @@ from typing import Any
 from dsa_sandbox import locks, sizes, store
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import archs, families, nearest, strategies
-from dsa_sandbox.report.table import percent, plain, rendered, signed
+from dsa_sandbox.report.table import number, percent, plain, rendered, signed
 from dsa_sandbox.resolving import preset_names, resolve
 from dsa_sandbox.settings import Settings, most_tasks
 from dsa_sandbox.store import Run
@@ -64,7 +64,7 @@ def progress(run: Run, manifest: dict[str, Any]) -> str:
     lines = run.rows("metrics.jsonl")
     if manifest.get("state") == "finished":
         if command == "pretrain":
-            return f"NLL {figures['valid']['nll']:.4f}, knows {figures['known_facts']} facts"
+            return f"NLL {number(figures['valid']['nll'], 4)}, knows {figures['known_facts']} facts"
         if command == "finetune":
             return f"Y {signed(figures['Y'], 3)}, learned {percent(figures['learned'])}"
         if command == "make-tasks":

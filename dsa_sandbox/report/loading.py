@@ -10,7 +10,7 @@ from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation import arms as stored
 from dsa_sandbox.evaluation import metrics
 from dsa_sandbox.report.charts import Series
-from dsa_sandbox.report.table import told_apart
+from dsa_sandbox.report.table import told_apart, told_diverged
 from dsa_sandbox.store import Run
 
 
@@ -24,11 +24,17 @@ class Arm(NamedTuple):
     course: str  # sequence, together, apart, nothing
     dense: list[dict[str, Any]]  # lines of metrics.jsonl of dense evaluation
     replaced: dict[int, int]  # tasks that a later one undoes, with its number
+    diverged: int | None = None  # tasks learned when it had diverged, if it has
 
     @property
     def matrix(self) -> np.ndarray:
         """R [T + 1, T], as far as it is measured."""
         return metrics.accuracy_matrix(self.records, self.num_tasks)
+
+    @property
+    def sound(self) -> list[dict[str, Any]]:
+        """The lines before it diverged: what has no bound later would leave others no room."""
+        return [line for line in self.lines if self.diverged is None or line["row"] < self.diverged]
 
     @property
     def done(self) -> int:
@@ -55,7 +61,7 @@ def load(runs: list[Run]) -> list[Arm]:
     arms = []
     for name, run in zip(names, runs):
         rows = run.rows("metrics.jsonl")
-        lines = [row for row in rows if "row" in row]
+        lines = metrics.ends_of(rows)
         if lines:
             done = lines[-1]["row"]
             records = [r for r in run.rows("records.jsonl") if r["row"] <= done]
@@ -64,9 +70,11 @@ def load(runs: list[Run]) -> list[Arm]:
             course = run.manifest.get("course", "sequence")
             dense = [row for row in rows if "at_step" in row]
             count = run.manifest["tasks"]["count"]
-            if done < count:
-                name = f"{name} ({done} of {count} tasks)"
-            arms.append(Arm(name, count, lines, records, course, dense, replaced))
+            diverged = metrics.diverged_after(lines)
+            remarks = [f"{done} of {count} tasks"] if done < count else []
+            remarks += [] if diverged is None else [told_diverged(diverged)]
+            name = f"{name} ({', '.join(remarks)})" if remarks else name
+            arms.append(Arm(name, count, lines, records, course, dense, replaced, diverged))
     if not arms:
         raise UserError("nothing to draw: no task of these runs is finished")
     return arms
@@ -85,9 +93,10 @@ def having(arms: list[Arm], holds: Callable[[Arm], Any], what: str) -> list[Arm]
     return found
 
 
-def by_row(arm: Arm, figure: Callable[[dict[str, Any]], float]) -> Series:
-    """A figure of each row that has it, over tasks learned."""
-    values = [(float(line["row"]), figure(line)) for line in arm.lines]
+def by_row(arm: Arm, figure: Callable[[dict[str, Any]], float], *, bounded: bool = True) -> Series:
+    """A figure of each row that has it, over tasks learned; without bounds, of sound rows alone."""
+    lines = arm.lines if bounded else arm.sound
+    values = [(float(line["row"]), figure(line)) for line in lines]
     kept = [(row, value) for row, value in values if not math.isnan(value)]
     return Series(arm.name, [row for row, _ in kept], [value for _, value in kept])
 

@@ -69,12 +69,14 @@ def draw_drift(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     groups = dict.fromkeys(
         g for arm in found for line in arm.lines for g in line.get("moved") or {}
     )
-    moved = {
-        group: [
-            line for arm in found if any((line := by_row(arm, partial(how_far, group=group))).y)
-        ]
-        for group in groups
-    }
+
+    def lines_of(group: str) -> list[Series]:
+        """The arms that move it; of one that has diverged, what there was before, if anything."""
+        figure = partial(how_far, group=group)
+        lines = [(arm, by_row(arm, figure, bounded=False)) for arm in found]
+        return [line for arm, line in lines if any(line.y) or arm.diverged is not None]
+
+    moved = {group: lines_of(group) for group in groups}
     if len(found) == 1:  # its groups in one chart, else a chart for each group
         whole = [line._replace(name=group) for group, lines in moved.items() for line in lines]
         moved = {"each group that moves": whole}
@@ -180,7 +182,8 @@ def draw_coherence(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     )
     texts = []
     for figure, title in STORIES.items():
-        lines = [by_row(arm, partial(told, figure=figure)) for arm in found]
+        bounded = figure != "judge_nll"
+        lines = [by_row(arm, partial(told, figure=figure), bounded=bounded) for arm in found]
         if any(line.y for line in lines):
             y_label = figure.replace("_", " ")
             chart = charts.curves(title, "tasks learned", y_label, lines, height=14, **style)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsa_sandbox.evaluation import arms
+from dsa_sandbox.evaluation.metrics import DIVERGED
 
 Columns = dict[str, tuple[str, Callable[[float], str]]]
 EQUAL_BASES = 0.02  # nats of held-out NLL
@@ -28,12 +29,26 @@ def rendered(table: Table) -> str:
 
 def number(value: float | None, digits: int = 2) -> str:
     """A figure with its sign left to right; `-` where there is none."""
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return shown(value, f".{digits}f")
+
+
+def shown(value: float | None, form: str) -> str:
+    """A figure in a form, `-` where there is none; of a diverged arm's, the size alone."""
+    if value is None or math.isnan(value):
+        return "-"
+    return format(value, form) if abs(value) < 1e5 else format(value, f"{form[:-3]}.0e")
+
+
+def ratio(value: float | None) -> str:
+    """How many times as much; `>999` of an arm that has diverged."""
+    return f">{DIVERGED:.0f}" if value is not None and value > DIVERGED else number(value)
 
 
 def percent(value: float | None) -> str:
     """A share as a whole percentage."""
-    return "-" if value is None or math.isnan(value) else f"{value:.0%}"
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.0%}" if abs(value) < 10 else ">999%" if value > 0 else "<-999%"
 
 
 def plain(title: str | None = None) -> Table:
@@ -85,8 +100,8 @@ def base(name: str, figures: dict[str, Any]) -> str:
     )
     valid = figures["valid"]
     lines = [
-        f"{name}: held-out NLL {valid['nll']:.4f} nats/token, "
-        f"{valid['bits_per_byte']:.4f} bits/byte",
+        f"{name}: held-out NLL {number(valid['nll'], 4)} nats/token, "
+        f"{number(valid['bits_per_byte'], 4)} bits/byte",
         f"known facts {figures['known_facts']} of {figures['asked_facts']}; pairs: {pairs}",
         gate_text(figures["gate"]),
         f"a story: {figures['story']}",
@@ -115,7 +130,7 @@ def arm(name: str, figures: dict[str, Any]) -> str:
     """What an arm ended with, in two lines."""
     return (
         f"{name}: learned {percent(figures['learned'])} of {figures['tasks']} tasks "
-        f"({figures['capped']} capped), {figures['steps']:.0f} steps each\n"
+        f"({figures['capped']} capped), {number(figures['steps'], 0)} steps each\n"
         f"forgetting: Y {signed(figures['Y'], 3)} nats, Y2 {signed(figures['Y2'], 2)} nats; "
         f"exact match at the end {percent(figures['retention'])}"
     )
@@ -123,7 +138,7 @@ def arm(name: str, figures: dict[str, Any]) -> str:
 
 def signed(value: float | None, digits: int) -> str:
     """A figure with its sign; `-` where there is none."""
-    return "-" if value is None or math.isnan(value) else f"{value:+.{digits}f}"
+    return shown(value, f"+.{digits}f")
 
 
 def formulas() -> dict[str, str]:
@@ -136,13 +151,17 @@ def label(figures: dict[str, Any]) -> str:
 
     `overwriting`: it saw no contrast stories (finetune.contrast=0).
     """
-    arch, strategy = figures["arch"], figures["strategy"]
-    if figures["overwriting"]:
-        rule = figures["optimizer"] if strategy == "sgd" else strategy
-        return f"{arch} {rule}, overwriting"
-    return (
-        f"{arch} sequential ({figures['optimizer']})" if strategy == "sgd" else f"{arch} {strategy}"
-    )
+    arch, strategy, optimizer = (figures[key] for key in ("arch", "strategy", "optimizer"))
+    sequential = f"sequential ({optimizer})" if strategy == "sgd" else strategy
+    overwriting = f"{optimizer if strategy == 'sgd' else strategy}, overwriting"
+    name = f"{arch} {overwriting if figures['overwriting'] else sequential}"
+    diverged = figures.get("diverged_after")
+    return name if diverged is None else f"{name} ({told_diverged(diverged)})"
+
+
+def told_diverged(tasks: int) -> str:
+    """What is said of an arm whose held-out perplexity had left all bounds by then."""
+    return f"diverged after task {tasks}"
 
 
 def told_apart(names: list[str], runs: list[str], seeds: list[int]) -> list[str]:
@@ -186,7 +205,7 @@ PROBES: Columns = {  # below it: what else became of knowledge
     "specificity": ("spec.", percent),
     "forgetting": ("forg.", number),
     "bwt": ("BWT", number),
-    "ppl_ratio": ("ppl x", number),
+    "ppl_ratio": ("ppl x", ratio),
     "em_ratio": ("EM x", number),
 }
 
@@ -309,8 +328,9 @@ def conclusions(rows: dict[str, dict[str, Any]]) -> str:
             f"{word} (|difference| {gap:.4f}, limit {EQUAL_BASES})"
         )
     for row in arms.contrasts(rows):
+        y, y2 = signed(row["Y"], 3), signed(row["Y2"], 2)
         lines.append(
-            f"{row['claim']:<4}{row['contrast']}: Y {row['Y']:+.3f}, Y2 {row['Y2']:+.2f} nats  "
+            f"{row['claim']:<4}{row['contrast']}: Y {y}, Y2 {y2} nats  "
             f"{row['verdict']} ({row['why']})"
         )
         if row["equal_learning"]:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from dsa_sandbox.data.spelling import common_length, glued, is_known, unknown_id
 from dsa_sandbox.data.tokens import END
-from dsa_sandbox.errors import UserError
+from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.registry import nearest
 from dsa_sandbox.settings import Frozen
 
@@ -85,7 +85,7 @@ def load(path: Path) -> tuple[list[Task], str]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
     return parsed(content, path), hashlib.sha256(content).hexdigest()
 
 

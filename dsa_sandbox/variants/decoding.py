@@ -88,6 +88,8 @@ def draw(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Ge
     if temperature == 0:
         return int(logits_V.argmax())
     p_V, ids_V = (logits_V / temperature).softmax(-1).sort(descending=True)
+    if p_V[0].isnan():  # colder than floats can say, or logits of a network that has diverged
+        return int(logits_V.nan_to_num(nan=-torch.inf).argmax())
     before_V = p_V.cumsum(-1) - p_V  # what likelier tokens have reached
     p_V = p_V.masked_fill(before_V >= top_p, 0.0)
     return int(ids_V[torch.multinomial(p_V, 1, generator=generator)])
