@@ -276,7 +276,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
     try:
         if str(path).isprintable():
             return load_file(path)
-        return load(path.read_bytes())  # the library's paths are text, and this one may be bytes
+        return load(path.read_bytes())  # to the library a path is text; this one may be bytes
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: torn or altered: {error}") from None
 

@@ -78,7 +78,8 @@ def test_finished_work_says_where_it_is_on_any_terminal(
     assert done.returncode == 0, done.stderr
     (run,) = home.glob("build-*")
     if as_json:
-        told = os.fsencode(strict_json(done.stdout.decode("ascii", "strict"))["run"])
+        rich = environment.get("PYTHONIOENCODING") == "utf-8"
+        told = os.fsencode(strict_json(done.stdout.decode("utf-8" if rich else "ascii"))["run"])
     else:
         told = done.stdout.rstrip(b"\n")
     if "PYTHONIOENCODING" not in environment:  # as a shell's $(...) takes it up again
