@@ -263,7 +263,7 @@ def generate(
         known = "; the words of the built-in grammar are all it knows"
         raise UserError(f"--prompt: {run.name} does not know every word of it{known}")
     stories: list[list[int]] = [list(ids) for _ in range(count)]
-    shown = tokenizer.decode(ids)
+    shown = tokenizer.decode(ids[1:])
     say(shown)
     for drawn in decoding.stream(
         model,
@@ -275,7 +275,7 @@ def generate(
     ):
         for story, new in zip(stories, drawn):
             story += [] if new is None else [new]
-        text = tokenizer.decode(stories[0]).removesuffix("\ufffd")  # half a character waits
+        text = tokenizer.decode(stories[0][1:]).removesuffix("\ufffd")  # half a character waits
         say(text[len(shown) :])
         shown = text
-    return [tokenizer.decode(story) for story in stories]
+    return [tokenizer.decode(story[1:]) for story in stories]

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from dsa_sandbox.core.transformer import IGNORED
 from dsa_sandbox.data import corpus, grammar
+from dsa_sandbox.data.opening import opener_of
 from dsa_sandbox.errors import RunFailed, UserError
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.settings import Data
 
-END = "<|endoftext|>"  # begins and ends every document; id 0
+END = "<|endoftext|>"  # ends every document, and begins it (data.opening); id 0
 UNKNOWN = "<unk>"
 
 
@@ -173,11 +174,11 @@ def build_packed(
 
 
 def pack(texts: list[str], tokenizer: Tokenizer, folder: Path, part: str) -> None:
-    """Write <part>.npy and <part>-starts.npy: each document as END, its tokens, END."""
-    pieces, starts, num_bytes = [], [0], 0
+    """Write <part>.npy and <part>-starts.npy: each document as its opener, its tokens, END."""
+    pieces, starts, num_bytes, opener = [], [0], 0, opener_of(tokenizer)
     for begin in range(0, len(texts), 1000):
         for encoding in tokenizer.encode_batch(texts[begin : begin + 1000]):
-            pieces.append(np.array([0, *encoding.ids, 0], dtype=np.int32))
+            pieces.append(np.array([opener, *encoding.ids, 0], dtype=np.int32))
             starts.append(starts[-1] + len(pieces[-1]))
     num_bytes = sum(len(text.encode()) for text in texts)
     ids = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
@@ -299,7 +300,7 @@ def heldout(packed: Packed, context: int, num_documents: int) -> list[np.ndarray
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of a text as the start of a document."""
-    return [0, *tokenizer.encode(text).ids]
+    return [opener_of(tokenizer), *tokenizer.encode(text).ids]
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
