@@ -162,7 +162,8 @@ def pretrain(
     policies.use(model, resolved.train.selection)
     backends.use(model, job.engine.attention)
     with ExitStack() as stack:
-        job.begin(stack, data_hash=born.run.manifest["data_hash"])
+        built = born.run.manifest
+        job.begin(stack, data=built.get("data"), data_hash=built["data_hash"])
         shutil.copyfile(born.run.checked("tokenizer.json"), job.run.path / "tokenizer.json")
         try:
             with listener.deferred():

@@ -129,6 +129,7 @@ def finetune(
             mask=mask,
             tasks={"name": tasks_name, "sha256": tasks_sha, "count": len(tasks)},
             imported=base.manifest.get("imported"),
+            data=base.manifest.get("data"),
         )
         listener.note(
             f"moves {mask['trainable']:,} of {mask['parameters']:,} parameters "

@@ -337,14 +337,22 @@ A language model of {parameters:,} parameters, made by dsa-sandbox: `{arch}`, {t
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained("."{trust})
 model = AutoModelForCausalLM.from_pretrained("."{trust})
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=60)[0]))
 ```
 
 {code} Its logits are those of dsa-sandbox{ties}.
+Tested with transformers {tested}.{counted}
 """
+# benchmarks/transformers_versions.py says so of an exported folder, under any release
+RELEASES = "4.36, 4.44, 4.50, 4.57, 5.0, 5.20 and 5.24"
+TESTED = {
+    "LlamaForCausalLM": RELEASES,
+    "DsaSandboxForCausalLM": RELEASES,
+    "DeepseekV32ForCausalLM": "5.20 and 5.24",
+}
 
 
 STOCK = "The class is `{architecture}`, with no remote code."
@@ -352,8 +360,18 @@ OWN = """The class is `{architecture}`, in the file beside this: `trust_remote_c
 transformers run it. The file is short; read it first."""
 
 
-def card(name: str, resolved: Settings, num_parameters: int, trained: str, toy: bool = True) -> str:
-    """README.md: what the model is, and how to load it; `toy`: all that it knows is from here."""
+def card(
+    name: str,
+    resolved: Settings,
+    num_parameters: int,
+    trained: str,
+    toy: bool = True,
+    num_there: int | None = None,
+) -> str:
+    """README.md: what the model is, and how to load it; `toy`: all that it knows is from here.
+
+    `num_there`: parameters as transformers counts them, if they are more.
+    """
     layout = layout_of(resolved)
     own = layout.attention is None
     exact = ", but where\nscores of the indexer tie: there the two choose other tokens"
@@ -367,4 +385,21 @@ def card(name: str, resolved: Settings, num_parameters: int, trained: str, toy: 
         trust=", trust_remote_code=True" if own else "",
         code=(OWN if own else STOCK).format(architecture=layout.architecture),
         ties=exact if resolved.arch == "dsa-v32" else "",
+        tested=TESTED[layout.architecture],
+        counted=counted(resolved, num_parameters, num_there or num_parameters),
     )
+
+
+def counted(resolved: Settings, num_parameters: int, num_there: int) -> str:
+    """Why transformers counts more parameters; nothing where it does not."""
+    reasons = []
+    if resolved.model.tied:
+        reasons.append(
+            "the matrix of tokens on the way in\nis that on the way out times the square root of "
+            "the width, and both are written"
+        )
+    if resolved.model.ffn == "moe":
+        reasons.append("shared experts are\nfilled up with zeros to a whole number of routed ones")
+    if num_there == num_parameters:
+        return ""
+    return f" transformers counts {num_there:,} parameters:\n{'; '.join(reasons)}."

@@ -238,7 +238,7 @@ def fixed_by(config: dict[str, Any], architecture: str, file: Path) -> dict[str,
     base, wrong = rope_of(config, file)
     problems += wrong
     heads, shared = config["num_attention_heads"], config.get("num_key_value_heads")
-    if architecture == LLAMA and shared and heads % shared:
+    if architecture == LLAMA and shared is not None and (not shared or heads % shared):
         problems.append(f"{file}: num_key_value_heads={shared} do not divide {heads} heads")
     for key, value in only(config, architecture).items():
         given = layers_of(config) if key == "mlp_layer_types" else config.get(key)
