@@ -395,11 +395,11 @@ def counted(resolved: Settings, num_parameters: int, num_there: int) -> str:
     reasons = []
     if resolved.model.tied:
         reasons.append(
-            "the matrix of tokens on the way in\nis that on the way out times the square root of "
-            "the width, and both are written"
+            "the matrix of\ntokens on the way in is that on the way out times the square root of "
+            "the width,\nand both are written"
         )
     if resolved.model.ffn == "moe":
-        reasons.append("shared experts are\nfilled up with zeros to a whole number of routed ones")
+        reasons.append("shared experts are\nfilled up with zeros, to a whole number of others")
     if num_there == num_parameters:
         return ""
-    return f" transformers counts {num_there:,} parameters:\n{'; '.join(reasons)}."
+    return f"\ntransformers counts {num_there:,} parameters: {'; '.join(reasons)}."
