@@ -160,7 +160,8 @@ def check(folder: Path, expected: Any) -> tuple[bool, str]:
 
 def in_pieces(model: Any, ids_BT: torch.Tensor) -> torch.Tensor:
     """Logits of tokens that come piece by piece, what went before kept in the cache."""
-    pieces, kept = [], {}
+    pieces: list[torch.Tensor] = []
+    kept: dict[str, Any] = {}
     for piece_BT in ids_BT.split([5, 1, ids_BT.shape[1] - 6], dim=1):
         answer = model(piece_BT, use_cache=True, **kept)
         name = "cache" if "cache" in answer else "past_key_values"  # since, and before 5.24

@@ -182,8 +182,10 @@ def test_dsa_is_written_with_its_code(tiny_home: TinyHome, tmp_path: Path) -> No
     code = (folder / "modeling_dsa_sandbox.py").read_text("utf-8")
     assert "import dsa_sandbox" not in code
     assert "from dsa_sandbox" not in code
-    assert "trust_remote_code=True" in (folder / "README.md").read_text("utf-8")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # for the tokenizer too: its loader reads config.json, and without it asks and warns
+    text = (folder / "README.md").read_text("utf-8")
+    assert text.count('from_pretrained(".", trust_remote_code=True)') == 2
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     inputs = tokenizer("Once upon a time", return_tensors="pt")
     said = model.generate(**inputs, max_new_tokens=30, do_sample=False)[0]

@@ -221,13 +221,13 @@ class DsaSandboxForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embedding = value
 
     def get_output_embeddings(self) -> nn.Module | None:
         return self.output
 
-    def set_output_embeddings(self, value: nn.Module | None) -> None:
+    def set_output_embeddings(self, value: nn.Linear | None) -> None:
         self.output = value
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
