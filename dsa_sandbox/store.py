@@ -256,11 +256,11 @@ class Run:
             os.truncate(path, size)
 
 
-def tensors_bytes(tensors: Mapping[str, Any]) -> bytes:
+def tensors_bytes(tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> bytes:
     """safetensors of detached CPU tensors; a pure function of the values."""
     from safetensors.torch import save
 
-    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
 
 
 def save_model(run: Run, model: Any) -> None:
@@ -278,6 +278,17 @@ def load_tensors(path: Path) -> dict[str, Any]:
             return load_file(path)
         return load(path.read_bytes())  # to the library a path is text; this one may be bytes
     except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: torn or altered: {error}") from None
+
+
+def parse_tensors(content: bytes, path: Path) -> dict[str, Any]:
+    """Tensors of a file that was read already; UserError where it is torn."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(content)
+    except (SafetensorError, KeyError, ValueError) as error:  # a kind of number that torch lacks
         raise UserError(f"{path}: torn or altered: {error}") from None
 
 

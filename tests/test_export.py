@@ -1,22 +1,31 @@
 """What transformers makes of our weights is what we make of them."""
 
+import importlib.util
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from home import ROOT, TinyHome, cli
+from safetensors import safe_open
 from tiny import CONTEXT, VOCABULARY, noise, some_tokens, tiny_settings
+from tokenizers import Tokenizer, models
 from torch import Tensor
 
-from dsa_sandbox import sizes
+from dsa_sandbox import sizes, store
+from dsa_sandbox.bases import run_settings
+from dsa_sandbox.commands import exchange
 from dsa_sandbox.core.indexer import Indexer, causal_mask, kept_mask, select
 from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data import grammar
-from dsa_sandbox.data.tokens import word_tokenizer
+from dsa_sandbox.data.tokens import bpe_tokenizer, word_tokenizer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.interop import huggingface
 from dsa_sandbox.settings import Model, Settings, Train
+from dsa_sandbox.store import Run
 from dsa_sandbox.variants.moe import mixtures
 
 # many indexer heads: with few, ReLU makes exact ties, which topk breaks as it likes; wider than
@@ -173,8 +182,10 @@ def test_dsa_is_written_with_its_code(tiny_home: TinyHome, tmp_path: Path) -> No
     code = (folder / "modeling_dsa_sandbox.py").read_text("utf-8")
     assert "import dsa_sandbox" not in code
     assert "from dsa_sandbox" not in code
-    assert "trust_remote_code=True" in (folder / "README.md").read_text("utf-8")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # for the tokenizer too: its loader reads config.json, and without it asks and warns
+    text = (folder / "README.md").read_text("utf-8")
+    assert text.count('from_pretrained(".", trust_remote_code=True)') == 2
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     inputs = tokenizer("Once upon a time", return_tensors="pt")
     said = model.generate(**inputs, max_new_tokens=30, do_sample=False)[0]
@@ -326,3 +337,200 @@ def test_the_card_is_one_that_a_hub_reads(tmp_path: Path) -> None:
     assert "tie" not in huggingface.card("x", Settings(arch="dense", model=MODEL), 1, "").lower()
     assert "trust" not in huggingface.card("x", Settings(arch="dense", model=MODEL), 1, "")
     assert "license" not in huggingface.card("x", Settings(model=MODEL), 1, "", toy=False)
+
+
+def test_an_export_says_what_older_releases_of_transformers_ask_for(tmp_path: Path) -> None:
+    for arch in (*ARCHS, "dsa"):
+        plan = MODEL.model_copy(update={"rope_base": 50_000.0})
+        model, folder = network(arch, trained=False, plan=plan), tmp_path / arch
+        pieces = bpe_tokenizer(["Tom had a red ball."] * 50, 400)
+        model.embedding = torch.nn.Embedding(pieces.get_vocab_size(), plan.width)
+        huggingface.write(folder, model, Settings(arch=arch, model=plan), pieces)
+        made = json.loads((folder / "config.json").read_text("utf-8"))
+        # 4.57 takes 10,000 where it finds no rope_theta, and says nothing
+        assert made["rope_theta"] == made["rope_parameters"]["rope_theta"] == 50_000.0
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            assert file.metadata() == {"format": "pt"}  # 4.44 loads no file without it
+        text = (folder / "tokenizer.json").read_text("utf-8")
+        merges = json.loads(text)["model"]["merges"]
+        assert merges
+        assert all(isinstance(merge, str) for merge in merges)  # tokenizers 0.19 reads no pairs
+        again = Tokenizer.from_str(text)
+        again.post_processor = None
+        assert again.to_str() == pieces.to_str()
+
+
+def test_merges_of_parts_with_a_space_stay_pairs() -> None:
+    tokenizer = Tokenizer(models.BPE({"a": 0, " ": 1, "a ": 2}, [("a", " ")]))
+    text = huggingface.for_all_releases(tokenizer.to_str())
+    assert json.loads(text)["model"]["merges"] == [["a", " "]]
+    assert Tokenizer.from_str(text).to_str() == tokenizer.to_str()
+
+
+def test_a_runs_own_weights_have_no_metadata() -> None:
+    tensors = {"w": torch.arange(3.0)}
+    assert store.tensors_bytes(tensors) == safetensors.torch.save(tensors)
+
+
+def test_the_script_for_other_releases_says_that_this_one_is_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ROOT / "benchmarks" / "transformers_versions.py"
+    place = importlib.util.spec_from_file_location("transformers_versions", path)
+    assert place is not None
+    assert place.loader is not None
+    script = importlib.util.module_from_spec(place)
+    place.loader.exec_module(script)
+    assert script.main(["write", str(tmp_path)]) == 0
+    assert script.main(["check", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(script.tiny())
+    for line in lines:  # nor does it warn of anything, of model types for instance
+        assert "the same continuation, the same ids, 0 warnings" in line
+    config = tmp_path / "dense" / "config.json"
+    wrong = json.loads(config.read_text("utf-8"))
+    wrong["rope_parameters"]["rope_theta"] = wrong["rope_theta"] = 10_000.0
+    config.write_text(json.dumps(wrong), "utf-8")
+    assert script.main(["check", str(tmp_path)]) == 1
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Callable[[bool], tuple[Transformer, torch.nn.Module]]:
+    """The `dsa` network, and what transformers makes of its export."""
+
+    def load(tied: bool) -> tuple[Transformer, torch.nn.Module]:
+        plan = tiny_settings(tied=tied)
+        model = network("dsa", trained=False, plan=plan)
+        return model, there("dsa", model, tmp_path / "model", plan)
+
+    return load
+
+
+Loaded = Callable[[bool], tuple[Transformer, torch.nn.Module]]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_the_vocabulary_of_dsa_can_grow_there(tied: bool, loaded: Loaded, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model, other = loaded(tied)
+    tokens_BT = some_tokens(3, CONTEXT, seed=9)
+    assert other.num_parameters() == sum(p.numel() for p in model.parameters())
+    other.resize_token_embeddings(VOCABULARY + 4, mean_resizing=False)
+    logits_BTV = other(tokens_BT).logits
+    assert logits_BTV.shape[-1] == other.config.vocab_size == VOCABULARY + 4
+    torch.testing.assert_close(logits_BTV[..., :VOCABULARY], model(tokens_BT), rtol=0, atol=1e-5)
+    other.save_pretrained(tmp_path / "grown")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "grown", trust_remote_code=True)
+    assert torch.equal(again(tokens_BT).logits, logits_BTV)
+    weight = torch.nn.Embedding(VOCABULARY, model.embedding.embedding_dim)
+    other.set_input_embeddings(weight)
+    assert other.get_input_embeddings() is weight
+    output = torch.nn.Linear(model.embedding.embedding_dim, 5, bias=False)
+    other.set_output_embeddings(output)
+    assert other.get_output_embeddings() is output
+    assert other(tokens_BT).logits.shape[-1] == 5
+
+
+@torch.no_grad()
+def test_dsa_refuses_a_static_cache_in_one_sentence(loaded: Loaded) -> None:
+    _, other = loaded(True)
+    tokens_BT = some_tokens(1, 4, seed=9)
+    how = {"attention_mask": torch.ones_like(tokens_BT), "max_new_tokens": 2}
+    with pytest.raises(ValueError, match="keeps its tokens in a DynamicCache, not in a StaticCach"):
+        other.generate(tokens_BT, cache_implementation="static", **how)
+
+
+def test_dsa_has_the_loss_of_transformers(loaded: Loaded) -> None:
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    _, other = loaded(True)
+    tokens_BT = some_tokens(3, CONTEXT, seed=9)
+    labels_BT = tokens_BT.clone()
+    labels_BT[0, :5] = -100
+    for number in (None, 40):
+        found = other(tokens_BT, labels=labels_BT, num_items_in_batch=number)
+        right = ForCausalLMLoss(found.logits, labels_BT, VOCABULARY, num_items_in_batch=number)
+        torch.testing.assert_close(found.loss, right)
+    some = other(tokens_BT, logits_to_keep=torch.tensor([3, 5])).logits
+    torch.testing.assert_close(some, found.logits[:, [3, 5]])
+
+
+@torch.no_grad()
+def test_dsa_reads_the_older_name_of_the_rotary_base_and_of_the_kind_of_number(
+    tmp_path: Path,
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    plan, folder = tiny_settings(rope_base=500.0), tmp_path / "model"
+    model = network("dsa", trained=False, plan=plan)
+    there("dsa", model, folder, plan)
+    made = json.loads((folder / "config.json").read_text("utf-8"))
+    del made["rope_parameters"]
+    (folder / "config.json").write_text(json.dumps(made), "utf-8")
+    other = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokens_BT = some_tokens(3, CONTEXT, seed=9)
+    torch.testing.assert_close(other(tokens_BT).logits, model(tokens_BT), rtol=0, atol=1e-5)
+    for name in ("dtype", "torch_dtype"):
+        half = {name: torch.bfloat16}
+        other = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **half)
+        assert other.dtype == torch.bfloat16
+        assert other(tokens_BT).logits.isfinite().all()
+    auto = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto")
+    assert auto.dtype == torch.float32
+
+
+def test_the_card_says_which_releases_were_tested_and_why_parameters_differ(
+    tmp_path: Path,
+) -> None:
+    for arch, plan, why in (
+        ("dense", MODEL, "both are written"),
+        ("dense", MODEL.model_copy(update={"tied": False}), None),
+        ("dsa", tiny_settings(), None),
+        ("dsa-v32", MIXTURE, "filled up with zeros"),
+    ):
+        model, resolved = network(arch, trained=False, plan=plan), Settings(arch=arch, model=plan)
+        folder = tmp_path / f"{arch}-{why}"
+        number = huggingface.write(folder, model, resolved, word_tokenizer())
+        own = sum(p.numel() for p in model.parameters())
+        text = huggingface.card("x", resolved, own, "", num_there=number)
+        assert "Tested with transformers " in text
+        assert "5.24" in text
+        assert ("transformers counts" in text) == (why is not None) == (number != own)
+        if why is not None:
+            assert f"transformers counts {number:,} parameters" in text
+            assert why in text
+        assert there(arch, model, folder, plan).num_parameters() == number
+
+
+@pytest.mark.parametrize("command", ["pretrain dense", "sgd"])
+def test_the_card_names_the_text_and_no_path_of_this_machine(
+    command: str, tiny_home: TinyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "home" / tiny_home.run(command).name
+    shutil.copytree(tiny_home.run(command), run)
+    assert cli("export", run, "--to", tmp_path / "own").code == 0
+    assert "pre-trained on the built-in grammar" in (tmp_path / "own" / "README.md").read_text()
+    assert Run(run).manifest["data"]["kind"] == "grammar"
+    for number, (source, kind, named) in enumerate(
+        (
+            ("my/folder/stories.txt", "local", "stories.txt"),
+            ("my/texts", "local", "texts"),
+            ("my/texts/", "local", "texts"),
+            (f"{tmp_path}/texts", None, "texts"),
+            ("owner/name", "hub", "owner/name"),
+            ("owner/name", None, "owner/name"),
+        )
+    ):
+        for there_now in (False, True):
+            place = tmp_path / f"from-{number}-{there_now}"
+            place.mkdir()
+            if there_now and not Path(source).is_absolute():
+                (place / source).mkdir(parents=True)
+            monkeypatch.chdir(place)
+            settings = run_settings(Run(run))
+            data = settings.data.model_copy(update={"source": source})
+            settings = settings.model_copy(update={"data": data})
+            Run(run).update(data=None if kind is None else {"kind": kind})
+            assert exchange.text_of(Run(run), settings) == named

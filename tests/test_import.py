@@ -1,10 +1,14 @@
 """A folder of transformers, imported, says here what it says there."""
 
+import hashlib
 import json
+import math
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from home import STREAM, TINY_EWC, TinyHome, cli
@@ -17,20 +21,24 @@ from torch import Tensor
 from dsa_sandbox import bases
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import corpus, tokens
-from dsa_sandbox.interop import huggingface, vocabulary
+from dsa_sandbox.data.opening import opener_of
+from dsa_sandbox.evaluation import quality, scoring, telling
+from dsa_sandbox.interop import huggingface, reading, vocabulary
 from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run
 
 UNTIED = MODEL.model_copy(update={"tied": False, "rope_base": 5e5, "num_selected_heads": 3})
 
 
-def tokenizer_of(num_tokens: int = VOCABULARY, end: int = 0) -> Tokenizer:
-    """Words w0, w1, ..; the one with the id `end` is </s>, which ends a text."""
+def tokenizer_of(num_tokens: int = VOCABULARY, end: int = 0, begin: int | None = None) -> Tokenizer:
+    """Words w0, w1, ..; the one with the id `end` is </s>, which ends a text, `begin` is <s>."""
     words = {f"w{number}": number for number in range(num_tokens)}
-    del words[f"w{end}"]
-    tokenizer = Tokenizer(models.WordLevel({**words, "</s>": end}, unk_token="</s>"))
+    special = {"</s>": end} | ({} if begin is None else {"<s>": begin})
+    for number in special.values():
+        del words[f"w{number}"]
+    tokenizer = Tokenizer(models.WordLevel({**words, **special}, unk_token="</s>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.add_special_tokens(list(special))
     return tokenizer
 
 
@@ -49,7 +57,9 @@ def refused(folder: Path, *options: object) -> str:
     return problem
 
 
-def llama(folder: Path, *, shard: str = "1GB", end: int = 2, **sizes: Any) -> torch.nn.Module:
+def llama(
+    folder: Path, *, shard: str = "1GB", end: int = 2, begin: int | None = None, **sizes: Any
+) -> torch.nn.Module:
     """A Llama of transformers, with random weights and its own tokenizer, in a folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -61,7 +71,7 @@ def llama(folder: Path, *, shard: str = "1GB", end: int = 2, **sizes: Any) -> to
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "max_position_embeddings": CONTEXT,
-        "bos_token_id": end,
+        "bos_token_id": end if begin is None else begin,
         "eos_token_id": end,
     }
     model = LlamaForCausalLM(LlamaConfig(**{**defaults, **sizes})).eval()
@@ -71,7 +81,7 @@ def llama(folder: Path, *, shard: str = "1GB", end: int = 2, **sizes: Any) -> to
         else:
             torch.nn.init.normal_(weight, std=0.3)
     model.save_pretrained(folder, max_shard_size=shard)
-    tokenizer_of(end=end).save(str(folder / "tokenizer.json"))
+    tokenizer_of(end=end, begin=begin).save(str(folder / "tokenizer.json"))
     return model
 
 
@@ -264,7 +274,7 @@ def test_what_ends_a_text_gets_id_0(kind: str) -> None:
     before.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[(n, before.token_to_id(n)) for n in ("<s>", "</s>")]
     )
-    after = vocabulary.opened_by_end(before, end, Path("tokenizer.json"))
+    after = vocabulary.ended_by_0(before, end, Path("tokenizer.json"))
     assert after.token_to_id("</s>") == 0
     text = "abcd ab</s>abz"  # z is unknown
     bare = before.encode(text, add_special_tokens=False).ids
@@ -527,3 +537,272 @@ def test_a_base_that_has_no_word_for_the_facts_is_told_so(tmp_path: Path) -> Non
     few = ("--set", "data.num_stories=20", "--set", "data.num_validation=4")
     run = cli("import", tmp_path / "llama", "--home", home, *few).run
     assert "CLOSED" in cli("eval", run, "--home", home).out
+
+
+def texts_of(folder: Path) -> tuple[Path, list[str]]:
+    """Held-out texts of words that the tokenizer has, and the folder that they are in."""
+    rng = random.Random(3)
+    texts = [
+        " ".join(f"w{rng.randrange(3, VOCABULARY)}" for _ in range(rng.randrange(4, 20)))
+        for _ in range(40)
+    ]
+    folder.mkdir()
+    for part, some in (("train", texts[20:]), ("valid", texts[:20])):
+        (folder / f"{part}.txt").write_text("<|endoftext|>".join(some), "utf-8")
+    return folder, texts[:20]
+
+
+@torch.no_grad()
+def nll_there(model: torch.nn.Module, rows: list[list[int]]) -> float:
+    """Nats per target, by transformers' own loss."""
+    lost = [model(torch.tensor([row]), labels=torch.tensor([row])).loss.item() for row in rows]
+    sizes = [len(row) - 1 for row in rows]
+    return sum(nats * size for nats, size in zip(lost, sizes)) / sum(sizes)
+
+
+@pytest.mark.parametrize(("begin", "end"), [(1, 2), (0, 2), (1, 0)])
+def test_a_document_is_opened_by_what_opened_it_there(begin: int, end: int, tmp_path: Path) -> None:
+    theirs, home = llama(tmp_path / "llama", begin=begin, end=end), tmp_path / "home"
+    data, texts = texts_of(tmp_path / "texts")
+    there = tokenizer_of(end=end, begin=begin)
+    rows = [[begin, *there.encode(text).ids, end] for text in texts]
+    wrong = nll_there(theirs, [[end, *row[1:]] for row in rows])
+    right = nll_there(theirs, rows)
+    assert abs(wrong - right) > 0.01  # what this test is about
+
+    answer = cli("import", tmp_path / "llama", "--data", data, "--home", home)
+    assert "a text is opened by '<s>', and ended by '</s>'" in answer.err
+    run = Run(answer.run)
+    model, tokenizer = bases.load_model(run).eval(), bases.load_tokenizer(run)
+    text = bases.corpus_of(run, bases.run_settings(run), home)
+    assert quality.text_quality(model, text.valid)["nll"] == pytest.approx(right, abs=1e-4)
+    documents = scoring.batch_rows(texts, tokenizer)
+    nats, count = scoring.heldout_nll(model, documents)
+    assert nats / count == pytest.approx(right, abs=1e-4)
+
+    opener = opener_of(tokenizer)
+    assert opener == tokenizer.token_to_id("<s>") != tokenizer.token_to_id("</s>")
+    packed = [text.valid.document(number).tolist() for number in range(len(texts))]
+    assert sorted(packed) == sorted(document.tolist() for document in documents)
+    for document in packed:  # it opens each of them, and is never predicted
+        assert document[0] == opener
+        assert document[-1] == 0
+        assert not {opener, 0} & set(document[1:-1])
+    batch = tokens.batch_of(tokens.Batches(text.train, CONTEXT, 256, seed=0)[0])
+    assert (batch.tokens_BT[:, 0] == opener).all()
+    assert not (batch.targets_BT == opener).any()
+    counts_V = np.ones(VOCABULARY)
+    for number in range(text.train.num_documents):
+        np.add.at(counts_V, text.train.document(number)[1:], 1)
+    nats_V = -np.log(counts_V / counts_V.sum())
+    expected = np.mean([nats_V[number] for document in packed for number in document[1:]])
+    found = scoring.unigram_nll(text.train, tokens.heldout(text.valid, CONTEXT, 20), VOCABULARY)
+    assert found == pytest.approx(expected)
+    told = telling.tell(model, tokens.heldout(text.valid, CONTEXT, 20), 20, 0, opener)
+    assert {story.prompt[0] for story in told} == {opener}
+
+    inputs = torch.tensor([[begin, 5, 6]])
+    said = theirs.generate(
+        inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=9, do_sample=False
+    )[0, 1:]
+    value = cli(
+        "generate", answer.run, "--prompt", "w5 w6", "--temperature", "0", "--max-tokens", 9,
+        "--home", home, "--json",
+    ).value  # fmt: skip
+    assert value["stories"] == [there.decode(said.tolist())]
+
+
+def test_an_opener_goes_there_and_back(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    llama(tmp_path / "llama", begin=1, end=2)
+    home = tmp_path / "home"
+    run = cli("import", tmp_path / "llama", "--home", home).run
+    assert cli("export", run, "--to", tmp_path / "again", "--home", home).code == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+    assert tokenizer("w5 w6")["input_ids"] == [1, 5, 6]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    for config in (model.config, model.generation_config):
+        assert (config.bos_token_id, config.eos_token_id) == (1, 0)
+    again = cli("import", tmp_path / "again", "--home", home).run
+    one, other = (bases.load_tokenizer(Run(path)).to_str() for path in (run, again))
+    assert one == other
+    weights = [load_file(path / "model.safetensors") for path in (run, again)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "opener"),
+    [
+        ({"bos_token_id": None}, "<s>"),  # named beside the tokenizer
+        ({"bos_token_id": [4, 1]}, "w4"),
+        ({"bos_token_id": 99}, "</s>"),  # no text has it
+    ],
+)
+def test_what_opens_a_text_is_found_as_what_ends_it(
+    changes: dict[str, Any], opener: str, tmp_path: Path
+) -> None:
+    llama(tmp_path / "llama", begin=1, end=2)
+    config_of(tmp_path / "llama", **changes)
+    beside = {"bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+    (tmp_path / "llama" / "tokenizer_config.json").write_text(json.dumps(beside), "utf-8")
+    run = cli("import", tmp_path / "llama", "--home", tmp_path / "home").run
+    tokenizer = bases.load_tokenizer(Run(run))
+    assert tokenizer.id_to_token(opener_of(tokenizer)) == opener
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    value: float, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    llama(tmp_path / "llama")
+    path = tmp_path / "llama" / "model.safetensors"
+    weights = load_file(path)
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name] = weights[name].to(dtype)
+    weights[name][0, 0] = value
+    save_file(weights, path)
+    assert f"error: {tmp_path / 'llama'}: {name}: not finite" in refused(tmp_path / "llama")
+
+
+def test_what_is_hashed_is_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that writes into the folder meanwhile cannot give one file two contents."""
+    llama(tmp_path / "llama", shard="20KB")
+    (tmp_path / "llama" / "tokenizer_config.json").write_text("{}", "utf-8")
+    read: dict[Path, list[bytes]] = {}
+    before = Path.read_bytes
+
+    def watched(path: Path) -> bytes:
+        content = before(path)
+        read.setdefault(path, []).append(content)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", watched)
+    folder = reading.opened(tmp_path / "llama")
+    monkeypatch.undo()
+    found = {path.name: contents for path, contents in read.items()}
+    assert found.keys() == folder.files.keys()
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} < found.keys()
+    for name, (content,) in found.items():  # each is read once
+        assert folder.files[name] == hashlib.sha256(content).hexdigest()
+    # and nothing is read in another way: what was parsed is what those bytes say
+    for path in (tmp_path / "llama").iterdir():
+        path.write_bytes(b"")
+    for name, content in found.items():
+        (tmp_path / "llama" / name).write_bytes(content[0])
+    again = reading.opened(tmp_path / "llama")
+    assert again.files == folder.files
+    assert all(torch.equal(again.weights[name], w) for name, w in folder.weights.items())
+
+
+def test_a_tensor_that_two_shards_hold_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "llama"
+    llama(folder, shard="20KB")
+    first, second = sorted(folder.glob("model-*.safetensors"))[:2]
+    weights = load_file(first)
+    name = next(iter(weights))
+    save_file({**load_file(second), name: weights[name] + 1}, second)
+    assert f"{second}: {name} is in another shard too" in refused(folder)
+
+
+OLD = {"rope_parameters": None, "rope_scaling": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"rope_theta": 1e4}, "rope_theta=10000.0 and rope_parameters.rope_theta=500000.0: rel"),
+        (
+            {**OLD, "rope_theta": 5e5, "rope_scaling": {"type": "default", "rope_theta": 1}},
+            "rope_theta=500000.0 and rope_scaling.rope_theta=1: releases",
+        ),
+        ({**OLD, "rope_theta": "5e5"}, "rope_theta=5e5 is not a number"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type=linear"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "one rotary embedding for"),
+        (
+            {"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor=0.5: only 1.0",
+        ),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: only 1.0"),
+        ({"model_type": "mistral"}, "model_type=mistral, but architectures=LlamaForCausalLM"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads=0 do not divide 4 heads"),
+        ({"tie_word_embeddings": True}, "lm_head.weight is a matrix of its own, but tie_word"),
+    ],
+)
+def test_what_releases_of_transformers_read_differently_is_refused(
+    changes: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    llama(tmp_path / "llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    config_of(tmp_path / "llama", **changes)
+    assert problem in refused(tmp_path / "llama")
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "tie_word_embeddings", "hidden_act"])
+def test_null_is_no_default(key: str, tmp_path: Path) -> None:
+    llama(tmp_path / "llama")
+    path = tmp_path / "llama" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), key: None}), "utf-8")
+    assert f"{key} is null" in refused(tmp_path / "llama")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**OLD, "rope_theta": 5e5},
+        {**OLD, "rope_theta": 500_000, "rope_scaling": {"type": "default"}},
+        {"rope_theta": 5e5},  # both, and the same
+        {**OLD, "rope_scaling": {"rope_type": "default", "rope_theta": 5e5}},
+    ],
+)
+def test_each_spelling_of_the_rotary_base_is_read(changes: dict[str, Any], tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 5e5}
+    theirs = llama(tmp_path / "llama", rope_parameters=rope)
+    config_of(tmp_path / "llama", **changes)
+    says_the_same(brought(tmp_path / "llama"), theirs, end=2)
+
+
+def test_a_key_that_is_missing_is_what_its_class_takes(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, DeepseekV32Config, LlamaConfig
+
+    for kind, name in ((LlamaConfig, reading.LLAMA), (DeepseekV32Config, reading.DEEPSEEK)):
+        own = kind().to_dict()
+        for key, value in reading.DEFAULTS[name].items():
+            assert own[key] == value, (name, key)
+        assert own["rope_parameters"]["rope_theta"] == reading.ROPE_BASE
+    sizes = {"max_position_embeddings": 2048, "num_key_value_heads": 4}
+    llama(tmp_path / "llama", **sizes)
+    gone = ("rope_parameters", "num_key_value_heads", "head_dim")
+    config_of(tmp_path / "llama", **dict.fromkeys((*gone, *reading.DEFAULTS[reading.LLAMA])))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "llama").eval()
+    ours = brought(tmp_path / "llama")
+    assert ours.context == 2048
+    says_the_same(ours, theirs, end=2)
+
+
+def test_a_scale_or_a_kind_of_layer_that_is_missing_is_not_guessed(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    plan = MIXTURE.model_copy(update={"routed_scale": 2.5, "num_shared_experts": 1})
+    model = network("dsa-v32", trained=False, plan=plan)
+    settings, folder = Settings(arch="dsa-v32", model=plan), tmp_path / "v32"
+    huggingface.write(folder, model, settings, tokenizer_of())
+    config_of(folder, routed_scaling_factor=None, mlp_layer_types=None)  # 2.5, and first_k_dense..
+    theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    says_the_same(brought(folder), theirs)
+    config_of(folder, n_group=None, topk_group=None)
+    assert "n_group=8: only 1 is known here" in refused(folder)
+    config_of(folder, n_group=1, topk_group=1, num_experts=7)
+    assert "num_experts=7, but n_routed_experts=4" in refused(folder)
+    config_of(folder, num_experts=None, first_k_dense_replace=1)  # of two layers
+    assert "mlp_layer_types=a mixture" in refused(folder)
+
+
+def test_a_matrix_of_its_own_in_a_tied_export_is_refused(tmp_path: Path) -> None:
+    plan = MODEL.model_copy(update={"tied": False})
+    model = network("dsa", trained=False, plan=plan)
+    huggingface.write(tmp_path / "dsa", model, Settings(arch="dsa", model=plan), tokenizer_of())
+    config_of(tmp_path / "dsa", tie_word_embeddings=True)  # transformers would leave it out
+    problem = refused(tmp_path / "dsa")
+    assert "output.weight is a matrix of its own, but tie_word_embeddings=True" in problem

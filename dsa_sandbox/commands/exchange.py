@@ -1,5 +1,6 @@
 """Networks that come from transformers, and go there."""
 
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def import_folder(
         "context": context,
         "notes": notes,
     }
-    imported = {"folder": str(folder.path), "files": folder.files, **figures}
+    named = {"folder": str(folder.path), "name": folder.path.resolve().name}
+    imported = {**named, "files": folder.files, **figures}
     with ExitStack() as stack:
         about: dict[str, Any] = {
             "data": source._asdict(),
@@ -88,20 +90,30 @@ def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
     huggingface.layout_of(resolved)
     model = load_model(run)
     total = sum(p.numel() for p in model.parameters())
-    source = Path(resolved.data.source)
-    text = source.name if source.exists() else str(source)  # no path of this machine
-    text = "the built-in grammar" if text == "grammar" else text
     imported = run.manifest.get("imported")
-    origin = f"pre-trained on {text}"
+    origin = f"pre-trained on {text_of(run, resolved)}"
     if imported:
-        origin = f"imported from {Path(imported['folder']).name} ({imported['architecture']})"
+        name = imported.get("name") or Path(imported["folder"]).name
+        origin = f"imported from {name} ({imported['architecture']})"
     trained = {
         "build": "not trained",
         "finetune": f"{origin} and fine-tuned with {run.manifest.get('strategy')} on contradictory "
         "worlds",
     }.get(run.manifest["command"], origin)
-    huggingface.write(folder, model, resolved, load_tokenizer(run))
-    card = huggingface.card(run.name, resolved, total, trained, toy=not imported)
+    there = huggingface.write(folder, model, resolved, load_tokenizer(run))
+    toy = not imported
+    card = huggingface.card(run.name, resolved, total, trained, toy=toy, num_there=there)
     store.write_atomic(folder / "README.md", card)
     architecture = huggingface.layout_of(resolved).architecture
     return {"folder": str(folder), "architecture": architecture, "parameters": total}
+
+
+def text_of(run: Run, resolved: Settings) -> str:
+    """What a run was pre-trained on, without a path of this machine."""
+    source, told = resolved.data.source, run.manifest.get("data") or {}
+    if source == "grammar":
+        return "the built-in grammar"
+    # older runs do not say of which kind it was
+    hub = re.fullmatch(r"\w[\w.-]*/[\w-]+", source) is not None
+    hub = told["kind"] == "hub" if "kind" in told else hub
+    return source if hub else Path(source).name or "local text"

@@ -280,7 +280,7 @@ def generate(
         known = "; the words of the built-in grammar are all it knows"
         raise UserError(f"--prompt: {run.name} does not know every word of it{known}")
     stories: list[list[int]] = [list(ids) for _ in range(count)]
-    shown = settled(tokenizer, ids)
+    shown = settled(tokenizer, ids[1:])
     say(shown)
     for drawn in decoding.stream(
         model,
@@ -292,9 +292,9 @@ def generate(
     ):
         for story, new in zip(stories, drawn):
             story += [] if new is None else [new]
-        text = settled(tokenizer, stories[0])
+        text = settled(tokenizer, stories[0][1:])
         if len(text) > len(shown):  # where bytes follow others, all of them wait once more
             say(text[len(shown) :])
             shown = text
-    say(tokenizer.decode(stories[0])[len(shown) :])  # what waited for a half that never came
-    return [tokenizer.decode(story) for story in stories]
+    say(tokenizer.decode(stories[0][1:])[len(shown) :])  # what waited for a half that never came
+    return [tokenizer.decode(story[1:]) for story in stories]

@@ -132,6 +132,7 @@ def finetune(
             "mask": mask,
             "tasks": {"name": tasks_name, "sha256": tasks_sha, "count": len(tasks)},
             "imported": base.manifest.get("imported"),
+            "data": base.manifest.get("data"),
         }
         if not job.begin(stack, **about):
             return job.returned()

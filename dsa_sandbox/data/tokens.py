@@ -22,11 +22,12 @@ from torch import Tensor
 from dsa_sandbox import locks
 from dsa_sandbox.core.transformer import IGNORED
 from dsa_sandbox.data import corpus, grammar, local
+from dsa_sandbox.data.opening import opener_of
 from dsa_sandbox.errors import RunFailed, UserError, reason
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.settings import Data
 
-END = local.END  # begins and ends every document; id 0
+END = local.END  # ends every document, and begins it (data.opening); id 0
 UNKNOWN = "<unk>"
 READING = 2  # how local files and the Hub are read; another number makes other packed files
 FEW = 10  # stories below which somebody has probably not marked where they end
@@ -293,11 +294,11 @@ def say_what_was_read(
 
 
 def pack(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, part: str) -> dict[str, str]:
-    """Write <part>.npy and <part>-starts.npy: each document as END, its tokens, END.
+    """Write <part>.npy and <part>-starts.npy: each document as its opener, its tokens, END.
 
     The sha256 of what was written, by file name.
     """
-    starts, num_bytes = array("q", [0]), 0
+    starts, num_bytes, opener = array("q", [0]), 0, opener_of(tokenizer)
     ids_file = folder / f"{part}.ids"
     with ids_file.open("wb") as file:
         stories = iter(texts)
@@ -305,7 +306,7 @@ def pack(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, part: str) ->
             num_bytes += sum(len(text.encode()) for text in several)
             for encoding in tokenizer.encode_batch(several):
                 starts.append(starts[-1] + len(encoding.ids) + 2)
-                file.write(np.array([0, *encoding.ids, 0], dtype="<i4").tobytes())
+                file.write(np.array([opener, *encoding.ids, 0], dtype="<i4").tobytes())
     header: dict[str, Any] = {"descr": "<i4", "fortran_order": False, "shape": (starts[-1],)}
     with (folder / f"{part}.npy").open("wb") as file, ids_file.open("rb") as ids:
         np.lib.format.write_array_header_1_0(file, header)  # the length is known only now
@@ -430,7 +431,7 @@ def heldout(packed: Packed, context: int, num_documents: int) -> list[np.ndarray
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of a text as the start of a document."""
-    return [0, *tokenizer.encode(text).ids]
+    return [opener_of(tokenizer), *tokenizer.encode(text).ids]
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:

@@ -43,7 +43,7 @@ class Score(NamedTuple):
 class Encoded(NamedTuple):
     """Items as token rows, made once and scored often."""
 
-    rows: list[list[int]]  # END, prompt, candidate
+    rows: list[list[int]]  # opener, prompt, candidate
     starts: list[int]  # where the candidate begins in its row
     owners: list[tuple[int, int]]  # item, candidate (0 is the answer)
     shared: list[list[int] | None]  # of one-token items: the candidates' ids, in one row
@@ -282,7 +282,8 @@ def unigram_nll(packed: Packed, documents: list[np.ndarray], vocabulary: int) ->
     counts_V = np.ones(vocabulary)
     for begin in range(0, len(packed.ids), 2**24):
         counts_V += np.bincount(packed.ids[begin : begin + 2**24], minlength=vocabulary)
-    counts_V[0] -= packed.num_documents  # the token that begins a document is never predicted
+    first = np.asarray(packed.ids)[packed.starts[:-1]]  # what opens a document is never predicted
+    counts_V -= np.bincount(first, minlength=vocabulary)
     nats_V = -np.log(counts_V / counts_V.sum())
     return float(nats_V[np.concatenate([document[1:] for document in documents])].mean())
 
@@ -314,7 +315,7 @@ def sample_story(
         model, [ids], max_tokens=model.context, temperature=temperature, top_p=1.0, seed=seed
     )
     ids += [new for (new,) in drawn if new is not None]
-    return tokenizer.decode([i for i in ids if i])
+    return tokenizer.decode([i for i in ids[1:] if i])
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:
@@ -323,5 +324,5 @@ def bits_per_byte(nats: float, num_bytes: int) -> float:
 
 
 def batch_rows(texts: list[str], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Texts as documents with END on both sides."""
+    """Texts as documents: opener, text, END."""
     return [np.array([*encode(tokenizer, text), 0], dtype=np.int64) for text in texts]

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from dsa_sandbox.core.transformer import IGNORED, Transformer, nll_sum
 from dsa_sandbox.data import grammar
+from dsa_sandbox.data.opening import opener_of
 from dsa_sandbox.data.spelling import behind, common_length
 from dsa_sandbox.data.tokens import encode, micro_batches
 from dsa_sandbox.evaluation.scoring import MICRO_TOKENS
@@ -40,12 +41,14 @@ class Told(NamedTuple):
     ended: bool
 
 
-def tell(model: Transformer, documents: list[np.ndarray], count: int, seed: int) -> list[Told]:
-    """`count` stories, each from the first tokens of a document that begins with an end token.
+def tell(
+    model: Transformer, documents: list[np.ndarray], count: int, seed: int, opener: int = END_ID
+) -> list[Told]:
+    """`count` stories, each from the first tokens of a document that begins with its opener.
 
     A network whose logits are not finite tells nothing.
     """
-    whole = [document for document in documents if document[0] == END_ID]
+    whole = [document for document in documents if document[0] == opener]
     length = min(PROMPT, *(len(document) - 1 for document in whole))
     prompts = [whole[number % len(whole)][:length].tolist() for number in range(count)]
     ids: list[list[int]] = [[] for _ in prompts]
@@ -197,5 +200,5 @@ def stories(
     seed: int,
 ) -> dict[str, Any]:
     """The figures of `count` stories, and who judged them."""
-    told = tell(model, documents, count, seed)
+    told = tell(model, documents, count, seed, opener_of(tokenizer))
     return {"num": count, **figures(told, tokenizer, judge), "judge": judge.name}

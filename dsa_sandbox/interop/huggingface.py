@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dsa_sandbox import sizes, store
 from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data.opening import END_ID, opener_of
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.settings import Settings
 
-END_ID = 0  # opens and ends every document
 CODE = "modeling_dsa_sandbox"  # what transformers runs for `dsa`
 
 
@@ -172,6 +172,8 @@ def dsa_config(resolved: Settings) -> dict[str, Any]:
     }
 
 
+BUFFER = "e_score_correction_bias"  # not a parameter there, nor here
+
 LAYOUTS = {
     "dense": Layout("LlamaForCausalLM", llama_config, llama_attention),
     "dsa": Layout("DsaSandboxForCausalLM", dsa_config, None),
@@ -201,8 +203,10 @@ def layout_of(resolved: Settings) -> Layout:
     return layout
 
 
-def config(resolved: Settings, vocabulary: int, ffn_width: int) -> dict[str, Any]:
-    """config.json."""
+def config(
+    resolved: Settings, vocabulary: int, ffn_width: int, opener: int = END_ID
+) -> dict[str, Any]:
+    """config.json; `opener` is the id that opens a document."""
     layout, model = layout_of(resolved), resolved.model
     return {
         "architectures": [layout.architecture],
@@ -214,13 +218,15 @@ def config(resolved: Settings, vocabulary: int, ffn_width: int) -> dict[str, Any
         "max_position_embeddings": model.context,
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_eps,
+        # under both names: releases before 5 read the second alone, and take 10,000 without it
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_base},
+        "rope_theta": model.rope_base,
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,
-        "bos_token_id": END_ID,
+        "bos_token_id": opener,
         "eos_token_id": END_ID,
-        "dtype": "float32",
+        "torch_dtype": "float32",  # `dtype` since 4.56, which reads this name too
         **layout.config(resolved),
         # read by `import` alone: what these classes have no word for
         "dsa_sandbox": {
@@ -266,17 +272,21 @@ def under(state: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]
             yield name.removeprefix(prefix), tensor
 
 
-def write(folder: Path, model: Transformer, resolved: Settings, tokenizer: Tokenizer) -> None:
-    """Config, weights and tokenizer; files that are there already are replaced."""
+def write(folder: Path, model: Transformer, resolved: Settings, tokenizer: Tokenizer) -> int:
+    """Config, weights and tokenizer; files that are there already are replaced.
+
+    How many parameters transformers counts.
+    """
     vocabulary = model.embedding.num_embeddings
     own = dict(under(model.state_dict(), "blocks.0.feedforward."))
     # where there are experts, no layer asks for the width of one feed-forward
     ffn_width = len(own["up.weight"] if "up.weight" in own else own["shared.up.weight"])
-    end = tokenizer.id_to_token(END_ID)
-    special = {"bos_token": end, "eos_token": end, "pad_token": end}
+    opener = opener_of(tokenizer)
+    ids = {"bos_token": opener, "eos_token": END_ID, "pad_token": END_ID}
+    special = {name: tokenizer.id_to_token(number) for name, number in ids.items()}
     texts = {
-        "config.json": config(resolved, vocabulary, ffn_width),
-        "generation_config.json": {name.replace("token", "token_id"): END_ID for name in special},
+        "config.json": config(resolved, vocabulary, ffn_width, opener),
+        "generation_config.json": {f"{name}_id": number for name, number in ids.items()},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **special,
@@ -285,31 +295,35 @@ def write(folder: Path, model: Transformer, resolved: Settings, tokenizer: Token
         },
     }
     opening = Tokenizer.from_str(tokenizer.to_str())
+    first = special["bos_token"]
     opening.post_processor = TemplateProcessing(  # a text is the start of a document
-        single=f"{end} $A", special_tokens=[(end, END_ID)]
+        single=[first, "$A"], special_tokens=[(first, opener)]
     )
-    weights = store.tensors_bytes(tensors(model, resolved))
+    weights = tensors(model, resolved)
+    # releases before 5 refuse a file that does not say what wrote it
+    content = store.tensors_bytes(weights, {"format": "pt"})
     folder.mkdir(parents=True, exist_ok=True)
-    store.write_atomic(folder / "model.safetensors", weights)
-    store.write_atomic(folder / "tokenizer.json", opening.to_str(pretty=True))
+    store.write_atomic(folder / "model.safetensors", content)
+    store.write_atomic(folder / "tokenizer.json", for_all_releases(opening.to_str()))
     for name, value in texts.items():
         store.write_atomic(folder / name, json.dumps(value, indent=2) + "\n")
     if layout_of(resolved).attention is None:
         code = resources.files("dsa_sandbox.interop").joinpath(f"{CODE}.py").read_text("utf-8")
         store.write_atomic(folder / f"{CODE}.py", code)
+    return sum(w.numel() for name, w in weights.items() if not name.endswith(BUFFER))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; UserError where the file holds none."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return value
+def for_all_releases(text: str) -> str:
+    """tokenizer.json as all releases of tokenizers read it.
+
+    Before 0.20, a merge was one string with a space between its two parts, which later ones read
+    too; it stays a pair where a part holds a space itself.
+    """
+    value = json.loads(text)
+    merges = value["model"].get("merges", [])
+    if not any(" " in part for merge in merges for part in merge):
+        merges[:] = map(" ".join, merges)
+    return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 CARD = """---
@@ -323,14 +337,22 @@ A language model of {parameters:,} parameters, made by dsa-sandbox: `{arch}`, {t
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained("."{trust})
 model = AutoModelForCausalLM.from_pretrained("."{trust})
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=60)[0]))
 ```
 
 {code} Its logits are those of dsa-sandbox{ties}.
+Tested with transformers {tested}.{counted}
 """
+# benchmarks/transformers_versions.py says so of an exported folder, under any release
+RELEASES = "4.36, 4.44, 4.50, 4.57, 5.0, 5.20 and 5.24"
+TESTED = {
+    "LlamaForCausalLM": RELEASES,
+    "DsaSandboxForCausalLM": RELEASES,
+    "DeepseekV32ForCausalLM": "5.20 and 5.24",
+}
 
 
 STOCK = "The class is `{architecture}`, with no remote code."
@@ -338,8 +360,18 @@ OWN = """The class is `{architecture}`, in the file beside this: `trust_remote_c
 transformers run it. The file is short; read it first."""
 
 
-def card(name: str, resolved: Settings, num_parameters: int, trained: str, toy: bool = True) -> str:
-    """README.md: what the model is, and how to load it; `toy`: all that it knows is from here."""
+def card(
+    name: str,
+    resolved: Settings,
+    num_parameters: int,
+    trained: str,
+    toy: bool = True,
+    num_there: int | None = None,
+) -> str:
+    """README.md: what the model is, and how to load it; `toy`: all that it knows is from here.
+
+    `num_there`: parameters as transformers counts them, if they are more.
+    """
     layout = layout_of(resolved)
     own = layout.attention is None
     exact = ", but where\nscores of the indexer tie: there the two choose other tokens"
@@ -353,4 +385,21 @@ def card(name: str, resolved: Settings, num_parameters: int, trained: str, toy: 
         trust=", trust_remote_code=True" if own else "",
         code=(OWN if own else STOCK).format(architecture=layout.architecture),
         ties=exact if resolved.arch == "dsa-v32" else "",
+        tested=TESTED[layout.architecture],
+        counted=counted(resolved, num_parameters, num_there or num_parameters),
     )
+
+
+def counted(resolved: Settings, num_parameters: int, num_there: int) -> str:
+    """Why transformers counts more parameters; nothing where it does not."""
+    reasons = []
+    if resolved.model.tied:
+        reasons.append(
+            "the matrix of\ntokens on the way in is that on the way out times the square root of "
+            "the width,\nand both are written"
+        )
+    if resolved.model.ffn == "moe":
+        reasons.append("shared experts are\nfilled up with zeros, to a whole number of others")
+    if num_there == num_parameters:
+        return ""
+    return f"\ntransformers counts {num_there:,} parameters: {'; '.join(reasons)}."

@@ -39,8 +39,14 @@ class DsaSandboxConfig(PretrainedConfig):
     max_position_embeddings: int = 128
     rms_norm_eps: float = 1e-6
     rope_parameters: dict[str, Any] | None = None
+    rope_theta: float | None = None  # its name in releases before 5
     tie_word_embeddings: bool = True
     use_cache: bool = True
+
+
+def rope_base(config: DsaSandboxConfig) -> float:
+    """The base of the rotary embedding, by whichever of its names a config has."""
+    return (config.rope_parameters or {}).get("rope_theta") or config.rope_theta or 10_000.0
 
 
 def linear(num_in: int, num_out: int) -> nn.Linear:
@@ -76,8 +82,7 @@ class Attention(nn.Module):
     def __init__(self, config: DsaSandboxConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        assert config.rope_parameters is not None
-        self.base = config.rope_parameters["rope_theta"]
+        self.base = rope_base(config)
         width, rank = config.hidden_size, config.kv_lora_rank
         self.head_width = head = width // config.num_attention_heads
         selected = config.num_selected_heads * head
@@ -200,6 +205,8 @@ class DsaSandboxForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = DsaSandboxConfig
     _supports_sdpa = True
+    _supports_cache_class = True  # asked by releases before 4.56, as the next one is
+    _supports_static_cache = False
     _no_split_modules = ["Block"]  # noqa: RUF012
 
     def __init__(self, config: DsaSandboxConfig) -> None:
@@ -214,8 +221,24 @@ class DsaSandboxForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
 
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embedding = value
+
     def get_output_embeddings(self) -> nn.Module | None:
         return self.output
+
+    def set_output_embeddings(self, value: nn.Linear | None) -> None:
+        self.output = value
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """As transformers has it; before 4.45 each class brings its own."""
+        try:
+            return super().prepare_inputs_for_generation(input_ids, **kwargs)
+        except NotImplementedError:
+            cache = kwargs.get(CACHE)
+            new = input_ids[:, 0 if cache is None else cache.get_seq_length() :]
+            kept = {name: kwargs.get(name) for name in (CACHE, "attention_mask", "use_cache")}
+            return {"input_ids": new, **kept}
 
     def forward(
         self,
@@ -225,16 +248,22 @@ class DsaSandboxForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: Any | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
-        **loss_arguments: Any,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
+        **unused: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, and the loss where `labels` are given.
+        """Logits, and the loss where `labels` are given: of all targets, or by their number.
 
         `attention_mask` [B, S] is 0 at padding, of cached tokens too; positions are counted by it.
         """
         cache = past_key_values if cache is None else cache  # its name before transformers 5.24
         if cache is None and (self.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
+        if cache is not None and not isinstance(cache, DynamicCache):
+            raise ValueError(
+                f"DsaSandboxForCausalLM keeps its tokens in a DynamicCache, not in a "
+                f"{type(cache).__name__}: leave cache_implementation away"
+            )
         (batch, num_new), device = input_ids.shape, input_ids.device
         length = num_new + (0 if cache is None else cache.get_seq_length())
         if attention_mask is None:
@@ -248,10 +277,14 @@ class DsaSandboxForCausalLM(PreTrainedModel, GenerationMixin):
         x_BTD = self.embedding(input_ids) * self.config.hidden_size**0.5
         for block in self.blocks:
             x_BTD = block(x_BTD, position_BS, past_BTS, cache)
-        x_BTD = self.final_norm(x_BTD[:, -logits_to_keep:])
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        x_BTD = self.final_norm(x_BTD[:, kept])
         logits = F.linear(x_BTD, (self.output or self.embedding).weight)
         loss = None
         if labels is not None:
-            vocabulary = self.config.vocab_size
-            loss = self.loss_function(logits, labels, vocabulary, **loss_arguments)
+            targets_BT = F.pad(labels[:, 1:], (0, 1), value=-100).to(logits.device)
+            how = "mean" if num_items_in_batch is None else "sum"
+            loss = F.cross_entropy(
+                logits.float().flatten(0, 1), targets_BT.flatten(), reduction=how
+            ) / (1 if num_items_in_batch is None else num_items_in_batch)
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})

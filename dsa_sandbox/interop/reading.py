@@ -3,7 +3,7 @@
 By `json` and `safetensors` alone: no code of a folder is run. N heads, H head width, D width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from dsa_sandbox import resolving, sizes, store
 from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data.opening import END_ID
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.interop import vocabulary
-from dsa_sandbox.interop.huggingface import END_ID, LATENT_EPS, LAYOUTS, read_json
+from dsa_sandbox.interop.folders import Files
+from dsa_sandbox.interop.huggingface import LATENT_EPS, LAYOUTS
 from dsa_sandbox.interop.vocabulary import Words
 from dsa_sandbox.registry import nearest
 from dsa_sandbox.resolving import Resolved
@@ -48,6 +50,33 @@ KEYS = {
     DEEPSEEK: {**SIZES, **SPARSE, "query_rank": "q_lora_rank"},
     OWN: {**SIZES, **SPARSE, **FORCED},
 }
+MODEL_TYPES = {LLAMA: "llama", DEEPSEEK: "deepseek_v32", OWN: "dsa_sandbox"}
+# what a key that is missing means: the defaults of the classes in transformers
+COMMON: dict[str, Any] = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    LLAMA: {**COMMON, "max_position_embeddings": 2048},
+    DEEPSEEK: {
+        **COMMON,
+        "max_position_embeddings": 163_840,
+        "num_key_value_heads": 128,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "first_k_dense_replace": 3,
+        "n_group": 8,
+        "topk_group": 4,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+    },
+    OWN: {**COMMON, "max_position_embeddings": 128, "tie_word_embeddings": True},
+}
+ROPE_BASE = 10_000.0  # of each of them
 
 
 class Folder(NamedTuple):
@@ -79,10 +108,14 @@ def opened(path: Path) -> Folder:
     path = path.expanduser()
     if not path.is_dir():
         raise UserError(f"{path}: not a folder")
-    config = read_json(path / "config.json")
-    architecture = architecture_of(config, path / "config.json")
-    fixed = fixed_by(config, architecture, path / "config.json")
-    weights, files = read_weights(path)
+    files, file = Files(path), path / "config.json"
+    said = files.json("config.json")
+    if said is None:
+        raise UserError(f"{file}: no such file")
+    architecture = architecture_of(said, file)
+    config = completed(said, architecture, file)
+    fixed = fixed_by(config, architecture, file)
+    weights = read_weights(files)
     own = config.get("dsa_sandbox")
     own = own if isinstance(own, dict) else {}
     arch = str(own.get("arch"))
@@ -90,26 +123,24 @@ def opened(path: Path) -> Folder:
         arch = ARCHS[architecture]
     notes = []
     if architecture == OWN:
-        tied = "output.weight" not in weights
+        tied = bool(config["tie_word_embeddings"])
     else:
         tied = is_tied_here(config, weights)
-        if config.get("tie_word_embeddings"):
+        if config["tie_word_embeddings"]:
             notes.append("its one matrix of tokens becomes two: ours is scaled on the way in")
     fixed |= {"arch": arch, "model.tied": tied}
     if arch == "dsa-full":  # K is its context, whatever it is to be compared with
         del fixed["model.num_kept"]
-    longest = config.get("max_position_embeddings", LONGEST)
+    longest = config["max_position_embeddings"]
     likely = {
         f"model.{name}": own[name] for name in ("num_selected_heads", "num_kept") if name in own
     }
     likely = {key: value for key, value in likely.items() if key not in fixed}
     likely["model.context"] = min(longest, LONGEST)
-    words = vocabulary.brought(path, config)
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        if (path / name).is_file():
-            files[name] = store.file_digest(path / name)
+    words = vocabulary.brought(files, config)
     notes += words.notes
-    return Folder(path, architecture, config, weights, words, fixed, likely, longest, files, notes)
+    known = files.digests
+    return Folder(path, architecture, config, weights, words, fixed, likely, longest, known, notes)
 
 
 def architecture_of(config: dict[str, Any], file: Path) -> str:
@@ -122,32 +153,95 @@ def architecture_of(config: dict[str, Any], file: Path) -> str:
     return name
 
 
-def fixed_by(config: dict[str, Any], architecture: str, file: Path) -> dict[str, Any]:
-    """Settings that config.json decides; UserError for all that no setting can say."""
+def completed(config: dict[str, Any], architecture: str, file: Path) -> dict[str, Any]:
+    """config.json with what its class takes for the keys that are not there.
+
+    UserError for what contradicts itself: releases of transformers differ in which of two names
+    they read.
+    """
+    defaults = DEFAULTS[architecture]
+    problems = [
+        f"{file}: {key} is null: give it a value, or leave it out for {defaults[key]}"
+        for key in defaults
+        if key in config and config[key] is None
+    ]
+    kind = config.get("model_type", MODEL_TYPES[architecture])
+    if kind != MODEL_TYPES[architecture]:
+        problems.append(
+            f"{file}: model_type={kind}, but architectures={architecture}, which is of "
+            f"{MODEL_TYPES[architecture]}"
+        )
+    for other in ("num_experts", "num_local_experts") if architecture == DEEPSEEK else ():
+        count = config.get("n_routed_experts")
+        if config.get(other) not in (None, count):  # two more names of the same number
+            problems.append(f"{file}: {other}={config[other]}, but n_routed_experts={count}")
+    if problems:
+        raise UserError(*problems)
+    return {**defaults, **{key: value for key, value in config.items() if value is not None}}
+
+
+def rope_of(config: dict[str, Any], file: Path) -> tuple[float, list[str]]:
+    """The base of the rotary embedding under the names that it has had, and what is wrong.
+
+    Releases before 5 read `rope_theta` beside `rope_scaling`, later ones `rope_parameters`.
+    """
+    problems, bases = [], {}
+    if "rope_theta" in config:
+        bases["rope_theta"] = config["rope_theta"]
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = config.get(name) or {}
+        if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+            problems.append(f"{file}: {name}={rope}: one rotary embedding for all layers is known")
+            continue
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            problems.append(f"{file}: rope_type={kind}: only default is known here")
+        part = rope.get("partial_rotary_factor", 1.0)
+        if part not in (None, 1.0):
+            problems.append(f"{file}: partial_rotary_factor={part}: only 1.0 is known here")
+        if rope.get("rope_theta") is not None:
+            bases[f"{name}.rope_theta"] = rope["rope_theta"]
+    for name, base in bases.items():
+        if type(base) not in (int, float):
+            problems.append(f"{file}: {name}={base} is not a number")
+    first = next(iter(bases.values()), ROPE_BASE)
+    if any(base != first for base in bases.values()):
+        shown = " and ".join(f"{name}={base}" for name, base in bases.items())
+        problems.append(f"{file}: {shown}: releases of transformers differ in which they read")
+    return first, problems
+
+
+def not_whole(config: dict[str, Any], keys: Iterable[str], file: Path) -> list[str]:
+    """What is wrong with keys that must hold whole numbers."""
     problems = []
-    experts = EXPERTS if has_experts(config, architecture) else {}
-    for key in (*KEYS[architecture].values(), *experts.values(), "vocab_size"):
+    for key in keys:
         if key not in config:
             problems.append(f"{file}: {key} is missing")
         elif type(config[key]) is not int or config[key] < 0:
             problems.append(f"{file}: {key}={config[key]} is not a whole number")
-    longest = config.get("max_position_embeddings", LONGEST)
-    if type(longest) is not int:
-        problems.append(f"{file}: max_position_embeddings={longest} is not a whole number")
+    return problems
+
+
+def fixed_by(config: dict[str, Any], architecture: str, file: Path) -> dict[str, Any]:
+    """Settings that config.json decides; UserError for all that no setting can say."""
+    others = ("max_position_embeddings", "num_key_value_heads", "first_k_dense_replace")
+    keys = [*KEYS[architecture].values(), "vocab_size", *(key for key in others if key in config)]
+    problems = not_whole(config, keys, file)
+    if not isinstance(config.get("mlp_layer_types", []), list):
+        problems.append(f"{file}: mlp_layer_types={config['mlp_layer_types']} is not a list")
+    experts = EXPERTS if not problems and has_experts(config, architecture) else {}
+    problems += not_whole(config, experts.values(), file)
     if config.get("quantization_config"):
         problems.append(f"{file}: quantization_config: quantised weights are not read")
     if problems:
         raise UserError(*problems)
-    rope = config.get("rope_parameters") or config.get("rope_scaling")
-    rope = rope if isinstance(rope, dict) else {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        problems.append(f"{file}: rope_type={kind}: only default is known here")
+    base, wrong = rope_of(config, file)
+    problems += wrong
     heads, shared = config["num_attention_heads"], config.get("num_key_value_heads")
-    if architecture == LLAMA and shared and heads % shared:
+    if architecture == LLAMA and shared is not None and (not shared or heads % shared):
         problems.append(f"{file}: num_key_value_heads={shared} do not divide {heads} heads")
     for key, value in only(config, architecture).items():
-        given = config.get(key)
+        given = layers_of(config) if key == "mlp_layer_types" else config.get(key)
         if given is not None and given != value:
             shown = "a mixture" if isinstance(given, list) else given
             problems.append(f"{file}: {key}={shown}: only {value} is known here")
@@ -163,29 +257,36 @@ def fixed_by(config: dict[str, Any], architecture: str, file: Path) -> dict[str,
         width = found.pop("model.expert_width")
         if width % 8:
             raise UserError(f"{file}: moe_intermediate_size={width} is not a multiple of 8")
-        found["model.routed_scale"] = config.get("routed_scaling_factor", 1.0)
+        found["model.routed_scale"] = config["routed_scaling_factor"]
         total = found["model.num_experts"] + found["model.num_shared_experts"]
         found["model.ffn_width"] = total * width  # here, of all experts together
     return found | {
         "model.matched": False,
         "model.ffn": "moe" if experts else "mlp",
         "model.activation": "swiglu",
-        "model.norm_eps": config.get("rms_norm_eps", 1e-6),
-        "model.rope_base": rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
+        "model.norm_eps": config["rms_norm_eps"],
+        "model.rope_base": base,
     }
 
 
 def has_experts(config: dict[str, Any], architecture: str) -> bool:
     """Whether every layer has experts, instead of none."""
-    layers = config.get("mlp_layer_types") or []
-    return architecture == DEEPSEEK and set(layers) == {"sparse"}
+    return architecture == DEEPSEEK and all(layer == "sparse" for layer in layers_of(config))
+
+
+def layers_of(config: dict[str, Any]) -> list[Any]:
+    """Of each layer of DeepSeek, whether it is dense or sparse."""
+    count, first = config["num_hidden_layers"], config["first_k_dense_replace"]
+    made = ["dense"] * min(first, count) + ["sparse"] * (count - first)
+    return list(config.get("mlp_layer_types") or made)
 
 
 def only(config: dict[str, Any], architecture: str) -> dict[str, Any]:
-    """Values that keys must have, where they are there."""
+    """Values that keys must have, where they are there or their class has a default for them."""
     heads = config["num_attention_heads"]
     head_width = config["hidden_size"] // max(1, heads)
     values: dict[str, Any] = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    values["partial_rotary_factor"] = 1.0  # once beside the other keys
     if architecture == LLAMA:
         values |= {"head_dim": head_width}
     if architecture == DEEPSEEK:
@@ -205,13 +306,14 @@ def only(config: dict[str, Any], architecture: str) -> dict[str, Any]:
     return values
 
 
-def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a folder, and the sha256 of the files that hold them."""
+def read_weights(files: Files) -> dict[str, Tensor]:
+    """All tensors of a folder."""
+    folder = files.folder
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         names = ["model.safetensors"]
-    elif index.is_file():
-        places = read_json(index).get("weight_map")
+    elif (told := files.json(index.name)) is not None:
+        places = told.get("weight_map")
         if not isinstance(places, dict):
             raise UserError(f"{index}: weight_map is missing")
         names = sorted({str(name) for name in places.values()})
@@ -226,11 +328,14 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name in names:
         if name != Path(name).name or not name.endswith(".safetensors"):
             raise UserError(f"{index}: {name} is not the name of a safetensors file beside it")
-        if not (folder / name).is_file():
+        content = files.read(name)
+        if content is None:
             raise UserError(f"{folder / name}: no such file, but {index.name} names it")
-        weights |= store.load_tensors(folder / name)
-    weights = {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")}
-    return weights, {name: store.file_digest(folder / name) for name in names}
+        found = store.parse_tensors(content, folder / name)
+        for twice in sorted(found.keys() & weights.keys()):
+            raise UserError(f"{folder / name}: {twice} is in another shard too")
+        weights |= found
+    return {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")}
 
 
 def is_tied_here(config: dict[str, Any], weights: dict[str, Tensor]) -> bool:
@@ -241,7 +346,7 @@ def is_tied_here(config: dict[str, Any], weights: dict[str, Tensor]) -> bool:
     first, last = (weights.get(name) for name in ("model.embed_tokens.weight", "lm_head.weight"))
     if first is None or last is None or first.shape != last.shape or first.dim() != 2:
         return False
-    if config.get("tie_word_embeddings"):
+    if config["tie_word_embeddings"]:
         if torch.equal(first, last):
             del weights["lm_head.weight"]
         return False
@@ -283,7 +388,10 @@ class Drawer:
         elif not tensor.is_floating_point() or tensor.itemsize < 2:
             self.problems.append(f"{path}: {name} is of {tensor.dtype}, which is not read")
         else:
-            return tensor.float()
+            whole = tensor.float()
+            if whole.isfinite().all():
+                return whole
+            self.problems.append(f"{path}: {name}: not finite")
         return torch.zeros(shape)
 
     def close(self) -> None:
@@ -305,6 +413,11 @@ def state_of(folder: Folder, resolved: Settings) -> dict[str, Tensor]:
         state = {name: drawer.take(name, *t.shape) for name, t in like.state_dict().items()}
     else:
         state = dict(translated(drawer, model))
+    for name in ("lm_head.weight", "output.weight"):
+        if folder.config["tie_word_embeddings"] and drawer.left.pop(name, None) is not None:
+            drawer.problems.append(
+                f"{folder.path}: {name} is a matrix of its own, but tie_word_embeddings=True"
+            )
     drawer.close()
     for name in ("embedding.weight", "output.weight"):
         if name in state and folder.words.end != END_ID:
@@ -320,7 +433,7 @@ def translated(drawer: Drawer, model: Model) -> Iterator[tuple[str, Tensor]]:
     attention = {LLAMA: dense_attention, DEEPSEEK: v32_attention}[folder.architecture]
     first = drawer.take("model.embed_tokens.weight", folder.vocabulary, width)
     last = first
-    if not folder.config.get("tie_word_embeddings"):
+    if not folder.config["tie_word_embeddings"]:
         last = drawer.take("lm_head.weight", folder.vocabulary, width)
     yield "embedding.weight", last if model.tied else first / width**0.5
     if not model.tied:
@@ -368,7 +481,7 @@ Take = Callable[..., Tensor]
 def dense_attention(take: Take, model: Model, config: dict[str, Any]) -> dict[str, Tensor]:
     """Both head groups; a key or value head that serves several queries is written out for each."""
     width, num_heads, head_width = model.width, model.num_heads, model.width // model.num_heads
-    num_shared = config.get("num_key_value_heads") or num_heads
+    num_shared = config.get("num_key_value_heads", num_heads)
     k_DD, v_DD = (
         take(f"{name}_proj.weight", num_shared * head_width, width)
         .unflatten(0, (num_shared, head_width))

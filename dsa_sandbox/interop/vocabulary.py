@@ -1,4 +1,7 @@
-"""The tokenizer of a folder made ours: END, which opens and ends every document, has id 0."""
+"""The tokenizer of a folder made ours: END, which ends every document, has id 0.
+
+What opens a document there opens it here: see data.opening.
+"""
 
 import json
 from pathlib import Path
@@ -6,8 +9,9 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 
+from dsa_sandbox.data.opening import END_ID, record_opener
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.interop.huggingface import END_ID, read_json
+from dsa_sandbox.interop.folders import Files
 
 
 class Words(NamedTuple):
@@ -18,26 +22,32 @@ class Words(NamedTuple):
     notes: list[str]
 
 
-def brought(folder: Path, config: dict[str, Any]) -> Words:
+def brought(files: Files, config: dict[str, Any]) -> Words:
     """The tokenizer of a folder; UserError where it cannot be made ours."""
-    tokenizer, file = read(folder), folder / "tokenizer.json"
-    end, begin = end_of(folder, config, tokenizer), config.get("bos_token_id")
+    tokenizer, file = read(files), files.folder / "tokenizer.json"
+    beside = files.json("tokenizer_config.json") or {}
+    end = end_of(files.folder, config, beside, tokenizer)
     named = {number: repr(token) for token, number in tokenizer.get_vocab().items()}
+    begin = first_of(config.get("bos_token_id"), beside.get("bos_token"), tokenizer)
     notes = []
+    if begin not in list(named):  # none is named, or one that no text has
+        begin = end
     if end != END_ID:
         both = f"{named.get(END_ID)} and {named[end]}"  # an id 0 that is missing is refused below
         notes.append(f"{both} change places: what ends a text has id 0 here")
-    if begin in list(named) and begin != end:  # it may be a list
-        notes.append(f"a text is opened by {named[end]}, not by {named[begin]}")
+    if begin != end:
+        notes.append(f"a text is opened by {named[begin]}, and ended by {named[end]}")
     tokenizer = filled(tokenizer, config["vocab_size"], file)
-    return Words(opened_by_end(tokenizer, end, file), end, notes)
+    tokenizer = ended_by_0(tokenizer, end, file)
+    record_opener(tokenizer, swapped(int(begin), end))
+    return Words(tokenizer, end, notes)
 
 
-def read(folder: Path) -> Tokenizer:
+def read(files: Files) -> Tokenizer:
     """The folder's tokenizer.json; UserError where there is none, or none that can be read."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        other = folder / "tokenizer.model"
+    path, content = files.folder / "tokenizer.json", files.read("tokenizer.json")
+    if content is None:
+        other = files.folder / "tokenizer.model"
         if other.is_file():
             raise UserError(
                 f"{other}: sentencepiece is not read; save it as tokenizer.json "
@@ -45,20 +55,26 @@ def read(folder: Path) -> Tokenizer:
             )
         raise UserError(f"{path}: no such file")
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_str(content.decode("utf-8"))
     except Exception as error:  # the library raises Exception itself
         raise UserError(f"{path}: not a tokenizer: {error}") from None
 
 
-def end_of(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> int:
-    """The id of the token that ends a text; of several, the first."""
-    end: Any = config.get("eos_token_id")
-    end = end[0] if isinstance(end, list) and end else end
-    path = folder / "tokenizer_config.json"
-    if end is None and path.is_file():
-        name = read_json(path).get("eos_token")
-        name = name.get("content") if isinstance(name, dict) else name
-        end = None if name is None else tokenizer.token_to_id(str(name))
+def first_of(numbered: Any, token: Any, tokenizer: Tokenizer) -> Any:
+    """The id that config.json gives, of several the first; else that of the token named beside."""
+    if isinstance(numbered, list):
+        numbered = numbered[0] if numbered else None
+    token = token.get("content") if isinstance(token, dict) else token
+    if numbered is None and isinstance(token, str):
+        return tokenizer.token_to_id(token)
+    return numbered
+
+
+def end_of(
+    folder: Path, config: dict[str, Any], beside: dict[str, Any], tokenizer: Tokenizer
+) -> int:
+    """The id of the token that ends a text; UserError where none does."""
+    end = first_of(config.get("eos_token_id"), beside.get("eos_token"), tokenizer)
     if end is None:
         raise UserError(f"{folder / 'config.json'}: eos_token_id is missing: no token ends a text")
     if end not in tokenizer.get_vocab().values():
@@ -78,7 +94,7 @@ def filled(tokenizer: Tokenizer, vocabulary: int, path: Path) -> Tokenizer:
     return tokenizer
 
 
-def opened_by_end(tokenizer: Tokenizer, end: int, path: Path) -> Tokenizer:
+def ended_by_0(tokenizer: Tokenizer, end: int, path: Path) -> Tokenizer:
     """The tokenizer with ids 0 and `end` exchanged, which adds nothing to a text and cuts nothing.
 
     UserError where its kind keeps ids in a way that they cannot be exchanged in.
