@@ -243,7 +243,7 @@ def list_(
     if as_json:
         console.emit_json({"command": "ls", "kind": kind, "rows": rows})
     elif rows:
-        console.emit(listing.table(rows))
+        console.emit(listing.table(rows, console.width_of(sys.stdout)))
     else:
         call.listener.note(f"no {kind} in {call.home}")
 

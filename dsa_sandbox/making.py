@@ -472,7 +472,7 @@ def run(
         console.emit(figures.draw(kind, outcome.arms, **style).text + "\n")
     width = console.width_of(sys.stdout)
     stream = table.stream(outcome.stream.name, outcome.stream.manifest["figures"])
-    console.emit(table.folded(stream, max(width, 80)) + "\n")
+    console.emit(table.folded(stream, width) + "\n")
     console.emit(table.results(results, width=width))
 
 

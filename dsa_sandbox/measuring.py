@@ -1,5 +1,6 @@
 """The command that measures speed and memory. Heavy imports wait until needed."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -99,7 +100,7 @@ def bench(
     if as_json:
         console.emit_json({"command": "bench", **result})
     else:
-        console.emit(tables.text(result))
+        console.emit(tables.text(result, console.width_of(sys.stdout)))
 
 
 def numbers(text: str) -> tuple[int, ...]:

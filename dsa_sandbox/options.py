@@ -1,5 +1,6 @@
 """The options that commands share, and what each command begins and ends with."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -176,8 +177,11 @@ def answer_plan(call: Call, command: str, plan: dict[str, Any]) -> None:
     if call.as_json:
         console.emit_json(plan)
     else:
+        from dsa_sandbox.report.wrapping import wrapped
+
+        width = console.width_of(sys.stdout)
         for key, value in plan.items():
-            console.emit(f"{key:<20} {value}")
+            console.emit("\n".join(wrapped(f"{key:<20} {value}", width, " " * 21)))
 
 
 def show_notes(call: Call, text: str) -> None:
