@@ -160,10 +160,22 @@ def default_base(home: Path, arch: str | None, preset: str | None, listener: Lis
     if run is None:
         wanted = f" --arch {arch}" if arch else ""
         wanted += f" --preset {preset}" if preset else ""
+        imported = store.newest(home, "import", fits=fits)
+        named = f"name the imported {imported.name} as BASE, or " if imported else ""
         raise UserError(
-            f"nothing pre-trained yet in {home}; run first: dsa-sandbox pretrain{wanted}"
+            f"nothing pre-trained yet in {home}; {named}run first: dsa-sandbox pretrain{wanted}"
         )
     listener.note(f"base: {run.name} (the newest that fits)")
+    return run
+
+
+def default_network(home: Path, listener: Listener) -> Run:
+    """The newest finished base, pre-trained or imported; UserError with the command to run first."""
+    found = [run for command in BASES if (run := store.newest(home, command))]
+    if not found:
+        raise UserError(f"no base in {home} yet; run first: dsa-sandbox pretrain")
+    run = max(found, key=store.created)
+    listener.note(f"network: {run.name} (the newest base)")
     return run
 
 

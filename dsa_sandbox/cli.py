@@ -10,13 +10,14 @@ import typer
 
 from dsa_sandbox import looking, making, measuring
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
+from dsa_sandbox.options import Verbs
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # Typer's Click is its own copy
 
 app = typer.Typer(
     name="dsa-sandbox",
+    cls=Verbs,
     add_completion=True,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Does the shape of attention protect a language model from forgetting?\n\n"
@@ -59,7 +60,7 @@ def run_app(arguments: list[str]) -> int:
 
     as_json = "--json" in arguments
     try:
-        code = app(arguments, prog_name="dsa-sandbox", standalone_mode=False)
+        code = app(arguments or ["--help"], prog_name="dsa-sandbox", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except ClickException as error:

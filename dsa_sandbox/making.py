@@ -26,10 +26,12 @@ from dsa_sandbox.options import (
     Set,
     Strategy,
     TasksFrom,
+    Verb,
     answer_plan,
     answer_run,
     load_includes,
     network_plan,
+    path,
     prepare,
     show_notes,
 )
@@ -37,7 +39,7 @@ from dsa_sandbox.options import (
 app = typer.Typer()
 
 
-@app.command(epilog="Example: dsa-sandbox build --arch dense")
+@app.command(cls=Verb, epilog="Example: dsa-sandbox build --arch dense")
 def build(
     arch: Arch = None,
     data: Data = None,
@@ -89,7 +91,7 @@ def build(
     answer_run(call, "build", result)
 
 
-@app.command(epilog="Example: dsa-sandbox pretrain --arch dsa --set train.steps=500")
+@app.command(cls=Verb, epilog="Example: dsa-sandbox pretrain --arch dsa --set train.steps=500")
 def pretrain(
     arch: Arch = None,
     data: Data = None,
@@ -143,10 +145,13 @@ def pretrain(
     answer_run(call, "pretrain", result)
 
 
-@app.command("import", epilog="Example: dsa-sandbox import my-llama --context 512")
+@app.command("import", cls=Verb, epilog="Example: dsa-sandbox import my-llama --context 512")
 def import_(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="config.json, safetensors, tokenizer.json.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="config.json, safetensors, tokenizer.json.", parser=path
+        ),
     ],
     data: Data = None,
     context: Annotated[
@@ -200,7 +205,7 @@ def import_(
     answer_run(call, "import", result)
 
 
-@app.command("make-tasks", epilog="Example: dsa-sandbox make-tasks --count 8")
+@app.command("make-tasks", cls=Verb, epilog="Example: dsa-sandbox make-tasks --count 8")
 def make_tasks(
     runs: Annotated[
         list[str] | None,
@@ -228,13 +233,9 @@ def make_tasks(
     from dsa_sandbox import bases, console, store
     from dsa_sandbox.commands import streams
     from dsa_sandbox.report import table
-    from dsa_sandbox.tasks import orders
 
     place, listener = store.home_folder(home), console.Terminal(quiet)
     load_includes(include or [])
-    for option, value in (("--count", count), ("--family", family)):
-        if tasks is not None and value is not None:
-            raise UserError(f"{option}={value}: the rows of --tasks are kept as they are")
     if runs:
         chosen = [store.find_run(place, name) for name in runs]
     else:
@@ -255,13 +256,15 @@ def make_tasks(
         as_json=as_json,
         quiet=quiet,
     )
+    unasked = {"--count": count, "--family": family}
+    streams.check_unasked(tasks, unasked, call.resolved.sources)
     resolved = bases.for_base(call.settings, chosen[0], call.resolved.sources)
     resolved = bases.with_seed_of(resolved, chosen[0], call.resolved.sources)
     if dry_run:
-        names = ", ".join(base.name for base in chosen)
-        if tasks is None:
-            orders.check(resolved.tasks.order, resolved.tasks.count)
-        plan = {"bases": names, "family": resolved.tasks.family, "count": resolved.tasks.count}
+        given, _ = streams.check(resolved, call.home, chosen, tasks)
+        plan: dict[str, Any] = {"bases": ", ".join(base.name for base in chosen)}
+        plan |= {"rows": tasks} if given else {"family": resolved.tasks.family}
+        plan |= {"count": len(given) or resolved.tasks.count}
         plan |= {"stream": resolved.tasks.stream, "order": resolved.tasks.order}
         answer_plan(call, "make-tasks", plan)
         return
@@ -278,7 +281,7 @@ def make_tasks(
     answer_run(call, "make-tasks", result)
 
 
-@app.command(epilog="Example: dsa-sandbox finetune --strategy ewc --set ewc.strength=0.1")
+@app.command(cls=Verb, epilog="Example: dsa-sandbox finetune --strategy ewc --set ewc.strength=0.1")
 def finetune(
     run: Annotated[
         str | None,
@@ -340,7 +343,8 @@ def finetune(
     resolved = bases.for_base(call.settings, base, call.resolved.sources)
     resolved = bases.with_seed_of(resolved, base, call.resolved.sources)
     tuning.check(resolved, call.home, base)  # before tasks are made
-    asked = {} if count is None else {"tasks": count}
+    typed = call.resolved.sources.get("tasks.count") in ("--count", "--set")
+    asked: dict[str, Any] = {"tasks": resolved.tasks.count} if typed else {}
     for key in ("family", "order"):
         source = call.resolved.sources.get(f"tasks.{key}")
         if tasks is not None and source == "--set":
@@ -359,6 +363,9 @@ def finetune(
         listener=call.listener,
     )
     if dry_run:
+        if rows:
+            context = resolved.model.context
+            streams.check_rows(rows, bases.load_tokenizer(base), context, name)
         num_tasks = len(rows) or resolved.tasks.count
         plan = {
             "base": base.name,
@@ -384,9 +391,11 @@ def finetune(
     answer_run(call, "finetune", result)
 
 
-@app.command(epilog="Example: dsa-sandbox run --preset smoke --count 8")
+@app.command(cls=Verb, epilog="Example: dsa-sandbox run --preset smoke --count 8")
 def run(
     count: Count = None,
+    family: Family = None,
+    tasks: TasksFrom = None,
     data: Data = None,
     seed: Seed = None,
     device: Device = None,
@@ -415,6 +424,7 @@ def run(
     call = prepare(
         options={
             "tasks.count": (count, "--count"),
+            "tasks.family": (family, "--family"),
             "data.source": (data, "--data"),
             "seed": (seed, "--seed"),
             "machine.device": (device, "--device"),
@@ -428,6 +438,7 @@ def run(
         quiet=quiet,
     )
     from dsa_sandbox import console, resolving, study
+    from dsa_sandbox.commands import streams
     from dsa_sandbox.report import figures, table
 
     for key, option in (("arch", "--archs"), ("strategy", "--strategies")):
@@ -437,7 +448,10 @@ def run(
     resolving.check_training(call.resolved, networks)
     chosen = study.names(strategies, "strategies")
     study.check_strategies(chosen, preset, config, set_ or [])
-    study.check(call.settings, networks, call.home)
+    unasked = {"--count": count, "--family": family}
+    streams.check_unasked(tasks, unasked, call.resolved.sources)
+    rows = study.rows_of(call.home, tasks)
+    study.check(call.settings, networks, call.home, rows)
     plan = study.plan(
         call.settings,
         call.home,
@@ -450,6 +464,8 @@ def run(
         data=data,
         device=device,
         count=count,
+        family=family,
+        rows=rows,
         seed=seed,
         jobs=jobs,
     )

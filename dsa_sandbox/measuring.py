@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.options import Device, Json, Quiet, prepare
+from dsa_sandbox.options import Device, Json, Quiet, Verb, prepare
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: dsa-sandbox bench training --length 256 --threads 1")
+@app.command(cls=Verb, epilog="Example: dsa-sandbox bench training --length 256 --threads 1")
 def bench(
     kinds: Annotated[
         list[str] | None,

@@ -5,8 +5,18 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from dsa_sandbox import paths
 from dsa_sandbox.errors import UserError
+
+
+def path(text: str) -> Path:
+    """What a user names on the command line as a path; Typer's own takes "" for this folder."""
+    if not text:
+        raise typer.BadParameter("an empty name; leave it out, or name a path.")
+    return Path(text)
+
 
 SETTINGS, OUTPUT = "Settings", "Output"
 Arch = Annotated[
@@ -51,7 +61,13 @@ Preset = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="A TOML file of settings.", rich_help_panel=SETTINGS),
+    typer.Option(
+        "--config",
+        help="A TOML file of settings.",
+        rich_help_panel=SETTINGS,
+        metavar="FILE",
+        parser=path,
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -68,6 +84,8 @@ Include = Annotated[
         "--include",
         help="A Python file that registers a strategy, architecture or task family.",
         rich_help_panel=SETTINGS,
+        metavar="FILE",
+        parser=path,
     ),
 ]
 Device = Annotated[
@@ -78,7 +96,13 @@ Device = Annotated[
 ]
 Home = Annotated[
     Path | None,
-    typer.Option("--home", help="Where runs are kept (default: ./runs).", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--home",
+        help="Where runs are kept (default: ./runs).",
+        rich_help_panel=OUTPUT,
+        metavar="FOLDER",
+        parser=path,
+    ),
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Make another run beside one.", rich_help_panel=OUTPUT)
@@ -97,6 +121,29 @@ AllowMismatch = Annotated[
     bool,
     typer.Option("--allow-mismatch", help="Accept networks that differ by more than 1 %."),
 ]
+
+
+class Verb(TyperCommand):
+    """A command whose help says what an option takes in our words, never Python's (<list[Path]>)."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return [without_type(parameter) for parameter in super().get_params(ctx)]
+
+
+class Verbs(TyperGroup):
+    """All commands together; their help is as that of one."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return [without_type(parameter) for parameter in super().get_params(ctx)]
+
+
+def without_type(parameter: Any) -> Any:
+    """The parameter; a flag, or an argument by its name alone, is shown without a type."""
+    if isinstance(parameter, TyperArgument):
+        parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
+    elif parameter.metavar is None and parameter.is_flag:
+        parameter.metavar = ""
+    return parameter
 
 
 class Call(NamedTuple):
@@ -143,19 +190,19 @@ def prepare(
     return Call(resolved, store.home_folder(home), terminal, as_json, includes)
 
 
-def load_includes(paths: list[Path]) -> dict[str, str]:
+def load_includes(files: list[Path]) -> dict[str, str]:
     """Run the user's files; their sha256 by name."""
     from dsa_sandbox import registry, store
 
     digests = {}
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"--include {path}: no such file")
+    for file in files:
+        paths.file(file, "--include")
         try:
-            registry.include(path)
-        except Exception as error:
-            raise UserError(f"--include {path}: {type(error).__name__}: {error}") from error
-        digests[str(path)] = store.file_digest(path)
+            registry.include(file)
+        except (Exception, SystemExit) as error:
+            told = " ".join(str(error).split())  # a file may raise what it likes
+            raise UserError(f"--include {file}: {type(error).__name__}: {told}") from error
+        digests[str(file)] = store.file_digest(file)
     return digests
 
 

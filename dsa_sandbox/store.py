@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsa_sandbox import paths
 from dsa_sandbox.errors import RunFailed, UserError
 from dsa_sandbox.locks import being_written
 from dsa_sandbox.registry import nearest
@@ -27,7 +28,10 @@ HASHED = ("settings.toml", "tokenizer.json", "tasks.jsonl", "metrics.jsonl", "re
 
 def home_folder(option: Path | None) -> Path:
     """--home > DSA_SANDBOX_HOME > ./runs; not created here."""
-    return (option or Path(os.environ.get("DSA_SANDBOX_HOME") or "runs")).expanduser()
+    if option is not None:
+        return paths.folder(option, "--home")
+    asked = os.environ.get("DSA_SANDBOX_HOME")
+    return paths.folder(asked, "DSA_SANDBOX_HOME") if asked else paths.folder("runs", "home")
 
 
 def make_home(home: Path) -> Path:
@@ -378,7 +382,7 @@ def created(run: Run) -> float:
 
 def find_run(home: Path, text: str) -> Run:
     """A run by path, full name or unique prefix; UserError names the nearest or all that fit."""
-    path = Path(text).expanduser()
+    path = paths.named(text, "run")
     if (path / "manifest.json").exists():
         return Run(path)
     if (home / text / "manifest.json").exists():

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from dsa_sandbox import machine
-from dsa_sandbox.bases import pretrained
-from dsa_sandbox.commands import tuning
+from dsa_sandbox.bases import load_tokenizer, pretrained
+from dsa_sandbox.commands import streams, tuning
+from dsa_sandbox.data import tokens
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms as arms_module
 from dsa_sandbox.evaluation import learning
@@ -23,6 +24,7 @@ from dsa_sandbox.resolving import INDEXER_KEYS, in_order, resolve
 from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run, find_run
 from dsa_sandbox.tasks import orders
+from dsa_sandbox.tasks.stream import Task
 
 REGISTRIES = {"archs": archs, "strategies": strategies}
 FOR_INDEXED = (*INDEXER_KEYS, "train.dense_fraction")  # settings that mean nothing to `dense`
@@ -36,6 +38,14 @@ class Cell(NamedTuple):
     arguments: list[str]
 
 
+class Rows(NamedTuple):
+    """Tasks that the user brings along."""
+
+    where: str  # as it was typed
+    name: str
+    tasks: list[Task]
+
+
 class Plan(NamedTuple):
     """The whole grid before it begins."""
 
@@ -45,13 +55,15 @@ class Plan(NamedTuple):
     strategy_sets: list[str]  # --set values that belong to one strategy
     indexed_sets: list[str]  # and to networks with an indexer, for build and pretrain
     taught_sets: list[str]  # or for their arms
-    counted: list[str]  # options of make-tasks
+    making: list[str]  # options of make-tasks
     read: list[str]  # options of build and pretrain
     included: list[str]  # options of all
     home: Path
     jobs: int
     threads: int
     num_tasks: int
+    context: int
+    rows: Rows | None
 
     def of_base(self, arch: str) -> list[str]:
         """What build and pretrain are told of a network."""
@@ -65,6 +77,7 @@ class Plan(NamedTuple):
         return {
             "arch": ", ".join(self.archs),
             "cells": ", ".join(cells),
+            **({"rows": self.rows.name} if self.rows else {}),
             "tasks": self.num_tasks,
             "jobs": self.jobs,
             "threads": self.threads,
@@ -122,10 +135,24 @@ def check_strategies(
         tuning.make_strategy(resolved.settings)
 
 
-def check(resolved: Settings, networks: list[str], home: Path) -> None:
+def rows_of(home: Path, where: str | None) -> Rows | None:
+    """The tasks of a file, or of a make-tasks run; UserError for what is wrong with them."""
+    if where is None:
+        return None
+    found, name, _ = streams.read_tasks(home, where)
+    return Rows(where, name, found)
+
+
+def check(resolved: Settings, networks: list[str], home: Path, rows: Rows | None = None) -> None:
     """UserError, before anything is trained, for what arms or their stream would refuse."""
-    orders.check(resolved.tasks.order, resolved.tasks.count)
-    tuning.check_dense(resolved, resolved.tasks.count)
+    if rows is None:
+        orders.check(resolved.tasks.order, resolved.tasks.count)
+    else:
+        orders.arranged(rows.tasks, resolved.tasks.order)
+        if resolved.data.tokenizer == "words":  # known without a text to learn it from
+            tokenizer = tokens.word_tokenizer()
+            streams.check_rows(rows.tasks, tokenizer, resolved.model.context, rows.name)
+    tuning.check_dense(resolved, len(rows.tasks) if rows else resolved.tasks.count)
     tuning.check_policies(resolved)
     indexed = [arch for arch in networks if arch != "dense"]
     tuning.check_indexer(resolved.model_copy(update={"arch": (indexed or networks)[0]}))
@@ -146,6 +173,8 @@ def plan(
     data: str | None,
     device: str | None,
     count: int | None,
+    family: str | None = None,
+    rows: Rows | None = None,
     seed: int | None,
     jobs: int | None,
 ) -> Plan:
@@ -184,6 +213,14 @@ def plan(
     if not resolved.machine.threads and resolved.preset != "smoke":
         threads = max(1, cores // jobs)
     common += ["--set", f"machine.threads={threads}"]
+    making: list[str] = []
+    for option, value in (
+        ("--count", count),
+        ("--family", family),
+        ("--tasks", rows and rows.where),
+    ):
+        if value is not None:
+            making += [option, str(value)]
     return Plan(
         archs,
         strategies,
@@ -191,13 +228,15 @@ def plan(
         own,
         indexed,
         taught,
-        ["--count", str(count)] if count is not None else [],
+        making,
         ["--data", data] if data is not None else [],
         [part for path in include for part in ("--include", str(path))],
         home,
         jobs,
         threads,
-        resolved.tasks.count,
+        len(rows.tasks) if rows else resolved.tasks.count,
+        resolved.model.context,
+        rows,
     )
 
 
@@ -210,9 +249,12 @@ def run(plan: Plan, listener: Listener) -> Outcome:
     ]
     for cell in stages[0][:-1]:
         cell.arguments.append("--quiet")  # each would show the tables of all
-    workers.all(stages[0])
+    born = workers.all(stages[0])
+    if plan.rows is not None:  # a tokenizer that is learned from the text is known from here on
+        tokenizer = load_tokenizer(Run(born[0]))
+        streams.check_rows(plan.rows.tasks, tokenizer, plan.context, plan.rows.name)
     bases = workers.all(stages[1])
-    making = ["make-tasks", *map(str, bases), *plan.common, *plan.counted, *plan.included]
+    making = ["make-tasks", *map(str, bases), *plan.common, *plan.making, *plan.included]
     (stream,) = workers.all([Cell("make-tasks", making)])
     cells = []
     for arch, base in zip(plan.archs, bases):

@@ -21,7 +21,17 @@ FLOORS = (
     ("kernels",),
     ("core",),
     ("machine", "store"),
-    ("resolving", "settings", "registry", "sizes", "locks", "errors", "listener", "presets"),
+    (
+        "resolving",
+        "settings",
+        "registry",
+        "sizes",
+        "locks",
+        "errors",
+        "listener",
+        "presets",
+        "paths",
+    ),
 )
 READABLE_CORE = (
     *(PACKAGE / "core").glob("*.py"),

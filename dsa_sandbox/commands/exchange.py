@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import store
+from dsa_sandbox import paths, store
 from dsa_sandbox.bases import (
     load_model,
     load_tokenizer,
@@ -76,8 +76,10 @@ def import_folder(
 def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
     """Write a finished network as a folder that transformers loads."""
     network_of(run)
+    folder = paths.named(folder, "--to")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not force):
         raise UserError(f"{folder}: is there already  [from --to]; --force writes into it")
+    paths.folder(folder, "--to")
     resolved = run_settings(run)
     huggingface.layout_of(resolved)
     model = load_model(run)
@@ -94,6 +96,10 @@ def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
         "finetune": f"{origin} and fine-tuned with {run.manifest.get('strategy')} on contradictory "
         "worlds",
     }.get(run.manifest["command"], origin)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--to {folder}: cannot be made: {error.strerror}") from None
     huggingface.write(folder, model, resolved, load_tokenizer(run))
     card = huggingface.card(run.name, resolved, total, trained, toy=not imported)
     store.write_atomic(folder / "README.md", card)

@@ -1,5 +1,6 @@
 """Networks made, trained, measured and heard: settings in, result out."""
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -234,6 +235,16 @@ def evaluate(
     return {"kind": "base", "arch": manifest["arch"], **figures}
 
 
+def check_drawing(temperature: float, top_p: float) -> None:
+    """UserError for numbers that no token can be drawn with; NaN is none of them either way."""
+    if not 0 <= temperature < math.inf:
+        raise UserError(
+            f"--temperature={temperature}: must be a finite number, 0 (always the likeliest) or more"
+        )
+    if not 0 < top_p <= 1:
+        raise UserError(f"--top-p={top_p}: must be above 0 and at most 1 (all tokens)")
+
+
 def generate(
     run: Run,
     *,
@@ -248,8 +259,9 @@ def generate(
 ) -> list[str]:
     """`count` stories that go on from `prompt`; `say` is given the first as it comes, prompt in.
 
-    UserError where the run has no network or the prompt fills its context.
+    UserError where the run has no network, the prompt fills its context, or a number is impossible.
     """
+    check_drawing(temperature, top_p)
     network_of(run)
     resolved = run_settings(run)
     chosen = resolved.machine.model_copy(update={"device": device or resolved.machine.device})

@@ -6,7 +6,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import machine, store
+from tokenizers import Tokenizer
+
+from dsa_sandbox import machine, paths, store
 from dsa_sandbox.bases import (
     load_model,
     load_tokenizer,
@@ -45,29 +47,17 @@ def make_tasks(
 
     `rows` names a file (or run) of tasks to check and keep instead of making them.
     """
-    for base in bases:
-        pretrained(base)
+    given, sha = check(resolved, home, bases, rows)
     first = bases[0]
-    for other in bases[1:]:
-        ours, theirs = (run.manifest["files"]["tokenizer.json"] for run in (first, other))
-        if ours != theirs:
-            raise UserError(f"{other.name}: another tokenizer than {first.name}'s")
-        if run_settings(other).model.num_kept != run_settings(first).model.num_kept:
-            raise UserError(f"{other.name}: another model.num_kept than {first.name}'s")
     parents = {base.name: base.manifest["files"]["model.safetensors"] for base in bases}
     values: dict[str, Any] = {"parents": sorted(parents.values()), "seed": resolved.seed}
     values |= sections(resolved, ("tasks",)) | stood_on(bases)
     if not resolved.tasks.order:
         del values["tasks"]["order"]  # streams as made are known by the name they always had
     parts = [resolved.tasks.family, resolved.tasks.stream, resolved.preset, f"s{resolved.seed}"]
-    given: list[stream.Task] = []
-    if rows is not None:
-        given, name, sha = read_tasks(home, rows)
-        stream.check_vocabulary(given, load_tokenizer(first), name)
-        stream.check_length(given, load_tokenizer(first), run_settings(first).model.context, name)
+    if given:
         values |= {"rows": sha}
         parts[:2] = ["given"]
-    orders.check(resolved.tasks.order, len(given) or resolved.tasks.count)
     built_in = given or resolved.tasks.family in families.builtin
     job = Job(
         home,
@@ -102,6 +92,51 @@ def make_tasks(
         shutil.copyfile(first.checked("tokenizer.json"), job.run.path / "tokenizer.json")
         job.run.finish(figures=figures)
     return Result(job.run, figures)
+
+
+def check(
+    resolved: Settings, home: Path, bases: list[Run], rows: str | None
+) -> tuple[list[stream.Task], str]:
+    """The rows that are given, if any, and their sha256; UserError where no stream can be made."""
+    for base in bases:
+        pretrained(base)
+    first = bases[0]
+    for other in bases[1:]:
+        ours, theirs = (run.manifest["files"]["tokenizer.json"] for run in (first, other))
+        if ours != theirs:
+            raise UserError(f"{other.name}: another tokenizer than {first.name}'s")
+        if run_settings(other).model.num_kept != run_settings(first).model.num_kept:
+            raise UserError(f"{other.name}: another model.num_kept than {first.name}'s")
+    if rows is None:
+        orders.check(resolved.tasks.order, resolved.tasks.count)
+        return [], ""
+    given, name, sha = read_tasks(home, rows)
+    check_rows(given, load_tokenizer(first), run_settings(first).model.context, name)
+    orders.arranged(given, resolved.tasks.order)
+    return given, sha
+
+
+def check_rows(tasks: list[stream.Task], tokenizer: Tokenizer, context: int, name: str) -> None:
+    """UserError where networks with this tokenizer and context cannot be asked the rows."""
+    stream.check_vocabulary(tasks, tokenizer, name)
+    stream.check_length(tasks, tokenizer, context, name)
+
+
+def check_unasked(
+    tasks: str | None, options: Mapping[str, Any], sources: Mapping[str, str]
+) -> None:
+    """UserError where, beside rows that are given, something is asked of rows to be made.
+
+    Only what was typed is refused: a file of settings may serve other commands too.
+    """
+    if tasks is None:
+        return
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(f"{option}={value}: the rows of --tasks are kept as they are")
+    for key in ("tasks.family", "tasks.count"):
+        if sources.get(key) == "--set":
+            raise UserError(f"{key}: the rows of --tasks are kept as they are  [from --set]")
 
 
 def measure_bases(
@@ -178,7 +213,7 @@ def tasks_for(
         found = read_tasks(home, where)
         if asked.get("tasks", len(found[0])) != len(found[0]):
             raise UserError(
-                f"--count={asked['tasks']}: {found[1]} has {len(found[0])} tasks, and all are "
+                f"tasks.count={asked['tasks']}: {found[1]} has {len(found[0])} tasks, and all are "
                 "learned  [from --tasks]"
             )
         return found
@@ -196,13 +231,17 @@ def tasks_for(
 
 def read_tasks(home: Path, where: str) -> tuple[list[stream.Task], str, str]:
     """Tasks of a make-tasks run or a file: the rows, a name to show, and their sha256."""
-    path = Path(where).expanduser()
+    path = paths.named(where, "--tasks")
     if path.is_file():
         return stream.read(path), str(path), store.file_digest(path)
+    if path.is_dir() and not (path / "manifest.json").exists():
+        raise UserError(f"--tasks {path}: a folder; name a file of tasks, or a make-tasks run")
     if path.suffix in (".jsonl", ".json"):
         raise UserError(f"{path}: no such file  [from --tasks]")
     run = store.find_run(home, where)
     if run.manifest.get("command") != "make-tasks":
         raise UserError(f"{run.name}: a {run.manifest.get('command')} run, not a stream of tasks")
+    if not run.finished:
+        raise UserError(f"{run.name}: not finished; the same make-tasks command goes on with it")
     file = run.checked("tasks.jsonl")
     return stream.read(file), run.name, run.manifest["files"]["tasks.jsonl"]
