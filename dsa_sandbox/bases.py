@@ -170,7 +170,7 @@ def default_base(home: Path, arch: str | None, preset: str | None, listener: Lis
 
 
 def default_network(home: Path, listener: Listener) -> Run:
-    """The newest finished base, pre-trained or imported; UserError with the command to run first."""
+    """The newest finished base, pre-trained or imported; UserError where there is none."""
     found = [run for command in BASES if (run := store.newest(home, command))]
     if not found:
         raise UserError(f"no base in {home} yet; run first: dsa-sandbox pretrain")

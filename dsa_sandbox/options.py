@@ -124,7 +124,7 @@ AllowMismatch = Annotated[
 
 
 class Verb(TyperCommand):
-    """A command whose help says what an option takes in our words, never Python's (<list[Path]>)."""
+    """A command whose help says in our words what an option takes, not Python's: <list[Path]>."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         return [without_type(parameter) for parameter in super().get_params(ctx)]

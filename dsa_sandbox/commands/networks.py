@@ -239,7 +239,7 @@ def check_drawing(temperature: float, top_p: float) -> None:
     """UserError for numbers that no token can be drawn with; NaN is none of them either way."""
     if not 0 <= temperature < math.inf:
         raise UserError(
-            f"--temperature={temperature}: must be a finite number, 0 (always the likeliest) or more"
+            f"--temperature={temperature}: must be 0 (always the likeliest) or a number above it"
         )
     if not 0 < top_p <= 1:
         raise UserError(f"--top-p={top_p}: must be above 0 and at most 1 (all tokens)")
