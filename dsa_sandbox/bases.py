@@ -154,7 +154,7 @@ def default_base(home: Path, arch: str | None, preset: str | None, listener: Lis
             raise UserError(f"--arch: {error.args[0]}") from None
 
     def fits(manifest: dict[str, Any]) -> bool:
-        return arch in (None, manifest["arch"]) and preset in (None, manifest["preset"])
+        return arch in (None, manifest["arch"]) and preset in (None, manifest.get("preset"))
 
     run = store.newest(home, "pretrain", fits=fits)
     if run is None:
@@ -185,12 +185,13 @@ def block_of(home: Path, base: Run) -> list[Run]:
     model = run_settings(base).model
 
     def fits(other: dict[str, Any]) -> bool:
-        same = all(other[key] == manifest[key] for key in ("preset", "seed", "data_hash"))
-        return same and other["files"]["tokenizer.json"] == manifest["files"]["tokenizer.json"]
+        same = all(other.get(key) == manifest.get(key) for key in ("preset", "seed", "data_hash"))
+        words, ours = (one["files"].get("tokenizer.json") for one in (other, manifest))
+        return same and words == ours
 
     block = [base]
     for run in reversed(store.all_runs(home)):
-        other = run.manifest
+        other = store.readable_manifest(run)  # a torn run is not compared, and spoils nothing
         if other.get("command") == "pretrain" and other.get("state") == "finished":
             new = other["arch"] not in [b.manifest["arch"] for b in block]
             if new and fits(other) and run_settings(run).model == model:

@@ -60,6 +60,7 @@ def run_app(arguments: list[str]) -> int:
 
     as_json = "--json" in arguments
     try:
+        check_text(arguments)
         code = app(arguments or ["--help"], prog_name="dsa-sandbox", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -81,6 +82,17 @@ def run_app(arguments: list[str]) -> int:
     except (BrokenPipeError, console.ClosedPipe):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def check_text(arguments: list[str]) -> None:
+    """UserError where an argument is no text: neither a terminal nor a manifest could show it."""
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{argument!a}: not UTF-8; give files and folders names that are"
+            ) from None
 
 
 def usage_line(error: Any) -> str:

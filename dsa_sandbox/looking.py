@@ -158,7 +158,9 @@ def generate(
     prompt: Annotated[
         str, typer.Option("--prompt", help="How the stories begin.", metavar="TEXT")
     ] = "Once upon a time",
-    count: Annotated[int, typer.Option("--count", min=1, help="Stories.", metavar="N")] = 1,
+    count: Annotated[
+        int, typer.Option("--count", min=1, max=1000, help="Stories.", metavar="N")
+    ] = 1,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Longest continuation.", metavar="N")
     ] = 200,
@@ -169,7 +171,9 @@ def generate(
         float,
         typer.Option("--top-p", help="Leave out the unlikeliest.", metavar="X"),
     ] = 0.95,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.", metavar="N")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the draws.", metavar="N")
+    ] = 0,
     device: Device = None,
     home: Home = None,
     as_json: Json = False,

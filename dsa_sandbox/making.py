@@ -191,6 +191,7 @@ def import_(
     )
     settings = reading.check(call.resolved, found)
     if dry_run:
+        exchange.check(settings)
         plan = {
             "arch": settings.arch,
             "architecture": found.architecture,

@@ -238,11 +238,12 @@ def show_notes(call: Call, text: str) -> None:
 
 
 def network_plan(call: Call) -> dict[str, Any]:
-    """Sizes and lengths, by arithmetic alone; checks the data."""
-    from dsa_sandbox import sizes
+    """Sizes and lengths, by arithmetic alone; checks the device and the data."""
+    from dsa_sandbox import machine, sizes
     from dsa_sandbox.data import corpus
 
     settings = call.settings
+    machine.resolve(settings.machine, settings.preset)
     source = corpus.resolve(settings.data)
     vocabulary = corpus.nominal_vocabulary(settings.data)
     return {

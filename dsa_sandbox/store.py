@@ -26,6 +26,9 @@ HASHED = ("settings.toml", "tokenizer.json", "tasks.jsonl", "metrics.jsonl", "re
           "model.safetensors", "base.safetensors")  # fmt: skip
 
 
+WEIGHTY = ("build", "pretrain", "import")  # commands whose runs are asked for weights unseen
+
+
 def home_folder(option: Path | None) -> Path:
     """--home > DSA_SANDBOX_HOME > ./runs; not created here."""
     if option is not None:
@@ -141,6 +144,23 @@ def git_state() -> str:
     return commit.decode().strip() + ("+" if changes.strip() else "")
 
 
+def is_whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest holds, of the right type, what others take from a run of its command."""
+    wanted = {"command": str, "state": str, "arch": str, "seed": int, "parents": dict}
+    command, finished = manifest.get("command"), manifest.get("state") == "finished"
+    wanted |= {"files": dict} if finished else {}
+    if command == "finetune":
+        wanted |= {"strategy": str, "optimizer": str, "overwriting": bool, "mask": dict}
+        wanted |= {"tasks": dict}
+    told = {"figures": dict, "engine": dict, "environment": dict}  # where it is there at all
+    wanted |= {key: kind for key, kind in told.items() if key in manifest}
+    if not all(isinstance(manifest.get(key), kind) for key, kind in wanted.items()):
+        return False
+    if finished and command in WEIGHTY and "model.safetensors" not in manifest["files"]:
+        return False
+    return command != "finetune" or {"name", "sha256", "count"} <= manifest["tasks"].keys()
+
+
 class Run:
     """A folder of the home, or anywhere by its path."""
 
@@ -160,9 +180,9 @@ class Run:
             value = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
             raise UserError(f"{self.path}: not a run (it has no manifest.json)") from None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             raise UserError(f"{path}: torn or altered; remove the run and make it again") from None
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or not is_whole(value):
             raise UserError(f"{path}: torn or altered; remove the run and make it again")
         return value
 

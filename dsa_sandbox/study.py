@@ -145,6 +145,7 @@ def rows_of(home: Path, where: str | None) -> Rows | None:
 
 def check(resolved: Settings, networks: list[str], home: Path, rows: Rows | None = None) -> None:
     """UserError, before anything is trained, for what arms or their stream would refuse."""
+    machine.resolve(resolved.machine, resolved.preset)
     if rows is None:
         orders.check(resolved.tasks.order, resolved.tasks.count)
     else:

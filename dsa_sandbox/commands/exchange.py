@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import paths, store
+from dsa_sandbox import machine, paths, store
 from dsa_sandbox.bases import (
     load_model,
     load_tokenizer,
@@ -18,6 +18,12 @@ from dsa_sandbox.job import Job, Result, sections
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run
+
+
+def check(resolved: Settings) -> None:
+    """UserError for a device or text that is not there."""
+    machine.resolve(resolved.machine, resolved.preset)
+    corpus.resolve(resolved.data)
 
 
 def import_folder(

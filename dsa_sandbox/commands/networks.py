@@ -264,7 +264,7 @@ def generate(
     check_drawing(temperature, top_p)
     network_of(run)
     resolved = run_settings(run)
-    chosen = resolved.machine.model_copy(update={"device": device or resolved.machine.device})
+    chosen = resolved.machine.model_copy(update={} if device is None else {"device": device})
     engine = machine.resolve(chosen, resolved.preset)
     machine.start(engine)
     model, tokenizer = load_model(run).to(engine.device), load_tokenizer(run)

@@ -98,6 +98,7 @@ def check(
     resolved: Settings, home: Path, bases: list[Run], rows: str | None
 ) -> tuple[list[stream.Task], str]:
     """The rows that are given, if any, and their sha256; UserError where no stream can be made."""
+    machine.resolve(resolved.machine, resolved.preset)
     for base in bases:
         pretrained(base)
     first = bases[0]
@@ -186,8 +187,8 @@ def fitting_tasks(home: Path, base: Run, asked: Mapping[str, Any]) -> Run | None
     imported = base.manifest["command"] == "import"  # others may have its weights, and read other
 
     def fits(manifest: dict[str, Any]) -> bool:
-        figures = {"family": "contradiction", "order": 0, **manifest["figures"]}
-        wanted = all(figures[key] == value for key, value in asked.items())
+        figures = {"family": "contradiction", "order": 0, **manifest.get("figures", {})}
+        wanted = all(figures.get(key) == value for key, value in asked.items())
         parents = manifest["parents"]
         return wanted and (base.name in parents if imported else sha in parents.values())
 

@@ -55,7 +55,10 @@ def of_run(run: Run) -> dict[str, Any]:
     state = manifest.get("state", "?")
     if state == "running":
         state = "running" if locks.being_written(run.path) else "stopped"
-    return {"run": run.name, "state": state, "progress": progress(run, manifest)}
+    try:
+        return {"run": run.name, "state": state, "progress": progress(run, manifest)}
+    except (UserError, LookupError, TypeError, ValueError) as error:  # figures are as they are read
+        return {"run": run.name, "state": "torn", "progress": f"not as it was written: {error}"}
 
 
 def progress(run: Run, manifest: dict[str, Any]) -> str:
