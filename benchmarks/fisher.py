@@ -23,6 +23,7 @@ from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.data import tokens
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.report import table
+from dsa_sandbox.report.wrapping import plain, rendered
 from dsa_sandbox.strategies import careless
 from dsa_sandbox.strategies.ewc import sampled_fisher
 
@@ -70,14 +71,14 @@ def main() -> None:
     if chosen.json:
         print(json.dumps({"run": run.name, "sequences": chosen.sequences, "rows": rows}))
         return
-    drawn = table.plain(f"{run.name}: {chosen.sequences} sequences, {len(true):,} weights")
+    drawn = plain(f"{run.name}: {chosen.sequences} sequences, {len(true):,} weights")
     for heading in ("estimate", "mean over that of the true", "rank correlation with it"):
         drawn.add_column(heading)
     for row in rows:
         drawn.add_row(
             row["estimate"], f"{row['ratio']:.4g}", table.number(row["rank_correlation"], 3)
         )
-    print(table.rendered(drawn))
+    print(rendered(drawn))
 
 
 def batched(size: int) -> careless.Estimator:

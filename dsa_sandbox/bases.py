@@ -196,16 +196,27 @@ def default_base(home: Path, arch: str | None, preset: str | None, listener: Lis
             raise UserError(f"--arch: {error.args[0]}") from None
 
     def fits(manifest: dict[str, Any]) -> bool:
-        return arch in (None, manifest["arch"]) and preset in (None, manifest["preset"])
+        return arch in (None, manifest["arch"]) and preset in (None, manifest.get("preset"))
 
     run = store.newest(home, "pretrain", fits=fits)
     if run is None:
         wanted = f" --arch {arch}" if arch else ""
         wanted += f" --preset {preset}" if preset else ""
+        imported = store.newest(home, "import", fits=fits)
+        named = f"name the imported {imported.name} as BASE, or " if imported else ""
         raise UserError(
-            f"nothing pre-trained yet in {home}; run first: dsa-sandbox pretrain{wanted}"
+            f"nothing pre-trained yet in {home}; {named}run first: dsa-sandbox pretrain{wanted}"
         )
     listener.note(f"base: {run.name} (the newest that fits)")
+    return run
+
+
+def default_network(home: Path, listener: Listener) -> Run:
+    """The newest finished base, pre-trained or imported; UserError where there is none."""
+    run = store.newest(home, *BASES)
+    if run is None:
+        raise UserError(f"no base in {home} yet; run first: dsa-sandbox pretrain")
+    listener.note(f"network: {run.name} (the newest base)")
     return run
 
 
@@ -215,12 +226,13 @@ def block_of(home: Path, base: Run) -> list[Run]:
     model = run_settings(base).model
 
     def fits(other: dict[str, Any]) -> bool:
-        same = all(other[key] == manifest[key] for key in ("preset", "seed", "data_hash"))
-        return same and other["files"]["tokenizer.json"] == manifest["files"]["tokenizer.json"]
+        same = all(other.get(key) == manifest.get(key) for key in ("preset", "seed", "data_hash"))
+        words, ours = (one["files"].get("tokenizer.json") for one in (other, manifest))
+        return same and words == ours
 
     block = [base]
     for run in reversed(store.all_runs(home)):
-        other = run.manifest
+        other = store.readable_manifest(run)  # a torn run is not compared, and spoils nothing
         if other.get("command") == "pretrain" and other.get("state") == "finished":
             new = other["arch"] not in [b.manifest["arch"] for b in block]
             if new and fits(other) and run_settings(run).model == model:

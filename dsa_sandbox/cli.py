@@ -9,13 +9,14 @@ import typer
 
 from dsa_sandbox import looking, making, measuring
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError, reason
+from dsa_sandbox.options import Verbs
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # Typer's Click is its own copy
 
 app = typer.Typer(
     name="dsa-sandbox",
+    cls=Verbs,
     add_completion=True,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Does the shape of attention protect a language model from forgetting?\n\n"
@@ -61,7 +62,8 @@ def run_app(arguments: list[str]) -> int:
 
     as_json = "--json" in arguments
     try:
-        code = app(arguments, prog_name="dsa-sandbox", standalone_mode=False)
+        check_text(arguments)
+        code = app(arguments or ["--help"], prog_name="dsa-sandbox", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except ClickException as error:
@@ -89,6 +91,17 @@ def run_app(arguments: list[str]) -> int:
         return 3
     finally:
         console.forget_unwritten()
+
+
+def check_text(arguments: list[str]) -> None:
+    """UserError where an argument is no text: neither a terminal nor a manifest could show it."""
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{argument!a}: not UTF-8; give files and folders names that are"
+            ) from None
 
 
 def usage_line(error: Any) -> str:

@@ -17,6 +17,7 @@ from dsa_sandbox.listener import Listener
 from dsa_sandbox.store import without_nan
 
 PLAIN_EVERY_S = 5.0  # between progress lines where there is no terminal
+LEAST_WIDTH = 40  # columns
 
 
 # of the machine, not of our code
@@ -73,6 +74,10 @@ class Terminal(Listener):
             self.bar = None
 
     def _line(self, text: str) -> None:
+        if sys.stderr.isatty():  # elsewhere a line stays one: it may be searched for, or told on
+            from dsa_sandbox.report.wrapping import folded
+
+            text = folded(text, width_of(sys.stderr))
         if self.bar is not None:
             self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -208,8 +213,14 @@ def has_unicode(stream: Any) -> bool:
 
 
 def width_of(stream: Any) -> int:
-    """Columns of the terminal, 80 where there is none."""
+    """Columns to write in: COLUMNS where it is set, else the terminal's, 80 where there is none.
+
+    Never fewer than 40: a chart has no room in less.
+    """
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isascii() and asked.isdigit() and 0 < len(asked) < 6 and int(asked):
+        return max(int(asked), LEAST_WIDTH)
     try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
+        return max(os.get_terminal_size(stream.fileno()).columns or 80, LEAST_WIDTH)
     except (OSError, ValueError):
         return 80

@@ -7,8 +7,8 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
+        self.problems = ["\\n".join(problem.splitlines()) for problem in problems]
+        super().__init__("\n".join(self.problems))  # one line each, whatever a value holds
 
 
 class RunFailed(Exception):

@@ -22,13 +22,15 @@ from dsa_sandbox.options import (
     Set,
     Strategy,
     TasksFrom,
+    Verb,
+    path,
     prepare,
 )
 
 app = typer.Typer()
 
 
-@app.command("eval", epilog="Example: dsa-sandbox eval --json")
+@app.command("eval", cls=Verb, epilog="Example: dsa-sandbox eval --json")
 def evaluate(
     runs: Annotated[
         list[str] | None,
@@ -95,7 +97,7 @@ def evaluate(
     console.emit(table.results(results, width=width, with_formulas=formulas, more=everything))
 
 
-@app.command(epilog="Example: dsa-sandbox plot --kind retention --save curves.csv")
+@app.command(cls=Verb, epilog="Example: dsa-sandbox plot --kind retention --save curves.csv")
 def plot(
     runs: Annotated[
         list[str] | None,
@@ -114,7 +116,10 @@ def plot(
         ),
     ] = "forgetting",
     save: Annotated[
-        Path | None, typer.Option("--save", help="Also write the points to a .csv file.")
+        Path | None,
+        typer.Option(
+            "--save", help="Also write the points to a .csv file.", metavar="FILE", parser=path
+        ),
     ] = None,
     home: Home = None,
     as_json: Json = False,
@@ -143,7 +148,9 @@ def plot(
         console.emit(drawn.text)
 
 
-@app.command(epilog='Example: dsa-sandbox generate --prompt "Tom had a red ball." --count 3')
+@app.command(
+    cls=Verb, epilog='Example: dsa-sandbox generate --prompt "Tom had a red ball." --count 3'
+)
 def generate(
     run: Annotated[
         str | None,
@@ -152,18 +159,22 @@ def generate(
     prompt: Annotated[
         str, typer.Option("--prompt", help="How the stories begin.", metavar="TEXT")
     ] = "Once upon a time",
-    count: Annotated[int, typer.Option("--count", min=1, help="Stories.", metavar="N")] = 1,
+    count: Annotated[
+        int, typer.Option("--count", min=1, max=1000, help="Stories.", metavar="N")
+    ] = 1,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Longest continuation.", metavar="N")
     ] = 200,
     temperature: Annotated[
-        float, typer.Option("--temperature", min=0, help="0: always the likeliest.", metavar="X")
+        float, typer.Option("--temperature", help="0: always the likeliest.", metavar="X")
     ] = 0.7,
     top_p: Annotated[
         float,
-        typer.Option("--top-p", min=0, max=1, help="Leave out the unlikeliest.", metavar="X"),
+        typer.Option("--top-p", help="Leave out the unlikeliest.", metavar="X"),
     ] = 0.95,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.", metavar="N")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the draws.", metavar="N")
+    ] = 0,
     device: Device = None,
     home: Home = None,
     as_json: Json = False,
@@ -174,10 +185,11 @@ def generate(
     from dsa_sandbox import bases, console, store
     from dsa_sandbox.commands import networks
 
+    networks.check_drawing(temperature, top_p)  # before a network is looked for
     if run is not None:
         teller = store.find_run(call.home, run)
     else:
-        teller = bases.default_base(call.home, None, None, call.listener)
+        teller = bases.default_network(call.home, call.listener)
 
     def say(text: str) -> None:
         if count == 1 and not as_json:
@@ -202,10 +214,12 @@ def generate(
         console.emit("\n\n".join(stories))
 
 
-@app.command(epilog="Example: dsa-sandbox export pretrain-dense --to my-model")
+@app.command(cls=Verb, epilog="Example: dsa-sandbox export pretrain-dense --to my-model")
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run with a network.")],
-    to: Annotated[Path, typer.Option("--to", help="Folder to write.", metavar="FOLDER")],
+    to: Annotated[
+        Path, typer.Option("--to", help="Folder to write.", metavar="FOLDER", parser=path)
+    ],
     home: Home = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also into a folder that is not empty.")
@@ -226,7 +240,7 @@ def export(
         console.emit(made["folder"])
 
 
-@app.command("ls", epilog="Example: dsa-sandbox ls runs")
+@app.command("ls", cls=Verb, epilog="Example: dsa-sandbox ls runs")
 def list_(
     kind: Annotated[
         str, typer.Argument(metavar="KIND", help="runs, presets, strategies, archs or tasks.")
@@ -244,12 +258,12 @@ def list_(
     if as_json:
         console.emit_json({"command": "ls", "kind": kind, "rows": rows})
     elif rows:
-        console.emit(listing.table(rows))
+        console.emit(listing.table(rows, console.width_of(sys.stdout)))
     else:
         call.listener.note(f"no {kind} in {call.home}")
 
 
-@app.command("settings", epilog="Example: dsa-sandbox settings --preset mini > mini.toml")
+@app.command("settings", cls=Verb, epilog="Example: dsa-sandbox settings --preset mini > mini.toml")
 def settings_(
     strategy: Strategy = None,
     arch: Arch = None,
@@ -263,7 +277,6 @@ def settings_(
     as_json: Json = False,
 ) -> None:
     """Print every resolved setting and who set it, as TOML that --config accepts."""
-    touches_strategy = strategy is not None or any("." in (s or "") for s in set_ or []) or config
     call = prepare(
         options={
             "strategy": (strategy, "--strategy"),
@@ -277,7 +290,7 @@ def settings_(
         sets=set_,
         include=include,
         as_json=as_json,
-        with_strategy=bool(touches_strategy),
+        with_strategy=True,
     )
     from dsa_sandbox import console, resolving
 
@@ -289,7 +302,7 @@ def settings_(
         console.emit(resolving.as_toml(call.settings, call.resolved.sources).rstrip())
 
 
-@app.command("rm", epilog="Example: dsa-sandbox rm pretrain-dsa-smoke-s0-1234abcd")
+@app.command("rm", cls=Verb, epilog="Example: dsa-sandbox rm pretrain-dsa-smoke-s0-1234abcd")
 def remove(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Runs to remove.")],
     home: Home = None,
@@ -309,5 +322,5 @@ def remove(
     if as_json:
         console.emit_json({"command": "rm", "removed": removed, "dry_run": dry_run})
     else:
-        for path in removed:
-            call.listener.note(f"{'would remove' if dry_run else 'removed'} {path}")
+        for folder in removed:
+            call.listener.note(f"{'would remove' if dry_run else 'removed'} {folder}")

@@ -27,10 +27,12 @@ from dsa_sandbox.options import (
     Set,
     Strategy,
     TasksFrom,
+    Verb,
     answer_plan,
     answer_run,
     load_includes,
     network_plan,
+    path,
     prepare,
     show_notes,
 )
@@ -38,7 +40,7 @@ from dsa_sandbox.options import (
 app = typer.Typer()
 
 
-@app.command(epilog="Example: dsa-sandbox build --arch dense")
+@app.command(cls=Verb, epilog="Example: dsa-sandbox build --arch dense")
 def build(
     arch: Arch = None,
     data: Data = None,
@@ -90,7 +92,7 @@ def build(
     answer_run(call, "build", result)
 
 
-@app.command(epilog="Example: dsa-sandbox pretrain --arch dsa --set train.steps=500")
+@app.command(cls=Verb, epilog="Example: dsa-sandbox pretrain --arch dsa --set train.steps=500")
 def pretrain(
     arch: Arch = None,
     data: Data = None,
@@ -144,10 +146,13 @@ def pretrain(
     answer_run(call, "pretrain", result)
 
 
-@app.command("import", epilog="Example: dsa-sandbox import my-llama --context 512")
+@app.command("import", cls=Verb, epilog="Example: dsa-sandbox import my-llama --context 512")
 def import_(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="config.json, safetensors, tokenizer.json.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="config.json, safetensors, tokenizer.json.", parser=path
+        ),
     ],
     data: Data = None,
     context: Annotated[
@@ -187,6 +192,7 @@ def import_(
     )
     settings = reading.check(call.resolved, found)
     if dry_run:
+        exchange.check(settings)
         plan = {
             "arch": settings.arch,
             "architecture": found.architecture,
@@ -201,7 +207,7 @@ def import_(
     answer_run(call, "import", result)
 
 
-@app.command("make-tasks", epilog="Example: dsa-sandbox make-tasks --count 8")
+@app.command("make-tasks", cls=Verb, epilog="Example: dsa-sandbox make-tasks --count 8")
 def make_tasks(
     runs: Annotated[
         list[str] | None,
@@ -229,13 +235,9 @@ def make_tasks(
     from dsa_sandbox import bases, console, store
     from dsa_sandbox.commands import streams
     from dsa_sandbox.report import table
-    from dsa_sandbox.tasks import orders
 
     place, listener = store.home_folder(home), console.Terminal(quiet)
     load_includes(include or [])
-    for option, value in (("--count", count), ("--family", family)):
-        if tasks is not None and value is not None:
-            raise UserError(f"{option}={value}: the rows of --tasks are kept as they are")
     if runs:
         chosen = [store.find_run(place, name) for name in runs]
     else:
@@ -256,13 +258,15 @@ def make_tasks(
         as_json=as_json,
         quiet=quiet,
     )
+    unasked = {"--count": count, "--family": family}
+    streams.check_unasked(tasks, unasked, call.resolved.sources)
     resolved = bases.for_base(call.settings, chosen[0], call.resolved.sources)
     resolved = bases.with_seed_of(resolved, chosen[0], call.resolved.sources)
     if dry_run:
-        names = ", ".join(base.name for base in chosen)
-        if tasks is None:
-            orders.check(resolved.tasks.order, resolved.tasks.count)
-        plan = {"bases": names, "family": resolved.tasks.family, "count": resolved.tasks.count}
+        given, _ = streams.check(resolved, call.home, chosen, tasks)
+        plan: dict[str, Any] = {"bases": ", ".join(base.name for base in chosen)}
+        plan |= {"rows": tasks} if given else {"family": resolved.tasks.family}
+        plan |= {"count": len(given) or resolved.tasks.count}
         plan |= {"stream": resolved.tasks.stream, "order": resolved.tasks.order}
         answer_plan(call, "make-tasks", plan)
         return
@@ -279,7 +283,7 @@ def make_tasks(
     answer_run(call, "make-tasks", result)
 
 
-@app.command(epilog="Example: dsa-sandbox finetune --strategy ewc --set ewc.strength=0.1")
+@app.command(cls=Verb, epilog="Example: dsa-sandbox finetune --strategy ewc --set ewc.strength=0.1")
 def finetune(
     run: Annotated[
         str | None,
@@ -338,12 +342,14 @@ def finetune(
     from dsa_sandbox import bases
     from dsa_sandbox.commands import streams, tuning
     from dsa_sandbox.report import table
+    from dsa_sandbox.tasks.stream import check as check_rows
 
     bases.pretrained(base)
     resolved = bases.for_base(call.settings, base, call.resolved.sources)
     resolved = bases.with_seed_of(resolved, base, call.resolved.sources)
     tuning.check(resolved, call.home)  # before tasks are made
-    asked = {} if count is None else {"tasks": count}
+    typed = call.resolved.sources.get("tasks.count") in ("--count", "--set")
+    asked: dict[str, Any] = {"tasks": resolved.tasks.count} if typed else {}
     for key in ("family", "order"):
         source = call.resolved.sources.get(f"tasks.{key}")
         if tasks is not None and source == "--set":
@@ -362,6 +368,8 @@ def finetune(
         listener=call.listener,
     )
     if dry_run:
+        if rows:
+            check_rows(rows, bases.load_tokenizer(base), resolved.model.context, name)
         num_tasks = len(rows) or resolved.tasks.count
         plan = {
             "base": base.name,
@@ -387,9 +395,11 @@ def finetune(
     answer_run(call, "finetune", result)
 
 
-@app.command(epilog="Example: dsa-sandbox run --preset smoke --count 8")
+@app.command(cls=Verb, epilog="Example: dsa-sandbox run --preset smoke --count 8")
 def run(
     count: Count = None,
+    family: Family = None,
+    tasks: TasksFrom = None,
     data: Data = None,
     seed: Seed = None,
     device: Device = None,
@@ -427,6 +437,7 @@ def run(
     call = prepare(
         options={
             "tasks.count": (count, "--count"),
+            "tasks.family": (family, "--family"),
             "data.source": (data, "--data"),
             "seed": (seed, "--seed"),
             "machine.device": (device, "--device"),
@@ -440,6 +451,7 @@ def run(
         quiet=quiet,
     )
     from dsa_sandbox import console, resolving, study
+    from dsa_sandbox.commands import streams
     from dsa_sandbox.report import figures, table
 
     for key, option in (("arch", "--archs"), ("strategy", "--strategies")):
@@ -449,7 +461,10 @@ def run(
     resolving.check_training(call.resolved, networks)
     chosen = study.names(strategies, "strategies")
     study.check_strategies(chosen, preset, config, set_ or [])
-    study.check(call.settings, networks, call.home)
+    unasked = {"--count": count, "--family": family}
+    streams.check_unasked(tasks, unasked, call.resolved.sources)
+    rows = study.rows_of(call.home, tasks)
+    study.check(call.settings, networks, call.home, rows)
     plan = study.plan(
         call.settings,
         call.home,
@@ -462,6 +477,8 @@ def run(
         data=data,
         device=device,
         count=count,
+        family=family,
+        rows=rows,
         seed=seed,
         jobs=jobs,
         force=force,
@@ -485,7 +502,7 @@ def run(
         console.emit(figures.draw(kind, outcome.arms, **style).text + "\n")
     width = console.width_of(sys.stdout)
     stream = table.stream(outcome.stream.name, outcome.stream.manifest["figures"])
-    console.emit(table.folded(stream, max(width, 80)) + "\n")
+    console.emit(table.folded(stream, width) + "\n")
     console.emit(table.results(results, width=width))
 
 

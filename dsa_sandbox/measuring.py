@@ -1,16 +1,17 @@
 """The command that measures speed and memory. Heavy imports wait until needed."""
 
+import sys
 from typing import Annotated
 
 import typer
 
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.options import Device, Json, Quiet, prepare
+from dsa_sandbox.options import Device, Json, Quiet, Verb, prepare
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: dsa-sandbox bench training --length 256 --threads 1")
+@app.command(cls=Verb, epilog="Example: dsa-sandbox bench training --length 256 --threads 1")
 def bench(
     kinds: Annotated[
         list[str] | None,
@@ -99,7 +100,7 @@ def bench(
     if as_json:
         console.emit_json({"command": "bench", **result})
     else:
-        console.emit(tables.text(result))
+        console.emit(tables.text(result, console.width_of(sys.stdout)))
 
 
 def numbers(text: str) -> tuple[int, ...]:

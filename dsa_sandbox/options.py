@@ -1,11 +1,22 @@
 """The options that commands share, and what each command begins and ends with."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from dsa_sandbox import paths
 from dsa_sandbox.errors import UserError
+
+
+def path(text: str) -> Path:
+    """What a user names on the command line as a path; Typer's own takes "" for this folder."""
+    if not text:
+        raise typer.BadParameter("an empty name; leave it out, or name a path.")
+    return Path(text)
+
 
 SETTINGS, OUTPUT = "Settings", "Output"
 Arch = Annotated[
@@ -50,7 +61,13 @@ Preset = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="A TOML file of settings.", rich_help_panel=SETTINGS),
+    typer.Option(
+        "--config",
+        help="A TOML file of settings.",
+        rich_help_panel=SETTINGS,
+        metavar="FILE",
+        parser=path,
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -67,6 +84,8 @@ Include = Annotated[
         "--include",
         help="A Python file that registers a strategy, architecture or task family.",
         rich_help_panel=SETTINGS,
+        metavar="FILE",
+        parser=path,
     ),
 ]
 Device = Annotated[
@@ -77,7 +96,13 @@ Device = Annotated[
 ]
 Home = Annotated[
     Path | None,
-    typer.Option("--home", help="Where runs are kept (default: ./runs).", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--home",
+        help="Where runs are kept (default: ./runs).",
+        rich_help_panel=OUTPUT,
+        metavar="FOLDER",
+        parser=path,
+    ),
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Make another run beside one.", rich_help_panel=OUTPUT)
@@ -96,6 +121,29 @@ AllowMismatch = Annotated[
     bool,
     typer.Option("--allow-mismatch", help="Accept networks that differ by more than 1 %."),
 ]
+
+
+class Verb(TyperCommand):
+    """A command whose help says in our words what an option takes, not Python's: <list[Path]>."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return [without_type(parameter) for parameter in super().get_params(ctx)]
+
+
+class Verbs(TyperGroup):
+    """All commands together; their help is as that of one."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return [without_type(parameter) for parameter in super().get_params(ctx)]
+
+
+def without_type(parameter: Any) -> Any:
+    """The parameter; a flag, or an argument by its name alone, is shown without a type."""
+    if isinstance(parameter, TyperArgument):
+        parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
+    elif parameter.metavar is None and parameter.is_flag:
+        parameter.metavar = ""
+    return parameter
 
 
 class Call(NamedTuple):
@@ -142,22 +190,22 @@ def prepare(
     return Call(resolved, store.home_folder(home), terminal, as_json, includes)
 
 
-def load_includes(paths: list[Path]) -> dict[str, str]:
+def load_includes(files: list[Path]) -> dict[str, str]:
     """Run the user's files; their sha256 by name."""
     import hashlib
 
     from dsa_sandbox import registry
 
     digests = {}
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"--include {path}: no such file")
+    for file in files:
+        paths.file(file, "--include")
         try:
-            code = path.read_bytes()
-            registry.include(path, code)
-        except Exception as error:
-            raise UserError(f"--include {path}: {type(error).__name__}: {error}") from error
-        digests[str(path)] = hashlib.sha256(code).hexdigest()
+            code = file.read_bytes()
+            registry.include(file, code)
+        except (Exception, SystemExit) as error:
+            told = " ".join(str(error).split())  # a file may raise what it likes
+            raise UserError(f"--include {file}: {type(error).__name__}: {told}") from error
+        digests[str(file)] = hashlib.sha256(code).hexdigest()
     return digests
 
 
@@ -179,8 +227,11 @@ def answer_plan(call: Call, command: str, plan: dict[str, Any]) -> None:
     if call.as_json:
         console.emit_json(plan)
     else:
+        from dsa_sandbox.report.wrapping import wrapped
+
+        width = console.width_of(sys.stdout)
         for key, value in plan.items():
-            console.emit(f"{key:<20} {value}")
+            console.emit("\n".join(wrapped(f"{key:<20} {value}", width, " " * 21)))
 
 
 def show_notes(call: Call, text: str) -> None:
@@ -190,11 +241,12 @@ def show_notes(call: Call, text: str) -> None:
 
 
 def network_plan(call: Call) -> dict[str, Any]:
-    """Sizes and lengths, by arithmetic alone; checks the data."""
-    from dsa_sandbox import sizes
+    """Sizes and lengths, by arithmetic alone; checks the device and the data."""
+    from dsa_sandbox import machine, sizes
     from dsa_sandbox.data import corpus
 
     settings = call.settings
+    machine.resolve(settings.machine, settings.preset)
     source = corpus.resolve(settings.data)
     vocabulary = corpus.nominal_vocabulary(settings.data)
     return {

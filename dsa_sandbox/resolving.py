@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from dsa_sandbox import paths
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import Unknown, archs, families, nearest, strategies
 from dsa_sandbox.settings import SECTIONS, Machine, Settings, Tasks, Train
@@ -54,12 +55,10 @@ def preset_values(name: str) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """A settings file as a nested dictionary; UserError where it cannot be read."""
     try:
-        return tomllib.loads(path.read_text("utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file  [from --config]") from None
+        return tomllib.loads(paths.file(path, "--config").read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}  [from --config]") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, a thousand brackets
         raise UserError(f"{path}: not valid TOML: {error}  [from --config]") from None
 
 
@@ -81,7 +80,7 @@ def parse_set(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text}: write it as section.key=value")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # numbers of 5,000 digits, a thousand brackets
         return key.strip(), value.strip()
 
 
@@ -122,6 +121,9 @@ def resolve(
     file_values = flat(read_toml(config)) if config else {}
     set_values = dict(parse_set(text) for text in sets or [])
     option_values = {key: value for key, value in (options or {}).items() if value[0] is not None}
+    for value, spelling in [*option_values.values(), (preset, "--preset")]:
+        if value == "":
+            raise UserError(f"{spelling}: an empty value; leave it out, or give one")
     preset_source = "default"
     for value, source in (
         (file_values.get("preset"), str(config)),
@@ -166,7 +168,9 @@ def resolve(
     for key, (value, spelling) in option_values.items():
         merged[key], sources[key] = value, spelling
     merged["preset"], sources["preset"] = preset_name, preset_source
-    return validated(merged, sources, with_strategy)
+    resolved = validated(merged, sources, with_strategy)
+    paths.named(resolved.settings.data.source, "data.source")
+    return resolved
 
 
 def in_order(strategy: str) -> str:

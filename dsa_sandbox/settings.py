@@ -376,7 +376,7 @@ class Settings(Frozen):
     preset: str = Field("smoke", description="Where size-dependent defaults come from.")
     arch: str = Field("dsa", description="Architecture.")
     strategy: str = Field("acft", description="Fine-tuning strategy, or several: acft+ewc.")
-    seed: int = Field(0, ge=0, description="Seed of weights, data order and tasks.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of weights, data order and tasks.")
     model: Model = Model()
     data: Data = Data()
     train: Train = Train()

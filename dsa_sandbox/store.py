@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsa_sandbox import paths
 from dsa_sandbox.errors import RunFailed, UserError, reason
 from dsa_sandbox.locks import being_written, waited_for
 from dsa_sandbox.registry import nearest
@@ -27,9 +28,15 @@ HASHED = ("settings.toml", "tokenizer.json", "tasks.jsonl", "metrics.jsonl", "re
           "model.safetensors", "base.safetensors")  # fmt: skip
 
 
+WEIGHTY = ("build", "pretrain", "import")  # commands whose runs are asked for weights unseen
+
+
 def home_folder(option: Path | None) -> Path:
     """--home > DSA_SANDBOX_HOME > ./runs; not created here."""
-    return (option or Path(os.environ.get("DSA_SANDBOX_HOME") or "runs")).expanduser()
+    if option is not None:
+        return paths.folder(option, "--home")
+    asked = os.environ.get("DSA_SANDBOX_HOME")
+    return paths.folder(asked, "DSA_SANDBOX_HOME") if asked else paths.folder("runs", "home")
 
 
 def make_home(home: Path) -> Path:
@@ -144,6 +151,23 @@ def git_state() -> str:
     return commit.decode().strip() + ("+" if changes.strip() else "")
 
 
+def is_whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest holds, of the right type, what others take from a run of its command."""
+    wanted = {"command": str, "state": str, "arch": str, "seed": int, "parents": dict}
+    command, finished = manifest.get("command"), manifest.get("state") == "finished"
+    wanted |= {"files": dict} if finished else {}
+    if command == "finetune":
+        wanted |= {"strategy": str, "optimizer": str, "overwriting": bool, "mask": dict}
+        wanted |= {"tasks": dict}
+    told = {"figures": dict, "engine": dict, "environment": dict}  # where it is there at all
+    wanted |= {key: kind for key, kind in told.items() if key in manifest}
+    if not all(isinstance(manifest.get(key), kind) for key, kind in wanted.items()):
+        return False
+    if finished and command in WEIGHTY and "model.safetensors" not in manifest["files"]:
+        return False
+    return command != "finetune" or {"name", "sha256", "count"} <= manifest["tasks"].keys()
+
+
 class Run:
     """A folder of the home, or anywhere by its path."""
 
@@ -163,9 +187,9 @@ class Run:
             value = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
             raise UserError(f"{self.path}: not a run (it has no manifest.json)") from None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             raise UserError(f"{path}: torn or altered; remove the run and make it again") from None
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or not is_whole(value):
             raise UserError(f"{path}: torn or altered; remove the run and make it again")
         return value
 
@@ -466,7 +490,7 @@ def next_number(home: Path) -> int:
 
 def find_run(home: Path, text: str) -> Run:
     """A run by path, full name or unique prefix; UserError names the nearest or all that fit."""
-    path = Path(text).expanduser()
+    path = paths.named(text, "run")
     if (path / "manifest.json").exists():
         return Run(path)
     if (home / text / "manifest.json").exists():
@@ -482,11 +506,11 @@ def find_run(home: Path, text: str) -> Run:
     raise UserError(f"{text}: no such run in {home}{hint}  (dsa-sandbox ls runs shows all)")
 
 
-def newest(home: Path, command: str, *, fits: Any = lambda manifest: True) -> Run | None:
-    """The newest finished run of a command whose manifest fits."""
+def newest(home: Path, *commands: str, fits: Any = lambda manifest: True) -> Run | None:
+    """The newest finished run of one of the commands whose manifest fits."""
     for run in reversed(all_runs(home)):
         manifest = readable_manifest(run)
-        done = manifest.get("command") == command and manifest.get("state") == "finished"
+        done = manifest.get("command") in commands and manifest.get("state") == "finished"
         if done and fits(manifest):
             return run
     return None

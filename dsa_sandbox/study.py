@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from dsa_sandbox import children, machine, store
-from dsa_sandbox.bases import pretrained
-from dsa_sandbox.commands import tuning
-from dsa_sandbox.data import corpus
+from dsa_sandbox.bases import load_tokenizer, pretrained
+from dsa_sandbox.commands import streams, tuning
+from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import arms as arms_module
 from dsa_sandbox.evaluation import learning
@@ -22,7 +22,8 @@ from dsa_sandbox.registry import Unknown, archs, strategies
 from dsa_sandbox.resolving import INDEXER_KEYS, in_order, resolve
 from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run, find_run
-from dsa_sandbox.tasks import orders
+from dsa_sandbox.tasks import orders, stream
+from dsa_sandbox.tasks.stream import Task
 
 REGISTRIES = {"archs": archs, "strategies": strategies}
 ANEW = ".study-"  # files of the home: what a study with --force has made so far
@@ -37,6 +38,14 @@ class Cell(NamedTuple):
     arguments: list[str]
 
 
+class Rows(NamedTuple):
+    """Tasks that the user brings along."""
+
+    where: str  # as it was typed
+    name: str
+    tasks: list[Task]
+
+
 class Plan(NamedTuple):
     """The whole grid before it begins."""
 
@@ -46,13 +55,15 @@ class Plan(NamedTuple):
     strategy_sets: list[str]  # --set values that belong to one strategy
     indexed_sets: list[str]  # and to networks with an indexer, for build and pretrain
     taught_sets: list[str]  # or for their arms
-    counted: list[str]  # options of make-tasks
+    making: list[str]  # options of make-tasks
     read: list[str]  # where the text lies: options of build, pretrain and finetune
     included: list[str]  # options of all
     home: Path
     jobs: int
     threads: int
     num_tasks: int
+    context: int
+    rows: Rows | None
     anew: Path | None = None  # of a study with --force: the file of what it has made so far
 
     def of_base(self, arch: str) -> list[str]:
@@ -67,6 +78,7 @@ class Plan(NamedTuple):
         return {
             "arch": ", ".join(self.archs),
             "cells": ", ".join(cells),
+            **({"rows": self.rows.name} if self.rows else {}),
             "tasks": self.num_tasks,
             "jobs": self.jobs,
             "threads": self.threads,
@@ -125,10 +137,25 @@ def check_strategies(
         tuning.make_strategy(resolved.settings)
 
 
-def check(resolved: Settings, networks: list[str], home: Path) -> None:
+def rows_of(home: Path, where: str | None) -> Rows | None:
+    """The tasks of a file, or of a make-tasks run; UserError for what is wrong with them."""
+    if where is None:
+        return None
+    found, name, _ = streams.read_tasks(home, where)
+    return Rows(where, name, found)
+
+
+def check(resolved: Settings, networks: list[str], home: Path, rows: Rows | None = None) -> None:
     """UserError, before anything is trained, for what arms or their stream would refuse."""
-    orders.check(resolved.tasks.order, resolved.tasks.count)
-    tuning.check_dense(resolved, resolved.tasks.count)
+    machine.resolve(resolved.machine, resolved.preset)
+    if rows is None:
+        orders.check(resolved.tasks.order, resolved.tasks.count)
+    else:
+        orders.arranged(rows.tasks, resolved.tasks.order)
+        if resolved.data.tokenizer == "words":  # known without a text to learn it from
+            tokenizer = tokens.word_tokenizer()
+            stream.check(rows.tasks, tokenizer, resolved.model.context, rows.name)
+    tuning.check_dense(resolved, len(rows.tasks) if rows else resolved.tasks.count)
     tuning.check_policies(resolved)
     indexed = [arch for arch in networks if arch != "dense"]
     tuning.check_indexer(resolved.model_copy(update={"arch": (indexed or networks)[0]}))
@@ -149,6 +176,8 @@ def plan(
     data: str | None,
     device: str | None,
     count: int | None,
+    family: str | None = None,
+    rows: Rows | None = None,
     seed: int | None,
     jobs: int | None,
     force: bool = False,
@@ -191,7 +220,16 @@ def plan(
     anew = None
     if force:
         files = [*include, *([config] if config else [])]
-        anew = home / f"{ANEW}{study_digest(resolved, archs, strategies, own, files)}.json"
+        cells = [archs, strategies, own, rows and [task.model_dump() for task in rows.tasks]]
+        anew = home / f"{ANEW}{study_digest(resolved, cells, files)}.json"
+    making: list[str] = []
+    for option, value in (
+        ("--count", count),
+        ("--family", family),
+        ("--tasks", rows and rows.where),
+    ):
+        if value is not None:
+            making += [option, str(value)]
     return Plan(
         archs,
         strategies,
@@ -199,29 +237,25 @@ def plan(
         own,
         indexed,
         taught,
-        ["--count", str(count)] if count is not None else [],
+        making,
         ["--data", data] if data is not None else [],
         [part for path in include for part in ("--include", str(path))],
         home,
         jobs,
         threads,
-        resolved.tasks.count,
+        resolved.tasks.count if rows is None else len(rows.tasks),
+        resolved.model.context,
+        rows,
         anew,
     )
 
 
-def study_digest(
-    resolved: Settings,
-    networks: list[str],
-    chosen: list[str],
-    strategy_sets: list[str],
-    files: Sequence[Path],
-) -> str:
+def study_digest(resolved: Settings, cells: list[Any], files: Sequence[Path]) -> str:
     """What makes a study with --force the one that was interrupted: all but the machine."""
     asked = resolved.model_dump(exclude={"machine"})
     read = [store.file_digest(path) for path in files]
     text = corpus.resolve(resolved.data).digest
-    key = [asked, networks, chosen, strategy_sets, read, text, store.source_digest()]
+    key = [asked, cells, read, text, store.source_digest()]
     return store.digest_of(key)[:16]
 
 
@@ -261,10 +295,13 @@ def all_stages(plan: Plan, listener: Listener) -> Outcome:
     ]
     for cell in stages[0][:-1]:
         cell.arguments.append("--quiet")  # each would show the tables of all
-    workers.all(stages[0])
+    born = workers.all(stages[0])
+    if plan.rows is not None:  # a tokenizer that is learned from the text is known from here on
+        tokenizer = load_tokenizer(Run(born[0]))
+        stream.check(plan.rows.tasks, tokenizer, plan.context, plan.rows.name)
     bases = workers.all(stages[1])
-    making = ["make-tasks", *map(str, bases), *plan.common, *plan.counted, *plan.included]
-    (stream,) = workers.all([Cell("make-tasks", making)])
+    making = ["make-tasks", *map(str, bases), *plan.common, *plan.making, *plan.included]
+    (made,) = workers.all([Cell("make-tasks", making)])
     cells = []
     for arch, base in zip(plan.archs, bases):
         for strategy in plan.strategies:
@@ -272,11 +309,11 @@ def all_stages(plan: Plan, listener: Listener) -> Outcome:
             own = [s for s in plan.strategy_sets if s.partition(".")[0] in parts]
             own += [] if arch == "dense" else plan.taught_sets
             sets = [part for text in own for part in ("--set", text)]
-            arguments = ["finetune", str(base), "--strategy", strategy, "--tasks", str(stream)]
+            arguments = ["finetune", str(base), "--strategy", strategy, "--tasks", str(made)]
             arguments += [*plan.common, *plan.read, *sets, *plan.included]
             cells.append(Cell(f"{arch} {strategy}", arguments))
     arms = workers.all(cells)
-    return Outcome([Run(p) for p in bases], Run(stream), [Run(p) for p in arms])
+    return Outcome([Run(p) for p in bases], Run(made), [Run(p) for p in arms])
 
 
 class Workers:
@@ -396,9 +433,9 @@ class Workers:
 
 def close_pipes(child: "subprocess.Popen[bytes]") -> None:
     """Give back what a finished child wrote into."""
-    for stream in (child.stdout, child.stderr):
-        if stream is not None:
-            stream.close()
+    for pipe in (child.stdout, child.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def failure(cell: Cell, code: int, lines: list[str]) -> Exception:

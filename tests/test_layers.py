@@ -21,7 +21,10 @@ FLOORS = (
     ("kernels",),
     ("core",),
     ("machine", "store", "children"),
-    ("resolving", "settings", "registry", "sizes", "locks", "errors", "listener", "presets"),
+    (
+        *("resolving", "settings", "registry", "sizes", "locks", "errors", "listener"),
+        *("presets", "paths"),
+    ),
 )
 READABLE_CORE = (
     *(PACKAGE / "core").glob("*.py"),

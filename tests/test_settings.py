@@ -214,7 +214,7 @@ def test_a_toml_that_does_not_parse_is_named(text: str, tmp_path: Path) -> None:
 
 def test_a_config_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert f"{tmp_path / 'no.toml'}: no such file" in told("--config", tmp_path / "no.toml")
-    assert f"{tmp_path}: cannot be read" in told("--config", tmp_path)
+    assert f"{tmp_path}: a folder" in told("--config", tmp_path)
     (tmp_path / "latin.toml").write_bytes(b"preset = '\xe9'")
     assert "latin.toml: cannot be read" in told("--config", tmp_path / "latin.toml")
 
@@ -312,6 +312,8 @@ def test_set_takes_toml_values_and_bare_words(text: str, expected: object) -> No
     [
         [],
         ["--preset", "base", "--arch", "dense", "--seed", "7"],
+        ["--preset", "mini", "--strategy", "ewc+acft", "--arch", "dsa-v32"],
+        ["--set", "model.ffn=moe", "--set", "model.num_experts=4"],
         ["--strategy", "ewc", "--set", "ewc.strength=1e-3", "--count", "3"],
         ["--data", 'a "b" \\ ä.txt', "--set", "machine.compile=true", "--set", "train.clip=0.1"],
     ],
@@ -323,15 +325,25 @@ def test_what_settings_prints_is_taken_back_and_gives_the_same(
     path = config(tmp_path, printed.out)
     again = cli("settings", "--config", path).out
     values = [
-        [line.split(" # ")[0].rstrip() for line in text.splitlines()]
+        [line.rpartition(" # ")[0].rstrip() for line in text.splitlines()]  # but who set it
         for text in (printed.out, again)
     ]
-    assert values[1][: len(values[0])] == values[0]  # what follows is the strategy's section
+    assert values[0] == values[1]
+    assert again == cli("settings", "--config", path).out
     first, second = (
         cli("settings", "--json", *rest).value["settings"]
         for rest in (arguments, ["--config", str(path)])
     )
-    assert {key: second[key] for key in first} == first
+    assert first == second
+
+
+def test_settings_show_the_strategy_that_nobody_named_too() -> None:
+    printed = cli("settings").out
+    assert 'strategy = "acft"' in printed
+    assert "\n[acft]\n" in printed
+    assert set(cli("settings", "--json").value["settings"]) == set(
+        cli("settings", "--strategy", "acft", "--json").value["settings"]
+    )
 
 
 def test_settings_say_who_set_each_value() -> None:

@@ -507,7 +507,7 @@ def test_a_home_that_cannot_be_made_is_named(home: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for command in ("build", "pretrain"):
         problem = cli(command, "--home", tmp_path / home, *QUICK).problem
-        assert f"home {tmp_path / home}: cannot be made" in problem
+        assert f"home {tmp_path / home}: {tmp_path / 'file'} is a file" in problem
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -8,18 +8,20 @@ from rich.table import Table
 from dsa_sandbox.bench.turns import SHAPES
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.report import table
+from dsa_sandbox.report.wrapping import folded, plain, rendered
 
 HEADINGS = {"dense": "x dense", "llama": "x Llama", "deepseek": "x DeepSeek"}
 
 
-def text(result: Mapping[str, Any]) -> str:
+def text(result: Mapping[str, Any], width: int) -> str:
     """The machine in two lines, and a table for each length."""
     where = result["machine"]
     engine = Engine(where["device"], where["threads"], where["precision"])
-    parts = [
+    machine = (
         f"{where['gpu'] or where['cpu']}, {engine.described}, torch {where['torch']}\n"
         f"matrix-product limit {where['product_gflops']:.0f} GFLOP/s, {where['clock']} clock"
-    ]
+    )
+    parts = [folded(machine, width)]
     for kind in (kind for kind in SHAPES if kind in result):
         shape = result[kind]["shape"]
         what = f"width {shape['width']}, {shape['num_layers']} layers, {shape['num_heads']} heads"
@@ -30,14 +32,14 @@ def text(result: Mapping[str, Any]) -> str:
             rows = measured["rows"]
             tables = {"memory": memory_table, "strategies": strategy_table}
             drawn = tables.get(kind, speed_table)(rows)
-            parts.append(f"{title}\n{table.rendered(drawn)}")
-        parts += result[kind]["notes"]
+            parts.append(f"{folded(title, width)}\n{rendered(drawn, width)}")
+        parts += [folded(note, width) for note in result[kind]["notes"]]
     return "\n\n".join(parts)
 
 
 def speed_table(rows: list[dict[str, Any]]) -> Table:
     """A row each; ratios above 1 are faster than what the column names."""
-    drawn = table.plain()
+    drawn = plain()
     drawn.add_column("network")
     known = [key for key in HEADINGS if any(row["speed"][key] is not None for row in rows)]
     of_limit = ["of limit"] if "of_limit" in rows[0] else []
@@ -57,7 +59,7 @@ def speed_table(rows: list[dict[str, Any]]) -> Table:
 
 def memory_table(rows: list[dict[str, Any]]) -> Table:
     """MB by length, and the power of the length by which they grow."""
-    drawn = table.plain()
+    drawn = plain()
     drawn.add_column("dsa, attention")
     for length in rows[0]["megabytes"]:
         drawn.add_column(f"MB at {length}", justify="right")
@@ -70,7 +72,7 @@ def memory_table(rows: list[dict[str, Any]]) -> Table:
 
 def strategy_table(rows: list[dict[str, Any]]) -> Table:
     """A strategy each: its step beside that of `sgd` on the same network, and what it remembers."""
-    drawn = table.plain()
+    drawn = plain()
     drawn.add_column("network and strategy")
     for heading in ("moves", "ms", "x sgd", "remembers MB", "x weights"):
         drawn.add_column(heading, justify="right")

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import store
+from dsa_sandbox import machine, paths, store
 from dsa_sandbox.bases import (
     load_model,
     load_tokenizer,
@@ -13,12 +13,18 @@ from dsa_sandbox.bases import (
     run_settings,
 )
 from dsa_sandbox.data import corpus, tokens
-from dsa_sandbox.errors import UserError
+from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.interop import huggingface, reading
 from dsa_sandbox.job import Job, Result, sections
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run
+
+
+def check(resolved: Settings) -> None:
+    """UserError for a device or text that is not there."""
+    machine.resolve(resolved.machine, resolved.preset)
+    corpus.resolve(resolved.data)
 
 
 def import_folder(
@@ -84,8 +90,10 @@ def import_folder(
 def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
     """Write a finished network as a folder that transformers loads."""
     network_of(run)
+    folder = paths.named(folder, "--to")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not force):
         raise UserError(f"{folder}: is there already  [from --to]; --force writes into it")
+    paths.folder(folder, "--to")
     resolved = run_settings(run)
     huggingface.layout_of(resolved)
     model = load_model(run)
@@ -100,6 +108,10 @@ def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
         "finetune": f"{origin} and fine-tuned with {run.manifest.get('strategy')} on contradictory "
         "worlds",
     }.get(run.manifest["command"], origin)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--to {folder}: cannot be made: {reason(error)}") from None
     there = huggingface.write(folder, model, resolved, load_tokenizer(run))
     toy = not imported
     card = huggingface.card(run.name, resolved, total, trained, toy=toy, num_there=there)

@@ -1,5 +1,6 @@
 """Networks made, trained, measured and heard: settings in, result out."""
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -249,6 +250,16 @@ def evaluate(
     return {"kind": "base", "arch": manifest["arch"], **figures}
 
 
+def check_drawing(temperature: float, top_p: float) -> None:
+    """UserError for numbers that no token can be drawn with; NaN is none of them either way."""
+    if not 0 <= temperature < math.inf:
+        raise UserError(
+            f"--temperature={temperature}: must be 0 (always the likeliest) or a number above it"
+        )
+    if not 0 < top_p <= 1:
+        raise UserError(f"--top-p={top_p}: must be above 0 and at most 1 (all tokens)")
+
+
 def generate(
     run: Run,
     *,
@@ -263,11 +274,12 @@ def generate(
 ) -> list[str]:
     """`count` stories that go on from `prompt`; `say` is given the first as it comes, prompt in.
 
-    UserError where the run has no network or the prompt fills its context.
+    UserError where the run has no network, the prompt fills its context, or a number is impossible.
     """
+    check_drawing(temperature, top_p)
     network_of(run)
     resolved = run_settings(run)
-    chosen = resolved.machine.model_copy(update={"device": device or resolved.machine.device})
+    chosen = resolved.machine.model_copy(update={} if device is None else {"device": device})
     engine = machine.resolve(chosen, resolved.preset)
     machine.start(engine)
     model, tokenizer = load_model(run).to(engine.device), load_tokenizer(run)

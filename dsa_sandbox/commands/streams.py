@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import machine, store
+from dsa_sandbox import machine, paths, store
 from dsa_sandbox.bases import (
     load_model,
     load_tokenizer,
@@ -47,28 +47,17 @@ def make_tasks(
     `rows` names a file (or run) of tasks to check and keep instead of making them. `as_parent`:
     another command stands on it, so that one that is being made is waited for.
     """
-    for base in bases:
-        pretrained(base)
+    given, sha = check(resolved, home, bases, rows)
     first = bases[0]
-    for other in bases[1:]:
-        ours, theirs = (run.manifest["files"]["tokenizer.json"] for run in (first, other))
-        if ours != theirs:
-            raise UserError(f"{other.name}: another tokenizer than {first.name}'s")
-        if run_settings(other).model.num_kept != run_settings(first).model.num_kept:
-            raise UserError(f"{other.name}: another model.num_kept than {first.name}'s")
     parents = {base.name: base.manifest["files"]["model.safetensors"] for base in bases}
     values: dict[str, Any] = {"parents": sorted(parents.values()), "seed": resolved.seed}
     values |= sections(resolved, ("tasks",)) | stood_on(bases)
     if not resolved.tasks.order:
         del values["tasks"]["order"]  # streams as made are known by the name they always had
     parts = [resolved.tasks.family, resolved.tasks.stream, resolved.preset, f"s{resolved.seed}"]
-    given: list[stream.Task] = []
-    if rows is not None:
-        given, name, sha = read_tasks(home, rows)
-        stream.check(given, load_tokenizer(first), run_settings(first).model.context, name)
+    if given:
         values |= {"rows": sha}
         parts[:2] = ["given"]
-    orders.check(resolved.tasks.order, len(given) or resolved.tasks.count)
     built_in = given or resolved.tasks.family in families.builtin
     job = Job(
         home,
@@ -104,6 +93,46 @@ def make_tasks(
         shutil.copyfile(first.checked("tokenizer.json"), job.run.path / "tokenizer.json")
         job.run.finish(figures=figures)
     return Result(job.run, figures)
+
+
+def check(
+    resolved: Settings, home: Path, bases: list[Run], rows: str | None
+) -> tuple[list[stream.Task], str]:
+    """The rows that are given, if any, and their sha256; UserError where no stream can be made."""
+    machine.resolve(resolved.machine, resolved.preset)
+    for base in bases:
+        pretrained(base)
+    first = bases[0]
+    for other in bases[1:]:
+        ours, theirs = (run.manifest["files"]["tokenizer.json"] for run in (first, other))
+        if ours != theirs:
+            raise UserError(f"{other.name}: another tokenizer than {first.name}'s")
+        if run_settings(other).model.num_kept != run_settings(first).model.num_kept:
+            raise UserError(f"{other.name}: another model.num_kept than {first.name}'s")
+    if rows is None:
+        orders.check(resolved.tasks.order, resolved.tasks.count)
+        return [], ""
+    given, name, sha = read_tasks(home, rows)
+    stream.check(given, load_tokenizer(first), run_settings(first).model.context, name)
+    orders.arranged(given, resolved.tasks.order)
+    return given, sha
+
+
+def check_unasked(
+    tasks: str | None, options: Mapping[str, Any], sources: Mapping[str, str]
+) -> None:
+    """UserError where, beside rows that are given, something is asked of rows to be made.
+
+    Only what was typed is refused: a file of settings may serve other commands too.
+    """
+    if tasks is None:
+        return
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(f"{option}={value}: the rows of --tasks are kept as they are")
+    for key in ("tasks.family", "tasks.count"):
+        if sources.get(key) == "--set":
+            raise UserError(f"{key}: the rows of --tasks are kept as they are  [from --set]")
 
 
 def measure_bases(
@@ -154,8 +183,8 @@ def fitting_tasks(home: Path, base: Run, asked: Mapping[str, Any]) -> Run | None
     imported = base.manifest["command"] == "import"  # others may have its weights, and read other
 
     def fits(manifest: dict[str, Any]) -> bool:
-        figures = {"family": "contradiction", "order": 0, **manifest["figures"]}
-        wanted = all(figures[key] == value for key, value in asked.items())
+        figures = {"family": "contradiction", "order": 0, **manifest.get("figures", {})}
+        wanted = all(figures.get(key) == value for key, value in asked.items())
         parents = manifest["parents"]
         return wanted and (base.name in parents if imported else sha in parents.values())
 
@@ -181,7 +210,7 @@ def tasks_for(
         found = read_tasks(home, where)
         if asked.get("tasks", len(found[0])) != len(found[0]):
             raise UserError(
-                f"--count={asked['tasks']}: {found[1]} has {len(found[0])} tasks, and all are "
+                f"tasks.count={asked['tasks']}: {found[1]} has {len(found[0])} tasks, and all are "
                 "learned  [from --tasks]"
             )
         return found
@@ -199,15 +228,19 @@ def tasks_for(
 
 def read_tasks(home: Path, where: str) -> tuple[list[stream.Task], str, str]:
     """Tasks of a make-tasks run or a file: the rows, a name to show, and their sha256."""
-    path = Path(where).expanduser()
+    path = paths.named(where, "--tasks")
     if path.is_file():
         rows, sha256 = stream.load(path)
         return rows, str(path), sha256
+    if path.is_dir() and not (path / "manifest.json").exists():
+        raise UserError(f"--tasks {path}: a folder; name a file of tasks, or a make-tasks run")
     if path.suffix in (".jsonl", ".json"):
         raise UserError(f"{path}: no such file  [from --tasks]")
     run = store.find_run(home, where)
     if run.manifest.get("command") != "make-tasks":
         raise UserError(f"{run.name}: a {run.manifest.get('command')} run, not a stream of tasks")
+    if not run.finished:
+        raise UserError(f"{run.name}: not finished; the same make-tasks command goes on with it")
     return (
         stream.parsed(run.content("tasks.jsonl"), run.path / "tasks.jsonl"),
         run.name,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dsa_sandbox import resolving, sizes, store
+from dsa_sandbox import paths, resolving, sizes, store
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.opening import END_ID
 from dsa_sandbox.errors import UserError
@@ -105,7 +105,7 @@ class Folder(NamedTuple):
 
 def opened(path: Path) -> Folder:
     """Config, weights and tokenizer of a folder; UserError names what cannot be had here."""
-    path = path.expanduser()
+    path = paths.named(path, "FOLDER")
     if not path.is_dir():
         raise UserError(f"{path}: not a folder")
     files, file = Files(path), path / "config.json"

@@ -4,13 +4,14 @@
 """
 
 import math
-import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import plotext
+
+from dsa_sandbox.report.wrapping import wrapped
 
 MARKS = "ox+*#@%&$ABCDEFGHIJKLMNPQRSTUVWYZ"
 COLOURS = (33, 208, 35, 161, 141, 37, 178, 244)  # of the 256; all seen on light and dark grounds
@@ -257,18 +258,18 @@ def _finish(page: Page, figure: Any, legend: list[Entry], notes: list[str]) -> s
     chart = figure.build().string(colorless=not page.colour).rstrip("\n").split("\n")
     middle = figure.size()[0]
     title, x_label = (
-        [line.center(middle).rstrip() for line in textwrap.wrap(text, page.width)]
+        [line.center(middle).rstrip() for line in wrapped(text, page.width)]
         for text in (page.title, page.x_label)
     )
-    # No-break spaces hold an entry together; colour comes last, since it has no width.
+    # No-break spaces hold an entry together that fits a line; colour has no width: it comes last.
     entries = [f"{mark}\u2007{name}" for mark, name, _ in legend] + notes
-    entries = [entry.replace(" ", "\u00a0") for entry in entries]
-    below = textwrap.wrap("   ".join(entries), page.width, break_on_hyphens=False)
+    entries = [e if len(e) > page.width else e.replace(" ", "\u00a0") for e in entries]
+    below = wrapped("   ".join(entries), page.width)
     text = "\n".join(below)
     for mark, _, colour in legend if page.colour else []:
         coloured = plotext.colorize(mark).fill(plotext.pixel(colour)).string()
         text = text.replace(f"{mark}\u2007", f"{coloured} ")
-    y_label = textwrap.wrap(page.y_label, page.width)
+    y_label = wrapped(page.y_label, page.width)
     lines = [*title, *y_label, *chart, *x_label, *text.split("\n")]
     text = "\n".join(line.rstrip() for line in lines).replace("\u00a0", " ").replace("\u2007", " ")
     return text if page.unicode else text.translate(TO_ASCII).encode("ascii", "replace").decode()

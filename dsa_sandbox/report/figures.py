@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import store
+from dsa_sandbox import paths, store
 from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.registry import nearest
 from dsa_sandbox.report import forgetting, indexer, probing
@@ -21,9 +21,14 @@ def check(kind: str, save: Path | None) -> None:
         raise UserError(
             f"--kind {kind}: no such plot{nearest(kind, known)}  (there are: {', '.join(known)})"
         )
-    if save is not None and save.suffix != ".csv":
-        raise UserError(f"--save {save}: write to a .csv file")
-    if save is not None and not save.parent.is_dir():
+    if save is None:
+        return
+    paths.named(save, "--save")
+    if save.suffix.lower() != ".csv":
+        raise UserError(f"--save {save}: points are written as a table; end the name in .csv")
+    if save.is_dir():
+        raise UserError(f"--save {save}: a folder; name a file")
+    if not save.parent.is_dir():
         raise UserError(f"--save {save}: the folder {save.parent} does not exist")
 
 

@@ -1,7 +1,6 @@
 """What the indexer has learned, over the steps of pre-training: a line for each layer."""
 
 import math
-import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation import metrics
 from dsa_sandbox.report import charts
 from dsa_sandbox.report.charts import Drawn, Series
+from dsa_sandbox.report.wrapping import folded
 from dsa_sandbox.settings import Settings
 from dsa_sandbox.store import Run
 
@@ -108,7 +108,7 @@ def draw(runs: list[Run], style: dict[str, Any]) -> Drawn:
                 title, x_label, figure.replace("_", " "), lines, height=12, **style
             )
             texts.append(drawn)
-    texts.append("\n".join(textwrap.fill(beside(taught), style["width"]) for taught in several))
+    texts.append("\n".join(folded(beside(taught), style["width"]) for taught in several))
     return Drawn("\n\n".join(texts), [point for taught in several for point in points(taught)])
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from dsa_sandbox import locks, sizes, store
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import archs, families, nearest, strategies
-from dsa_sandbox.report.table import number, percent, plain, rendered, signed
+from dsa_sandbox.report.table import number, percent, signed
+from dsa_sandbox.report.wrapping import plain, rendered
 from dsa_sandbox.resolving import preset_names, resolve
 from dsa_sandbox.settings import Settings, most_tasks
 from dsa_sandbox.store import Run
@@ -54,7 +55,10 @@ def of_run(run: Run) -> dict[str, Any]:
     state = manifest.get("state", "?")
     if state == "running":
         state = "running" if locks.being_written(run.path) else "stopped"
-    return {"run": run.name, "state": state, "progress": progress(run, manifest)}
+    try:
+        return {"run": run.name, "state": state, "progress": progress(run, manifest)}
+    except (UserError, LookupError, TypeError, ValueError) as error:  # figures are as they are read
+        return {"run": run.name, "state": "torn", "progress": f"not as it was written: {error}"}
 
 
 def progress(run: Run, manifest: dict[str, Any]) -> str:
@@ -104,11 +108,11 @@ def of_preset(name: str) -> dict[str, Any]:
     }
 
 
-def table(entries: list[dict[str, Any]]) -> str:
+def table(entries: list[dict[str, Any]], width: int) -> str:
     """The entries as columns."""
     columns = plain()
     for key in entries[0]:
         columns.add_column(key, no_wrap=True)
     for entry in entries:
         columns.add_row(*(str(value) for value in entry.values()))
-    return rendered(columns)
+    return rendered(columns, width)

@@ -1,30 +1,17 @@
 """Tables and summaries as text: what a command says of its result."""
 
-import io
 import math
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from dsa_sandbox.evaluation import arms
 from dsa_sandbox.evaluation.metrics import DIVERGED
+from dsa_sandbox.report.wrapping import folded, plain, rendered
 
 Columns = dict[str, tuple[str, Callable[[float], str]]]
 EQUAL_BASES = 0.02  # nats of held-out NLL
-WIDEST = 300  # columns, more than any table has
-
-
-def rendered(table: Table) -> str:
-    """The table as plain text, as wide as its cells."""
-    console = Console(file=io.StringIO(), width=WIDEST, force_terminal=False, color_system=None)
-    console.print(table, markup=False)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in lines).rstrip()
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -49,13 +36,6 @@ def percent(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.0%}" if abs(value) < 10 else ">999%" if value > 0 else "<-999%"
-
-
-def plain(title: str | None = None) -> Table:
-    """A table without box: columns and a rule."""
-    table = Table(title=title, box=None, pad_edge=False, header_style="", padding=(0, 1, 0, 0))
-    table.show_edge = False
-    return table
 
 
 def parameters(figures: dict[str, Any]) -> str:
@@ -248,32 +228,15 @@ def results(
     elif rows:
         parts.append(formula_lines(COLUMNS | PROBES | (DRIFT if more else {})))
     parts.append(conclusions(rows))
-    text = folded("\n\n".join(part for part in parts if part), max(width, 40))
+    text = folded("\n\n".join(part for part in parts if part), width)
     if not rows:
         return text
     tables = [
-        first_table(rows),
-        arm_table(rows, PROBES),
-        *([arm_table(rows, DRIFT)] if more else []),
+        first_table(rows, width),
+        arm_table(rows, PROBES, width),
+        *([arm_table(rows, DRIFT, width)] if more else []),
     ]
     return "\n\n".join([*tables, text])
-
-
-def folded(text: str, width: int) -> str:
-    """Lines that are too wide, folded between words and indented as deep as they were and more."""
-    lines = []
-    for line in text.splitlines():
-        indent = " " * (len(line) - len(line.lstrip()) + 4)
-        lines += textwrap.wrap(
-            line,
-            width,
-            subsequent_indent=indent,
-            replace_whitespace=False,
-            drop_whitespace=True,
-            break_long_words=False,
-            break_on_hyphens=False,
-        ) or [""]
-    return "\n".join(lines)
 
 
 def labels(rows: dict[str, dict[str, Any]]) -> list[str]:
@@ -282,7 +245,7 @@ def labels(rows: dict[str, dict[str, Any]]) -> list[str]:
     return told_apart([label(figures) for figures in rows.values()], list(rows), seeds)
 
 
-def first_table(rows: dict[str, dict[str, Any]]) -> str:
+def first_table(rows: dict[str, dict[str, Any]], width: int) -> str:
     """An arm a row: what moved, forgetting, cost."""
     table = plain()
     table.add_column("arm", no_wrap=True)
@@ -292,18 +255,18 @@ def first_table(rows: dict[str, dict[str, Any]]) -> str:
         cells = [show(figures[key]) for key, (_, show) in COLUMNS.items()]
         moves, elapsed = f"{figures['trainable'] / 1e6:.2f}M", f"{figures['elapsed_s']:.0f}s"
         table.add_row(name, moves, *cells, str(figures["capped"]), elapsed)
-    return rendered(table)
+    return rendered(table, width)
 
 
-def arm_table(rows: dict[str, dict[str, Any]], columns: Columns) -> str:
-    """An arm a row with these figures. As wide as they are, none is ever cut."""
+def arm_table(rows: dict[str, dict[str, Any]], columns: Columns, width: int) -> str:
+    """An arm a row with these figures; none is ever cut."""
     table = plain()
     table.add_column("arm", no_wrap=True)
     for header, _ in columns.values():
         table.add_column(header, justify="right", no_wrap=True)
     for name, figures in zip(labels(rows), rows.values()):
         table.add_row(name, *(show(figures[key]) for key, (_, show) in columns.items()))
-    return rendered(table)
+    return rendered(table, width)
 
 
 def formula_lines(columns: Mapping[str, tuple[str, Any]]) -> str:
