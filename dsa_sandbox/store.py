@@ -28,6 +28,7 @@ HASHED = ("settings.toml", "tokenizer.json", "tasks.jsonl", "metrics.jsonl", "re
           "model.safetensors", "base.safetensors")  # fmt: skip
 
 
+TORN = "torn or altered; remove the run and make it again"
 WEIGHTY = ("build", "pretrain", "import")  # commands whose runs are asked for weights unseen
 
 
@@ -181,16 +182,23 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """manifest.json; UserError where it is missing or torn."""
+        """manifest.json; UserError where it is missing, torn, or lacks what others take from it."""
+        value = self._written()
+        if not is_whole(value):
+            raise UserError(f"{self.path / 'manifest.json'}: {TORN}")
+        return value
+
+    def _written(self) -> dict[str, Any]:
+        """manifest.json as its writer has left it so far; UserError where it is missing or torn."""
         path = self.path / "manifest.json"
         try:
             value = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
             raise UserError(f"{self.path}: not a run (it has no manifest.json)") from None
         except (OSError, ValueError, RecursionError):
-            raise UserError(f"{path}: torn or altered; remove the run and make it again") from None
-        if not isinstance(value, dict) or not is_whole(value):
-            raise UserError(f"{path}: torn or altered; remove the run and make it again")
+            raise UserError(f"{path}: {TORN}") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: {TORN}")
         return value
 
     @property
@@ -200,7 +208,7 @@ class Run:
     def update(self, **values: Any) -> None:
         """Merge values into the manifest."""
         path = self.path / "manifest.json"
-        known = self.manifest if path.exists() else {}
+        known = self._written() if path.exists() else {}
         write_json(path, without_nan(known | values))
 
     def finish(self, **values: Any) -> None:

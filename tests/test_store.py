@@ -168,6 +168,9 @@ def begun(home: Path, name: str, *parents: str, **manifest: object) -> None:
     """A finished run as far as its manifest goes."""
     (home / name).mkdir(parents=True)
     values = {"command": name.split("-")[0], "state": "finished", "parents": dict.fromkeys(parents)}
+    values |= {"arch": "dsa", "seed": 0, "files": {"model.safetensors": "0"}}
+    values |= {"strategy": "sgd", "optimizer": "adamw", "overwriting": False, "mask": {}}
+    values |= {"tasks": {"name": "tasks", "sha256": "0", "count": 1}}
     (home / name / "manifest.json").write_text(json.dumps(values | manifest), "utf-8")
 
 

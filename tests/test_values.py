@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from home import STREAM, TinyHome, cli, inside
+from home import QUICK, STREAM, TinyHome, cli, inside
 
 from dsa_sandbox.cli import app
 
@@ -148,7 +148,7 @@ def test_a_path_that_is_none_is_said_to_be_none(tiny_home: TinyHome, tmp_path: P
 
 
 def test_no_name_is_no_run_even_where_there_is_only_one(tmp_path: Path, quick_home: Path) -> None:
-    assert cli("build", "--home", quick_home).code == 0
+    assert cli("build", "--home", quick_home, *QUICK).code == 0
     assert "an empty name" in cli("rm", "", "--home", quick_home).problem
     assert len(list(quick_home.glob("build-*"))) == 1
 
@@ -248,8 +248,9 @@ BROKEN: dict[str, dict[str, Any] | bytes] = {
     [
         (which, name)
         for which in ("pretrain dsa", "make-tasks", "sgd")
-        for name in BROKEN
-        if which == "sgd" or name.split()[-1] not in ("tasks", "mask", "strategy")
+        for name, change in BROKEN.items()
+        if which == "sgd"  # what is torn is torn alike
+        or (isinstance(change, dict) and not {"tasks", "mask", "strategy"} & change.keys())
     ],
 )
 def test_a_broken_manifest_spoils_its_own_run_only(
@@ -277,7 +278,6 @@ def test_a_broken_manifest_spoils_its_own_run_only(
         *of_itself,
         ("plot",),
         ("plot", broken.name),
-        ("plot", "--kind", "indexer"),
         ("finetune", "--dry-run", "--config", tiny_home.config),
         ("finetune", broken.name, "--dry-run", "--tasks", STREAM),
         ("finetune", good.name, "--dry-run", "--tasks", broken.name),
@@ -285,7 +285,6 @@ def test_a_broken_manifest_spoils_its_own_run_only(
         ("generate", broken.name, "--max-tokens", "1", "--prompt", "Mia"),
         ("export", broken.name, "--to", broken / "there" / "none"),
         ("rm", broken.name, "--dry-run"),
-        ("pretrain", "--arch", "dsa", "--config", tiny_home.config, "--dry-run"),
     )
     for arguments in asked:
         answer = cli(*arguments, "--home", home)
