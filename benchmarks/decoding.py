@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from dsa_sandbox import sizes
+from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.transformer import Transformer
-from dsa_sandbox.settings import Model
-from dsa_sandbox.variants.decoding import Decoder
+from dsa_sandbox.decoding.generate import Decoder
 
 VOCABULARY, PIECE, TURN, UNTIMED = 1000, 256, 10, 2
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsa_sandbox import bases, machine, store
+from dsa_sandbox import machine
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.data import tokens
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.report import table
 from dsa_sandbox.report.wrapping import plain, rendered
-from dsa_sandbox.strategies import careless
+from dsa_sandbox.runs import home as store
+from dsa_sandbox.runs import load
+from dsa_sandbox.strategies import biased_fisher
 from dsa_sandbox.strategies.ewc import sampled_fisher
 
 
@@ -38,9 +40,9 @@ def main() -> None:
     chosen = options.parse_args()
     home = store.home_folder(chosen.home)
     run = store.find_run(home, chosen.run)
-    resolved = bases.run_settings(run)
+    resolved = load.run_settings(run)
     machine.start(machine.resolve(resolved.machine, resolved.preset))
-    model, text = bases.load_model(run), bases.corpus_of(run, home)
+    model, text = load.load_model(run), load.corpus_of(run, home)
     names = [name for name, _ in model.named_parameters() if group_of(name) != "indexer"]
     batches = tokens.Batches(text.train, model.context, model.context, resolved.seed + 7919)
 
@@ -50,7 +52,7 @@ def main() -> None:
         for document in islice(documents, chosen.sequences):
             yield tokens.batch_of([document])
 
-    def flat(estimate: careless.Estimator, seed: int = 0) -> Tensor:
+    def flat(estimate: biased_fisher.Estimator, seed: int = 0) -> Tensor:
         found = estimate(model, singles(), names, torch.Generator().manual_seed(seed))
         return torch.cat([found[name].flatten() for name in names]).double()
 
@@ -58,7 +60,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for title, other in (
         ("true, other labels", flat(sampled_fisher, seed=1)),
-        ("empirical", flat(careless.empirical)),
+        ("empirical", flat(biased_fisher.empirical)),
         *((f"batched, {size} sequences", flat(batched(size))) for size in (4, 16, 64)),
     ):
         rows.append(
@@ -81,13 +83,15 @@ def main() -> None:
     print(rendered(drawn))
 
 
-def batched(size: int) -> careless.Estimator:
+def batched(size: int) -> biased_fisher.Estimator:
     """The legacy estimator with batches of so many sequences."""
 
     def estimate(
         model: Transformer, found: Iterable[Batch], names: list[str], _: torch.Generator
     ) -> dict[str, Tensor]:
-        return careless.squares(model, careless.together(found, size), names, times_tokens=False)
+        return biased_fisher.squares(
+            model, biased_fisher.together(found, size), names, times_tokens=False
+        )
 
     return estimate
 

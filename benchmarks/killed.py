@@ -19,8 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import children, store
+from dsa_sandbox import children
 from dsa_sandbox.registry import strategies
+from dsa_sandbox.runs import folder
+from dsa_sandbox.runs.home import newest
 
 FILES = ("model.safetensors", "metrics.jsonl", "records.jsonl")
 OFTEN = ["--set", "machine.save_every_s=0.3", "--set", "machine.threads=1"]
@@ -43,7 +45,7 @@ def finish(arguments: list[str]) -> Path:
     return children.path_of(output)
 
 
-def kill_midway(arguments: list[str], run: store.Run, whole: list[dict[str, Any]]) -> str:
+def kill_midway(arguments: list[str], run: folder.Run, whole: list[dict[str, Any]]) -> str:
     """Kill the command past 0.6 of the rows that it wrote when it was left alone; where it was.
 
     Where there are steps, the last row is of a step: the kill is inside a task. It is after a
@@ -68,9 +70,9 @@ def compare(cell: Cell, scratch: Path) -> tuple[str, bool]:
     """A line that says where the command was killed and which files are equal; if all are."""
     label, arguments = cell
     whole = finish([*arguments, "--home", str(scratch / "whole")])
-    run = store.Run(scratch / "killed" / whole.name)
+    run = folder.Run(scratch / "killed" / whole.name)
     again = [*arguments, "--home", str(scratch / "killed")]
-    place = kill_midway(again, run, store.Run(whole).rows("metrics.jsonl"))
+    place = kill_midway(again, run, folder.Run(whole).rows("metrics.jsonl"))
     killed = finish(again)
     equal = {
         name: (whole / name).read_bytes() == (killed / name).read_bytes()
@@ -83,7 +85,7 @@ def compare(cell: Cell, scratch: Path) -> tuple[str, bool]:
 
 def base_of(home: Path, arch: str) -> Path:
     """The newest base of an architecture."""
-    run = store.newest(home, "pretrain", fits=lambda manifest: manifest["arch"] == arch)
+    run = newest(home, "pretrain", fits=lambda manifest: manifest["arch"] == arch)
     if run is None:
         raise SystemExit(f"{home}: no finished pretrain run of {arch}")
     return run.path
@@ -91,7 +93,7 @@ def base_of(home: Path, arch: str) -> Path:
 
 def first_tasks(home: Path, count: int, path: Path) -> None:
     """Write the first tasks of the newest stream that has so many."""
-    run = store.newest(home, "make-tasks", fits=lambda made: made["figures"]["tasks"] >= count)
+    run = newest(home, "make-tasks", fits=lambda made: made["figures"]["tasks"] >= count)
     if run is None:
         raise SystemExit(f"{home}: no stream of {count} tasks")
     rows = (run.path / "tasks.jsonl").read_text("utf-8").splitlines(keepends=True)

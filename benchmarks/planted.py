@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsa_sandbox.config.settings import Model, Train
 from dsa_sandbox.core.attention import DsaAttention
 from dsa_sandbox.core.rope import Rope
-from dsa_sandbox.core.transformer import IGNORED, Transformer
-from dsa_sandbox.data.tokens import Batch
-from dsa_sandbox.evaluation.health import of_layer
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data.tokens import IGNORED, Batch
+from dsa_sandbox.evaluation.diagnostics import of_layer
 from dsa_sandbox.registry import archs
-from dsa_sandbox.settings import Model, Train
+from dsa_sandbox.selection import policies
 from dsa_sandbox.training.loop import train
 from dsa_sandbox.training.pretrain import make_optimizer, phase_of
-from dsa_sandbox.variants import policies
 
 POLICIES = ("learned", "random", "window", "oracle", "all")
 NUM_FAMILIES, NUM_VALUES, NUM_NOISE = 16, 8, 16

@@ -11,16 +11,16 @@ from itertools import product
 from pathlib import Path
 from typing import get_args
 
-from dsa_sandbox import resolving, settings
-from dsa_sandbox.commands import networks
+from dsa_sandbox.commands import evaluate, pretrain
+from dsa_sandbox.config import resolve, settings
 
 
 def trained(seed: int, policy: str, arch: str, sets: list[str], home: Path) -> str:
     """A row of the first table."""
-    resolved = resolving.resolve(
+    resolved = resolve.resolve(
         options={"arch": (arch, ""), "seed": (seed, "")}, sets=[f"train.selection={policy}", *sets]
     ).settings
-    figures = networks.pretrain(resolved, home).figures
+    figures = pretrain.pretrain(resolved, home).figures
     pairs, gate = figures["pairs"], figures["gate"]
     return (
         f"{seed:<6}{policy:<10}{figures['valid']['nll']:<9.4f}{figures['known_facts']:<7}"
@@ -31,11 +31,11 @@ def trained(seed: int, policy: str, arch: str, sets: list[str], home: Path) -> s
 
 def asked(seed: int, policy: str, arch: str, sets: list[str], home: Path) -> str:
     """A row of the second: the network with the indexer, measured with `policy`."""
-    resolved = resolving.resolve(
+    resolved = resolve.resolve(
         options={"arch": (arch, ""), "seed": (seed, "")}, sets=["train.selection=learned", *sets]
     ).settings
-    base = networks.pretrain(resolved, home).run
-    nll = networks.evaluate(base, home, selection=policy)["valid"]["nll"]
+    base = pretrain.pretrain(resolved, home).run
+    nll = evaluate.evaluate(base, home, selection=policy)["valid"]["nll"]
     return f"{seed:<6}{policy:<10}{nll:<9.4f}"
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     ]
     for seed in options.seeds:  # all policies start from one build: it has one writer
         named = {"arch": (options.arch, ""), "seed": (seed, "")}
-        networks.build(resolving.resolve(options=named, sets=options.set).settings, options.home)
+        pretrain.build(resolve.resolve(options=named, sets=options.set).settings, options.home)
     headings = {
         trained: "seed  trained   NLL      known  right  bleed  pairs",
         asked: "seed  measured  NLL (trained with the indexer)",

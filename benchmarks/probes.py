@@ -16,20 +16,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import bases, machine, resolving
-from dsa_sandbox.commands import networks
+from dsa_sandbox import machine
+from dsa_sandbox.commands import pretrain
+from dsa_sandbox.config import resolve
 from dsa_sandbox.data import grammar
-from dsa_sandbox.evaluation.measures import Measures
+from dsa_sandbox.evaluation.evaluator import Measures
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.recall import recall
 from dsa_sandbox.evaluation.scoring import batch_rows, heldout_kl, heldout_nll, pair_shares
 from dsa_sandbox.evaluation.selection import jaccard
-from dsa_sandbox.evaluation.telling import Judge, stories
-from dsa_sandbox.store import Run
+from dsa_sandbox.evaluation.story_quality import Judge, stories
+from dsa_sandbox.runs import load
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.selection import backends
 from dsa_sandbox.tasks import contradiction
-from dsa_sandbox.tasks.stream import KINDS, Task
+from dsa_sandbox.tasks.schema import KINDS, Task
 from dsa_sandbox.tasks.writing import Writer, askable
-from dsa_sandbox.variants import backends
 
 
 def stream_of(writer: Writer, count: int) -> list[Task]:
@@ -42,12 +44,12 @@ def stream_of(writer: Writer, count: int) -> list[Task]:
 
 def parts_of(run: Run, home: Path, count: int) -> dict[str, Callable[[], Any]]:
     """What is timed, by name; a full row is the sum of all but the first."""
-    resolved = bases.run_settings(run)
+    resolved = load.run_settings(run)
     engine = backends.engine_for(resolved, machine.resolve(resolved.machine, resolved.preset))
-    base, model = (bases.load_model(run).to(engine.device) for _ in range(2))
+    base, model = (load.load_model(run).to(engine.device) for _ in range(2))
     for network in (base, model):
         backends.use(network, engine.attention)
-    text, writer = bases.corpus_of(run, home), bases.writer_for(run, "test")
+    text, writer = load.corpus_of(run, home), load.writer_for(run, "test")
     probes = Probes(stream_of(writer, count), text.tokenizer, base)
     m = Measures(resolved.eval, probes, text, writer, Judge(run.name, base), resolved.seed)
     new = batch_rows(probes.tasks[0].train[:16], text.tokenizer)
@@ -90,8 +92,8 @@ def rows_of(run: Run, home: Path, count: int, rounds: int) -> dict[str, list[flo
 
 def untrained(home: Path, arch: str) -> Run:
     """A network of the smoke preset as it is initialised."""
-    resolved = resolving.resolve(options={"arch": (arch, "")}).settings
-    return networks.build(resolved, home).run
+    resolved = resolve.resolve(options={"arch": (arch, "")}).settings
+    return pretrain.build(resolved, home).run
 
 
 def main() -> None:

@@ -30,27 +30,27 @@ ALLOWED = 1e-4  # of the logits
 
 def write(out: Path, runs: list[Path]) -> None:
     """Folders, and what they should say."""
-    from dsa_sandbox import bases
     from dsa_sandbox.commands import exchange
-    from dsa_sandbox.interop import huggingface
-    from dsa_sandbox.store import Run
+    from dsa_sandbox.interop import to_transformers
+    from dsa_sandbox.runs import load
+    from dsa_sandbox.runs.folder import Run
 
     out.mkdir(parents=True, exist_ok=True)
     for path in runs:
         run = Run(path)
         exchange.export(run, out / run.name, force=True)
-        expect(out / f"{run.name}.npz", bases.load_model(run), bases.load_tokenizer(run))
+        expect(out / f"{run.name}.npz", load.load_model(run), load.load_tokenizer(run))
     for name, resolved, tokenizer in () if runs else tiny():
-        model = bases.new_model(resolved, tokenizer.get_vocab_size())
+        model = load.new_model(resolved, tokenizer.get_vocab_size())
         sharpen(model)
-        huggingface.write(out / name, model, resolved, tokenizer)
+        to_transformers.write(out / name, model, resolved, tokenizer)
         expect(out / f"{name}.npz", model, tokenizer)
 
 
 def tiny() -> list[tuple[str, Any, Any]]:
     """A network of each layout and of each kind of tokenizer: name, settings, tokenizer."""
+    from dsa_sandbox.config.settings import Model, Settings
     from dsa_sandbox.data import grammar, tokens
-    from dsa_sandbox.settings import Model, Settings
 
     words = tokens.word_tokenizer()
     pieces = tokens.bpe_tokenizer([grammar.story(0, number) for number in range(50)], 400)

@@ -15,36 +15,38 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dsa_sandbox import bases, resolving, store
-from dsa_sandbox.commands import networks, streams, tuning
-from dsa_sandbox.evaluation import metrics
+from dsa_sandbox.commands import finetune, make_tasks, pretrain
+from dsa_sandbox.config import resolve
+from dsa_sandbox.metrics import forgetting
+from dsa_sandbox.runs import files, load
 
 
 def one(seed: int, arch: str, strategy: str, count: int, home: Path, sets: list[str]) -> str:
     """A row of the table."""
-    resolved = resolving.resolve(
+    resolved = resolve.resolve(
         options={"arch": (arch, ""), "strategy": (strategy, ""), "seed": (seed, "")},
         sets=[f"tasks.count={count}", *sets],
         with_strategy=True,
     ).settings
-    base = networks.pretrain(resolved, home).run
-    block = bases.block_of(home, base)
+    base = pretrain.pretrain(resolved, home).run
+    block = load.block_of(home, base)
     block.sort(key=lambda run: str(run.manifest["arch"]))
-    stream = streams.make_tasks(resolved, home, block).run
-    rows, _, _ = streams.read_tasks(home, str(stream.path))
+    stream = make_tasks.make_tasks(resolved, home, block).run
+    rows, _, _ = make_tasks.read_tasks(home, str(stream.path))
     singles = []
     for task in rows:
-        sha = store.digest_of(task.model_dump())
-        run = tuning.finetune(
-            bases.for_base(resolved, base, {}), home, base, [task], task.task, sha
+        sha = files.digest_of(task.model_dump())
+        run = finetune.finetune(
+            load.for_base(resolved, base, {}), home, base, [task], task.task, sha
         ).run
         singles.append((run, run.manifest["figures"]))
     figures = [figures for _, figures in singles]
     worlds = {
-        key: metrics.mean(f["worlds"][key] for f in figures) for key in ("world", "other", "none")
+        key: forgetting.mean(f["worlds"][key] for f in figures)
+        for key in ("world", "other", "none")
     }
-    learned = metrics.mean(f["learned"] for f in figures)
-    steps, y = (metrics.mean(f[key] for f in figures) for key in ("steps", "Y"))
+    learned = forgetting.mean(f["learned"] for f in figures)
+    steps, y = (forgetting.mean(f[key] for f in figures) for key in ("steps", "Y"))
     return (
         f"{seed:<6}{arch:<7}{strategy:<9}{worlds['world']:<10.2f}{worlds['other']:<9.2f}"
         f"{worlds['none']:<9.2f}{learned:<9.0%}{steps:<7.0f}{y:+.3f}"
@@ -60,8 +62,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
     for seed, arch in product(options.seeds, ("dense", "dsa")):
-        resolved = resolving.resolve(options={"arch": (arch, ""), "seed": (seed, "")}).settings
-        networks.pretrain(resolved, options.home)
+        resolved = resolve.resolve(options={"arch": (arch, ""), "seed": (seed, "")}).settings
+        pretrain.pretrain(resolved, options.home)
     print("seed  arch   rule     in world  others   none     learned  steps  dNLL", flush=True)
     cells = list(product(options.seeds, ("dense", "dsa"), ("sgd", "acft")))
     with ProcessPoolExecutor(2) as pool:

@@ -1,5 +1,5 @@
 """`python -m dsa_sandbox` is the command line."""
 
-from dsa_sandbox.cli import main
+from dsa_sandbox.cli.main import main
 
 main()

@@ -23,7 +23,9 @@ from dsa_sandbox.{module} import {function}
 ROOT = str(Path(__file__).parent.parent)
 
 
-def command(arguments: Sequence[str], module: str = "cli", function: str = "main") -> list[str]:
+def command(
+    arguments: Sequence[str], module: str = "cli.main", function: str = "main"
+) -> list[str]:
     """The command line of a child that calls a function of ours (usually: `dsa-sandbox ...`)."""
     warned = [f"-W{option}" for option in sys.warnoptions]
     code = START.format(module=module, function=function)

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsa_sandbox.config.settings import Machine
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.settings import Machine
 
 
 class Engine(NamedTuple):

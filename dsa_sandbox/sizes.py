@@ -1,6 +1,6 @@
 """Parameter arithmetic: counts by group, and the matching of networks to dsa. No torch."""
 
-from dsa_sandbox.settings import Model
+from dsa_sandbox.config.settings import Model
 
 
 def group_sizes(arch: str, model: Model, vocabulary: int, ffn_width: int) -> dict[str, int]:

@@ -10,20 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from dsa_sandbox import children, machine, store
-from dsa_sandbox.bases import load_tokenizer, pretrained
-from dsa_sandbox.commands import streams, tuning
+from dsa_sandbox import children, machine
+from dsa_sandbox.commands import finetune, make_tasks
+from dsa_sandbox.config.resolve import INDEXER_KEYS, in_order, resolve
+from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
-from dsa_sandbox.evaluation import arms as arms_module
-from dsa_sandbox.evaluation import learning
 from dsa_sandbox.listener import Listener
+from dsa_sandbox.metrics import arm, transfer
 from dsa_sandbox.registry import Unknown, archs, strategies
-from dsa_sandbox.resolving import INDEXER_KEYS, in_order, resolve
-from dsa_sandbox.settings import Settings
-from dsa_sandbox.store import Run, find_run
-from dsa_sandbox.tasks import orders, stream
-from dsa_sandbox.tasks.stream import Task
+from dsa_sandbox.runs import folder, provenance
+from dsa_sandbox.runs.files import digest_of, file_digest, write_json
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.runs.home import find_run, make_home
+from dsa_sandbox.runs.load import load_tokenizer, pretrained
+from dsa_sandbox.tasks import checking, orders
+from dsa_sandbox.tasks.schema import Task
 
 REGISTRIES = {"archs": archs, "strategies": strategies}
 ANEW = ".study-"  # files of the home: what a study with --force has made so far
@@ -134,14 +136,14 @@ def check_strategies(
             options={"strategy": (name, "--strategies")},
             with_strategy=True,
         )
-        tuning.make_strategy(resolved.settings)
+        finetune.make_strategy(resolved.settings)
 
 
 def rows_of(home: Path, where: str | None) -> Rows | None:
     """The tasks of a file, or of a make-tasks run; UserError for what is wrong with them."""
     if where is None:
         return None
-    found, name, _ = streams.read_tasks(home, where)
+    found, name, _ = make_tasks.read_tasks(home, where)
     return Rows(where, name, found)
 
 
@@ -154,11 +156,11 @@ def check(resolved: Settings, networks: list[str], home: Path, rows: Rows | None
         orders.arranged(rows.tasks, resolved.tasks.order)
         if resolved.data.tokenizer == "words":  # known without a text to learn it from
             tokenizer = tokens.word_tokenizer()
-            stream.check(rows.tasks, tokenizer, resolved.model.context, rows.name)
-    tuning.check_dense(resolved, len(rows.tasks) if rows else resolved.tasks.count)
-    tuning.check_policies(resolved)
+            checking.check(rows.tasks, tokenizer, resolved.model.context, rows.name)
+    finetune.check_dense(resolved, len(rows.tasks) if rows else resolved.tasks.count)
+    finetune.check_policies(resolved)
     indexed = [arch for arch in networks if arch != "dense"]
-    tuning.check_indexer(resolved.model_copy(update={"arch": (indexed or networks)[0]}))
+    finetune.check_indexer(resolved.model_copy(update={"arch": (indexed or networks)[0]}))
     if resolved.eval.judge:
         pretrained(find_run(home, resolved.eval.judge))
 
@@ -253,10 +255,10 @@ def plan(
 def study_digest(resolved: Settings, cells: list[Any], files: Sequence[Path]) -> str:
     """What makes a study with --force the one that was interrupted: all but the machine."""
     asked = resolved.model_dump(exclude={"machine"})
-    read = [store.file_digest(path) for path in files]
+    read = [file_digest(path) for path in files]
     text = corpus.resolve(resolved.data).digest
-    key = [asked, cells, read, text, store.source_digest()]
-    return store.digest_of(key)[:16]
+    key = [asked, cells, read, text, provenance.source_digest()]
+    return digest_of(key)[:16]
 
 
 def run(plan: Plan, listener: Listener) -> Outcome:
@@ -265,9 +267,9 @@ def run(plan: Plan, listener: Listener) -> Outcome:
     That makes each cell once: interrupted, it goes on with what it has made itself.
     """
     if plan.anew is not None:
-        store.make_home(plan.home)
+        make_home(plan.home)
         for path in plan.home.glob(f"{ANEW}*.json"):
-            if read_anew(path).get("source") != store.source_digest():
+            if read_anew(path).get("source") != provenance.source_digest():
                 path.unlink()  # of other source code: it can never go on
         if made := read_anew(plan.anew).get("made"):
             listener.note(f"goes on with the study that --force began: {len(made)} runs are made")
@@ -298,7 +300,7 @@ def all_stages(plan: Plan, listener: Listener) -> Outcome:
     born = workers.all(stages[0])
     if plan.rows is not None:  # a tokenizer that is learned from the text is known from here on
         tokenizer = load_tokenizer(Run(born[0]))
-        stream.check(plan.rows.tasks, tokenizer, plan.context, plan.rows.name)
+        checking.check(plan.rows.tasks, tokenizer, plan.context, plan.rows.name)
     bases = workers.all(stages[1])
     making = ["make-tasks", *map(str, bases), *plan.common, *plan.making, *plan.included]
     (made,) = workers.all([Cell("make-tasks", making)])
@@ -374,15 +376,15 @@ class Workers:
         if cell.label not in self.made:
             return None
         path = self.plan.home / self.made[cell.label]
-        done = store.readable_manifest(Run(path)).get("state") == "finished"
+        done = folder.readable_manifest(Run(path)).get("state") == "finished"
         return path if done else None
 
     def note_made(self, cell: Cell, path: Path) -> None:
         """Remember that; without --force, the store itself knows what is made."""
         if self.plan.anew is not None:
             self.made[cell.label] = path.name
-            noted = {"source": store.source_digest(), "made": self.made}
-            store.write_json(self.plan.anew, noted)
+            noted = {"source": provenance.source_digest(), "made": self.made}
+            write_json(self.plan.anew, noted)
 
     def read(
         self,
@@ -452,4 +454,4 @@ def failure(cell: Cell, code: int, lines: list[str]) -> Exception:
 
 def evaluate(outcome: Outcome) -> dict[str, dict[str, Any]]:
     """Figures of every arm."""
-    return learning.against({run.name: arms_module.figures_of(run) for run in outcome.arms})
+    return transfer.against({run.name: arm.figures_of(run) for run in outcome.arms})

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import pytest
 
 from dsa_sandbox import registry
-from dsa_sandbox.cli import run_app
+from dsa_sandbox.cli.main import run_app
 from dsa_sandbox.listener import Listener
 
 ROOT = Path(__file__).parent.parent

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox.store import Run
+from dsa_sandbox.runs.folder import Run
 
 NUM_TASKS, CAP = 3, 40
 SETTINGS = f"[finetune]\nmax_steps = {CAP}\n"

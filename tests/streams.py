@@ -12,23 +12,24 @@ from home import STREAM
 from tiny import documents
 from tokenizers import Tokenizer
 
-from dsa_sandbox import resolving, sizes
-from dsa_sandbox.commands import tuning
+from dsa_sandbox import sizes
+from dsa_sandbox.commands import finetune
+from dsa_sandbox.config import resolve
+from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import tokens
 from dsa_sandbox.data.tokens import Corpus, Packed, batch_of
-from dsa_sandbox.evaluation.measures import Measures
+from dsa_sandbox.evaluation.evaluator import Measures
 from dsa_sandbox.evaluation.probes import Probes
-from dsa_sandbox.evaluation.telling import Judge
+from dsa_sandbox.evaluation.story_quality import Judge
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.machine import Engine
-from dsa_sandbox.settings import Model
-from dsa_sandbox.store import Run
-from dsa_sandbox.tasks import stream
-from dsa_sandbox.tasks.stream import Task
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.tasks import schema
+from dsa_sandbox.tasks.schema import Task
 from dsa_sandbox.tasks.writing import Writer
 from dsa_sandbox.training.finetune import Stream
-from dsa_sandbox.training.task import Rule
+from dsa_sandbox.training.trainee import Rule
 
 SMALL = Model(num_layers=2, width=32, num_heads=4, ffn_width=48, context=112, num_kept=12)
 
@@ -40,7 +41,7 @@ def words() -> Tokenizer:
 
 def some_tasks(count: int) -> list[Task]:
     """Tasks of the example, over and over."""
-    rows = stream.read(STREAM)
+    rows = schema.read(STREAM)
     return [rows[number % len(rows)] for number in range(count)]
 
 
@@ -68,13 +69,13 @@ def stream_of(
     """A stream before its first task, its strategy prepared; stories are four to a step."""
     plan = ["finetune.max_steps=2", "finetune.batch=4", "finetune.stop='fixed'"]
     plan += ["eval.stories=0", "eval.recall_items=1", "eval.pairs=1", "eval.recovery_tasks=0"]
-    resolved = resolving.resolve(
+    resolved = resolve.resolve(
         sets=[*plan, *sets],
         options={"strategy": (strategy, "--strategy"), "arch": (arch, "--arch")},
         with_strategy=True,
     ).settings
     base = network(arch)
-    rule = Rule(tuning.make_strategy(resolved), copy.deepcopy(base), base, resolved.finetune)
+    rule = Rule(finetune.make_strategy(resolved), copy.deepcopy(base), base, resolved.finetune)
     singles = [batch_of([document]) for document in documents(*[20] * 6)]
     base.requires_grad_(True)
     rule.strategy.prepare(base, cycle(singles), resolved.seed)

@@ -12,11 +12,11 @@ from tiny import CONTEXT, VOCABULARY, noise, some_tokens, tiny_model, tiny_setti
 from torch import Tensor, nn
 
 from dsa_sandbox import sizes
+from dsa_sandbox.config.resolve import preset_names, resolve
 from dsa_sandbox.core.attention import CompressedFlow, DenseAttention, DsaAttention, SelectedFlow
 from dsa_sandbox.core.indexer import causal_mask, kept_mask, select
 from dsa_sandbox.core.rope import Table, rope_table, rotate
 from dsa_sandbox.core.transformer import Transformer, group_of
-from dsa_sandbox.resolving import preset_names, resolve
 
 WIDTH, NUM_HEADS, HEAD, LENGTH = 32, 4, 8, 20
 ARCHS = ("dense", "dsa", "dsa-full", "dsa-v32")

@@ -16,15 +16,16 @@ from home import QUICK, cli
 from tiny import CONTEXT, some_tokens, tiny_model
 from torch import Tensor
 
-from dsa_sandbox import resolving, store
+from dsa_sandbox.config import resolve
 from dsa_sandbox.core.attention import DsaAttention
 from dsa_sandbox.core.transformer import Transformer, group_of, nll_sum
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.job import Job
-from dsa_sandbox.kernels import support
+from dsa_sandbox.kernels import chunked
 from dsa_sandbox.listener import SILENT
 from dsa_sandbox.machine import Engine
-from dsa_sandbox.variants import backends, policies
+from dsa_sandbox.runs import provenance
+from dsa_sandbox.runs.job import Job
+from dsa_sandbox.selection import backends, policies
 
 ARCHS = ["dsa", "dsa block", "dsa-full", "dsa-v32"]
 BACKENDS = ["reference", "gather"]
@@ -35,7 +36,7 @@ TEACH = {"not taught": False, "taught": True, "taught about some": QUERIES}
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight queries each."""
-    monkeypatch.setitem(support.BLOCK, "cpu", 1)
+    monkeypatch.setitem(chunked.BLOCK, "cpu", 1)
 
 
 def network(arch: str, backend: str, **overrides: Any) -> Transformer:
@@ -307,7 +308,7 @@ def test_the_engine_says_how_attention_is_computed(
     arch: str, sets: list[str], expected: str
 ) -> None:
     options = {"arch": (arch, "--arch")}
-    resolved = resolving.resolve(preset="smoke", options=options, sets=sets).settings
+    resolved = resolve.resolve(preset="smoke", options=options, sets=sets).settings
     engine = backends.engine_for(resolved, CPU)
     assert engine.attention == expected
     mentioned = "" if expected == "masked" else f", attention by {expected}"
@@ -322,7 +323,7 @@ def test_triton_without_a_gpu_is_refused_in_one_line(monkeypatch: pytest.MonkeyP
     kernels = pytest.importorskip("dsa_sandbox.kernels.triton_gather")
     monkeypatch.setattr(kernels, "INTERPRETED", False)  # tests have triton's interpreter
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    resolved = resolving.resolve(preset="smoke", sets=["machine.attention=triton"]).settings
+    resolved = resolve.resolve(preset="smoke", sets=["machine.attention=triton"]).settings
     with pytest.raises(UserError, match=r"^machine.attention=triton: .+; use gather, or auto$"):
         backends.engine_for(resolved, CPU)
 
@@ -332,7 +333,7 @@ def test_a_run_is_the_same_run_whatever_computes_it_and_goes_on_as_it_began(
 ) -> None:
     def job(*sets: str) -> Job:
         pairs = [*QUICK[1::2], *sets]
-        resolved = resolving.resolve(preset="smoke", sets=pairs).settings
+        resolved = resolve.resolve(preset="smoke", sets=pairs).settings
         parts = ["pretrain", ["dsa", "smoke", "s0"], {}, resolved, {}]
         return Job(quick_home, *parts, force=False, includes={}, listener=SILENT)  # type: ignore[arg-type]
 
@@ -343,7 +344,7 @@ def test_a_run_is_the_same_run_whatever_computes_it_and_goes_on_as_it_began(
         identity=begun.identity,
         state="interrupted",
         engine=begun.engine._asdict(),
-        environment=store.environment(),
+        environment=provenance.environment(),
     )
     assert begun.engine.attention == "gather"
     assert job("machine.attention=masked").engine == begun.engine

@@ -11,10 +11,10 @@ from tiny import CONTEXT, VOCABULARY, noise, some_tokens, tiny_model, tiny_setti
 from torch import Tensor
 
 from dsa_sandbox import sizes
+from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.attention import DenseAttention, DsaAttention
 from dsa_sandbox.core.rope import rope_table
 from dsa_sandbox.core.transformer import group_of
-from dsa_sandbox.settings import Model
 from dsa_sandbox.variants.block import BlockFlow
 
 HEAD, LENGTH = 8, 20

@@ -9,9 +9,10 @@ from home import StopAfter
 from streams import learned, some_tasks, stream_of, words
 from torch import Tensor
 
+from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.errors import Interrupted
-from dsa_sandbox.settings import Finetune
-from dsa_sandbox.training.finetune import Stories, Stream, Together
+from dsa_sandbox.training.finetune import Stream
+from dsa_sandbox.training.task_batches import Stories, Together
 
 EVERY_STEP = "machine.save_every_s=0.000001"
 

@@ -12,12 +12,12 @@ from tokenizers import Tokenizer, normalizers
 
 from dsa_sandbox.data.tokens import END, bpe_tokenizer
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.evaluation import items, metrics
 from dsa_sandbox.evaluation.probes import contra
 from dsa_sandbox.evaluation.scoring import Score
-from dsa_sandbox.interop import vocabulary
-from dsa_sandbox.tasks import stream
-from dsa_sandbox.tasks.stream import KINDS, Task
+from dsa_sandbox.interop import tokenizer as vocabulary
+from dsa_sandbox.metrics import forgetting, items
+from dsa_sandbox.tasks import checking, schema
+from dsa_sandbox.tasks.schema import KINDS, Task
 
 BYTES = bpe_tokenizer([STREAM.read_text("utf-8")], 1200)
 TRAIN, CONTRAST = "train.0 to train.2", "contrast.0 to contrast.2"
@@ -32,7 +32,7 @@ def rows() -> list[dict[str, Any]]:
 def problems(changed: list[dict[str, Any]], tokenizer: Tokenizer = BYTES) -> list[str]:
     """The lines that a stream of these rows is refused with."""
     try:
-        stream.check([Task(**row) for row in changed], tokenizer, 400, "here")
+        checking.check([Task(**row) for row in changed], tokenizer, 400, "here")
     except UserError as error:
         return error.problems
     return []
@@ -155,7 +155,7 @@ def test_an_object_may_be_whatever_a_story_says(object_: str, story: str) -> Non
 
 @pytest.mark.parametrize(("object_", "story"), [("red", "He was tired."), ("a_b", "It is a_bc.")])
 def test_a_part_of_a_word_is_not_the_object(object_: str, story: str) -> None:
-    assert stream.mentions(story, object_) == []
+    assert schema.mentions(story, object_) == []
 
 
 def test_what_is_wrong_with_every_row_is_said_once() -> None:
@@ -266,4 +266,4 @@ def test_an_object_that_no_foil_names_has_no_probability() -> None:
     silent = [record | {"row": row, "item": 0, "contra": None} for row in (0, 1)]
     heard = [record | {"row": row, "item": 1, "contra": -1.0 - row} for row in (0, 1)]
     assert items.leakage(silent + heard, 1) == items.leakage(heard, 1) < 0
-    assert metrics.contra_probabilities(silent) == []
+    assert forgetting.contra_probabilities(silent) == []

@@ -138,9 +138,9 @@ def test_a_study_works_in_a_home_of_any_name_under_any_locale(
 def test_the_state_of_the_checkout_is_not_that_of_a_hooks_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dsa_sandbox import store
+    from dsa_sandbox.runs import provenance
 
-    plain = store.git_state.__wrapped__()
+    plain = provenance.git_state.__wrapped__()
     subprocess.run(["git", "init", "-q", str(tmp_path / "other")], check=True)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
-    assert store.git_state.__wrapped__() == plain
+    assert provenance.git_state.__wrapped__() == plain

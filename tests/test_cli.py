@@ -15,8 +15,8 @@ import pytest
 import typer
 from home import ANCHOR, QUICK, ROOT, STREAM, Answer, TinyHome, cli, inside
 
-from dsa_sandbox import resolving
-from dsa_sandbox.cli import app
+from dsa_sandbox.cli.main import app
+from dsa_sandbox.config import resolve
 
 COMMANDS = (
     *("build", "pretrain", "make-tasks", "finetune", "eval", "plot"),
@@ -71,7 +71,7 @@ def test_help_says_what_is_to_be_typed_and_no_type_of_python(name: str) -> None:
 def test_help_and_completion_import_nothing_heavy() -> None:
     script = f"""
 import os, sys
-from dsa_sandbox.cli import app, run_app
+from dsa_sandbox.cli.main import app, run_app
 for name in ("", *{COMMANDS!r}):
     assert run_app([*name.split(), "--help"]) == 0
 assert run_app(["--version"]) == 0
@@ -222,7 +222,7 @@ def test_a_dry_run_changes_nothing(tiny_home: TinyHome, tmp_path: Path) -> None:
 def test_what_an_architecture_sets_by_itself_is_no_demand_on_the_base(quick_home: Path) -> None:
     common = ("--arch", "dsa-v32", "--home", quick_home)
     base = cli("pretrain", *QUICK, "--set", "model.force_sink=1", *common).run
-    values = resolving.read_toml(base / "settings.toml")["model"]
+    values = resolve.read_toml(base / "settings.toml")["model"]
     assert (values["force_sink"], values["force_local"]) == (1, 0)
     plan = ("--strategy", "sgd", "--tasks", STREAM, "--dry-run")
     assert cli("finetune", *plan, *common).code == 0

@@ -13,23 +13,23 @@ from test_memories import pretraining, state, story
 from tiny import tiny_model
 from torch import Tensor
 
-from dsa_sandbox import resolving
-from dsa_sandbox.commands import tuning
+from dsa_sandbox.commands import finetune
+from dsa_sandbox.config import resolve
+from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.core.transformer import Transformer, group_of
-from dsa_sandbox.settings import Finetune
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.base import Strategy
 from dsa_sandbox.strategies.combined import Combined
 from dsa_sandbox.strategies.ewc import Ewc, EwcSettings, sampled_fisher
 from dsa_sandbox.strategies.sgd import Sequential
-from dsa_sandbox.training.task import Rule
+from dsa_sandbox.training.trainee import Rule
 
 
 def chosen(strategy: str, *sets: str) -> Strategy:
-    resolved = resolving.resolve(
+    resolved = resolve.resolve(
         sets=list(sets), options={"strategy": (strategy, "--strategy")}, with_strategy=True
     )
-    return tuning.make_strategy(resolved.settings)
+    return finetune.make_strategy(resolved.settings)
 
 
 def steps_of(model: Transformer, strategy: Strategy, **plan: Any) -> list[float]:
@@ -268,12 +268,14 @@ def test_the_run_of_wise_keeps_the_network_that_was_measured(
         cli("finetune", base, "--strategy", name, *plan, *more).run
         for name, more in (("sgd", ()), ("wise", ("--set", "wise.alpha=0.25")))
     ]
-    from dsa_sandbox import store
+    from dsa_sandbox.runs import checkpoints, folder
 
-    start, tuned, kept = (store.load_tensors(run / "model.safetensors") for run in (base, *runs))
+    start, tuned, kept = (
+        checkpoints.load_tensors(run / "model.safetensors") for run in (base, *runs)
+    )
     for name in kept:
         torch.testing.assert_close(kept[name], 0.75 * start[name] + 0.25 * tuned[name])
-    sgd, wise = ([r for r in store.Run(run).rows("metrics.jsonl") if "row" in r] for run in runs)
+    sgd, wise = ([r for r in folder.Run(run).rows("metrics.jsonl") if "row" in r] for run in runs)
     front = wise[-1]["front"]
     assert [point["alpha"] for point in front] == [tenths / 10 for tenths in range(11)]
     assert front[0]["base_nll"] == pytest.approx(sgd[0]["base_nll"], rel=1e-6)

@@ -9,7 +9,7 @@ import pytest
 from home import QUICK, TinyHome, strict_json
 from test_cli import BIN
 
-from dsa_sandbox.store import Run
+from dsa_sandbox.runs.folder import Run
 
 POOR = [
     {"PYTHONIOENCODING": "ascii"},
@@ -35,7 +35,7 @@ def snowy(tiny_home: TinyHome, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A home whose name is not ASCII, with a base whose stories end in a snowman."""
     import shutil
 
-    from dsa_sandbox import store
+    from dsa_sandbox.runs import files as store
 
     home = tmp_path_factory.mktemp("sn\u00f6w\u2603") / "runs"
     run = Run(Path(shutil.copytree(tiny_home.run("pretrain dense"), home / "pretrain-snow")))

@@ -11,8 +11,8 @@ from streams import each_task, learned, some_tasks, stream_of
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.errors import RunFailed
-from dsa_sandbox.evaluation.arms import sum_of_sessions
-from dsa_sandbox.training.task import Rule
+from dsa_sandbox.metrics.arm import sum_of_sessions
+from dsa_sandbox.training.trainee import Rule
 
 
 def test_a_strategy_is_told_of_a_task_after_its_last_step_and_of_its_own_stories(

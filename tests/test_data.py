@@ -17,11 +17,11 @@ import pyarrow.parquet
 import pytest
 from home import QUICK, cli
 
+from dsa_sandbox.config.settings import Data
 from dsa_sandbox.data import corpus, grammar, tokens
 from dsa_sandbox.data.corpus import Part
 from dsa_sandbox.data.tokens import word_tokenizer
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.settings import Data
 
 # the grammar's first 100 stories of seed 0: what is changed there on purpose changes this hash
 FIRST_STORIES = "4a74e684165b376a049dacd2472f536a079f412173e45aad40f89f1db313c47e"

@@ -8,10 +8,11 @@ from home import TinyHome, cli
 from tiny import CONTEXT, noise, some_tokens, tiny_model
 
 from dsa_sandbox.core.transformer import Transformer
-from dsa_sandbox.variants import decoding, policies
-from dsa_sandbox.variants.caches import DenseCache, DsaCache, V32Cache
-from dsa_sandbox.variants.decoding import Decoder
-from dsa_sandbox.variants.rows import BlockRows, IndexerRows, LatentRows, Rows, SelectedRows
+from dsa_sandbox.decoding import generate
+from dsa_sandbox.decoding.generate import Decoder
+from dsa_sandbox.decoding.kv_cache import BlockRows, IndexerRows, LatentRows, Rows, SelectedRows
+from dsa_sandbox.decoding.layer_cache import DenseCache, DsaCache, V32Cache
+from dsa_sandbox.selection import policies
 
 NUM_KEPT = 6
 BLOCK = {"compression": "block", "block_size": 5}
@@ -27,8 +28,6 @@ MODELS = [
 ]
 GREEDY = {"max_tokens": 12, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 DRAWN = GREEDY | {"temperature": 1.0}
-
-
 CUTS: dict[str, Sequence[int]] = {
     "one by one": range(1, CONTEXT),
     "about K": [NUM_KEPT - 1, NUM_KEPT, NUM_KEPT + 1],
@@ -137,7 +136,7 @@ def test_a_full_context_is_said() -> None:
 
 def told(model: Transformer, prompts: list[list[int]], **drawing: float) -> list[list[int]]:
     """The ids that follow each prompt."""
-    rows = list(decoding.stream(model, prompts, **drawing))  # type: ignore[arg-type]
+    rows = list(generate.stream(model, prompts, **drawing))  # type: ignore[arg-type]
     return [[row[n] for row in rows if row[n] is not None] for n in range(len(prompts))]  # type: ignore[misc]
 
 
@@ -173,7 +172,7 @@ def test_top_p_leaves_out_the_tail() -> None:
     logits_V = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     for top_p, allowed in ((0.4, {0}), (0.6, {0, 1}), (0.9, {0, 1, 2}), (1.0, {0, 1, 2, 3})):
         generator = torch.Generator().manual_seed(1)
-        drawn = {decoding.draw(logits_V, 1.0, top_p, generator) for _ in range(300)}
+        drawn = {generate.draw(logits_V, 1.0, top_p, generator) for _ in range(300)}
         assert drawn == allowed
 
 

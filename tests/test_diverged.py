@@ -10,10 +10,13 @@ import pytest
 import stored
 from home import QUICK, Answer, TinyHome, cli
 
-from dsa_sandbox.evaluation import arms, metrics
+from dsa_sandbox.metrics import forgetting
+from dsa_sandbox.metrics.arm import figures_of
 from dsa_sandbox.report import charts, table
-from dsa_sandbox.report.figures import KINDS
-from dsa_sandbox.store import Run, file_digest
+from dsa_sandbox.report.plots import KINDS
+from dsa_sandbox.runs.files import file_digest
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.verdict import contrasts
 
 MARK = "diverged after task 2"
 AXIS = re.compile(r"^ *(-?\d+(?:\.\d+)?(?:e[+-]\d+)?) ?[+|]", re.MULTILINE)
@@ -99,9 +102,9 @@ def test_ratios_that_are_no_float_are_shown_as_more(home: Path) -> None:
     diverging(home)
     (row,) = [x for x in cli("eval", "--home", home).out.splitlines() if ">999" in x]
     assert row.startswith(f"dsa ewc ({MARK})")
-    assert metrics.perplexity_ratio(5000.0) == math.inf
-    assert metrics.perplexity_ratio(0.0) == 1.0
-    assert math.isnan(metrics.perplexity_ratio(math.nan))
+    assert forgetting.perplexity_ratio(5000.0) == math.inf
+    assert forgetting.perplexity_ratio(0.0) == 1.0
+    assert math.isnan(forgetting.perplexity_ratio(math.nan))
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
@@ -123,9 +126,9 @@ def test_scores_that_are_no_numbers_are_no_error(value: float | None, home: Path
 
 
 def test_infinite_scores_of_both_signs_have_a_mean_without_a_warning() -> None:
-    assert math.isnan(metrics.mean([math.inf, -math.inf]))
-    assert metrics.mean([1e308, 1e308]) == math.inf
-    assert metrics.mean([0.25, 0.75]) == 0.5
+    assert math.isnan(forgetting.mean([math.inf, -math.inf]))
+    assert forgetting.mean([1e308, 1e308]) == math.inf
+    assert forgetting.mean([0.25, 0.75]) == 0.5
 
 
 def test_an_interpolated_network_that_diverged_is_no_error(home: Path) -> None:
@@ -196,6 +199,6 @@ def test_any_temperature_tells_a_story(temperature: str, tiny_home: TinyHome) ->
 
 def test_arms_that_have_diverged_are_at_no_equal_learning(home: Path) -> None:
     run = diverging(home, value=math.nan)
-    figures = arms.figures_of(run)
-    match = arms.equal_learning(figures, figures | {"stop_margin": math.nan})
+    figures = figures_of(run)
+    match = contrasts.equal_learning(figures, figures | {"stop_margin": math.nan})
     assert match.reasons == ["margin is not a number of both (limit of the difference: 0.5)"]

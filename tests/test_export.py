@@ -15,17 +15,18 @@ from tiny import CONTEXT, VOCABULARY, noise, some_tokens, tiny_settings
 from tokenizers import Tokenizer, models
 from torch import Tensor
 
-from dsa_sandbox import sizes, store
-from dsa_sandbox.bases import run_settings
+from dsa_sandbox import sizes
 from dsa_sandbox.commands import exchange
+from dsa_sandbox.config.settings import Model, Settings, Train
 from dsa_sandbox.core.indexer import Indexer, causal_mask, kept_mask, select
 from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.tokens import bpe_tokenizer, word_tokenizer
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.interop import huggingface
-from dsa_sandbox.settings import Model, Settings, Train
-from dsa_sandbox.store import Run
+from dsa_sandbox.interop import to_transformers
+from dsa_sandbox.runs import checkpoints
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.runs.load import run_settings
 from dsa_sandbox.variants.moe import mixtures
 
 # many indexer heads: with few, ReLU makes exact ties, which topk breaks as it likes; wider than
@@ -72,12 +73,12 @@ def there(arch: str, model: Transformer, folder: Path, plan: Model = MODEL) -> t
 
     tokenizer = word_tokenizer()
     resolved = Settings(arch=arch, model=plan)
-    huggingface.write(folder, model, resolved, tokenizer)
-    own = huggingface.LAYOUTS[arch].attention is None
+    to_transformers.write(folder, model, resolved, tokenizer)
+    own = to_transformers.LAYOUTS[arch].attention is None
     how = {"trust_remote_code": True} if own else {"attn_implementation": "eager"}
     loaded, problems = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **how)
     assert not any(problems.values()), problems
-    assert type(loaded).__name__ == huggingface.LAYOUTS[arch].architecture
+    assert type(loaded).__name__ == to_transformers.LAYOUTS[arch].architecture
     return loaded.eval()
 
 
@@ -253,8 +254,8 @@ def test_an_exported_run_speaks_as_the_run_does(tiny_home: TinyHome, tmp_path: P
 @torch.no_grad()
 def greedy(base: Path, ids: list[int], count: int) -> list[int]:
     """The likeliest continuation, by our own network."""
-    from dsa_sandbox import bases
-    from dsa_sandbox.store import Run
+    from dsa_sandbox.runs import load as bases
+    from dsa_sandbox.runs.folder import Run
 
     model = bases.load_model(Run(base))
     for _ in range(count):
@@ -294,32 +295,32 @@ def test_a_run_without_a_network_is_refused(tiny_home: TinyHome, tmp_path: Path)
 def test_settings_that_the_classes_cannot_say_are_refused() -> None:
     gelu = tiny_settings(activation="gelu")
     with pytest.raises(UserError, match="activation=gelu"):
-        huggingface.config(Settings(arch="dense", model=gelu), VOCABULARY, 48)
+        to_transformers.config(Settings(arch="dense", model=gelu), VOCABULARY, 48)
     with pytest.raises(UserError, match="forces no token"):
-        huggingface.config(Settings(arch="dsa-v32", model=tiny_settings()), VOCABULARY, 48)
+        to_transformers.config(Settings(arch="dsa-v32", model=tiny_settings()), VOCABULARY, 48)
     eps = MODEL.model_copy(update={"norm_eps": 1e-5})
     with pytest.raises(UserError, match=r"norm_eps=1e-05: DeepseekV32ForCausalLM has 1e-06"):
-        huggingface.config(Settings(arch="dsa-v32", model=eps), VOCABULARY, 48)
+        to_transformers.config(Settings(arch="dsa-v32", model=eps), VOCABULARY, 48)
     with pytest.raises(UserError, match=r"ffn=moe: LlamaForCausalLM has mlp only"):
-        huggingface.config(Settings(arch="dense", model=MIXTURE), VOCABULARY, 48)
+        to_transformers.config(Settings(arch="dense", model=MIXTURE), VOCABULARY, 48)
     block = Settings(arch="dsa", model=tiny_settings(compression="block"))
     with pytest.raises(UserError, match="compression=block: DsaSandboxForCausalLM has latent only"):
-        huggingface.config(block, VOCABULARY, 48)
+        to_transformers.config(block, VOCABULARY, 48)
     window = Settings(arch="dsa", model=tiny_settings(), train=Train(selection="window"))
     with pytest.raises(UserError, match="selection=window: DsaSandboxForCausalLM knows"):
-        huggingface.config(window, VOCABULARY, 48)
+        to_transformers.config(window, VOCABULARY, 48)
     with pytest.raises(UserError, match="no layout for anchor; there is one for dense, dsa, "):
-        huggingface.layout_of(Settings(arch="anchor"))
+        to_transformers.layout_of(Settings(arch="anchor"))
 
 
 def test_shared_experts_are_exported_as_a_whole_number_of_routed_ones() -> None:
     hidden = sizes.matched_ffn_width("dsa-v32", MIXTURE)
     width, shared = 16, hidden - 4 * 16
     assert shared % width  # what this test is about
-    made = huggingface.config(Settings(arch="dsa-v32", model=MIXTURE), VOCABULARY, hidden)
+    made = to_transformers.config(Settings(arch="dsa-v32", model=MIXTURE), VOCABULARY, hidden)
     assert made["n_shared_experts"] == shared // width + 1
     state = network("dsa-v32", trained=False, plan=MIXTURE).blocks[0].feedforward.state_dict()
-    found = huggingface.feedforward(state)
+    found = to_transformers.feedforward(state)
     down_DF = found["shared_experts.down_proj.weight"]
     assert down_DF.shape[1] == made["n_shared_experts"] * width
     assert torch.equal(down_DF[:, :shared], state["shared.down.weight"])
@@ -327,16 +328,20 @@ def test_shared_experts_are_exported_as_a_whole_number_of_routed_ones() -> None:
 
 
 def test_the_card_is_one_that_a_hub_reads(tmp_path: Path) -> None:
-    text = huggingface.card("some-run", Settings(arch="dsa-v32", model=MODEL), 12345, "not trained")
+    text = to_transformers.card(
+        "some-run", Settings(arch="dsa-v32", model=MODEL), 12345, "not trained"
+    )
     assert text.startswith("---\nlibrary_name: transformers\n")
     assert "DeepseekV32ForCausalLM" in text
     assert "12,345 parameters" in text
     assert "tie" in text
-    made = huggingface.config(Settings(arch="dense", model=MODEL), VOCABULARY, 48)
+    made = to_transformers.config(Settings(arch="dense", model=MODEL), VOCABULARY, 48)
     json.dumps(made, allow_nan=False)
-    assert "tie" not in huggingface.card("x", Settings(arch="dense", model=MODEL), 1, "").lower()
-    assert "trust" not in huggingface.card("x", Settings(arch="dense", model=MODEL), 1, "")
-    assert "license" not in huggingface.card("x", Settings(model=MODEL), 1, "", toy=False)
+    assert (
+        "tie" not in to_transformers.card("x", Settings(arch="dense", model=MODEL), 1, "").lower()
+    )
+    assert "trust" not in to_transformers.card("x", Settings(arch="dense", model=MODEL), 1, "")
+    assert "license" not in to_transformers.card("x", Settings(model=MODEL), 1, "", toy=False)
 
 
 def test_an_export_says_what_older_releases_of_transformers_ask_for(tmp_path: Path) -> None:
@@ -345,7 +350,7 @@ def test_an_export_says_what_older_releases_of_transformers_ask_for(tmp_path: Pa
         model, folder = network(arch, trained=False, plan=plan), tmp_path / arch
         pieces = bpe_tokenizer(["Tom had a red ball."] * 50, 400)
         model.embedding = torch.nn.Embedding(pieces.get_vocab_size(), plan.width)
-        huggingface.write(folder, model, Settings(arch=arch, model=plan), pieces)
+        to_transformers.write(folder, model, Settings(arch=arch, model=plan), pieces)
         made = json.loads((folder / "config.json").read_text("utf-8"))
         # 4.57 takes 10,000 where it finds no rope_theta, and says nothing
         assert made["rope_theta"] == made["rope_parameters"]["rope_theta"] == 50_000.0
@@ -362,14 +367,14 @@ def test_an_export_says_what_older_releases_of_transformers_ask_for(tmp_path: Pa
 
 def test_merges_of_parts_with_a_space_stay_pairs() -> None:
     tokenizer = Tokenizer(models.BPE({"a": 0, " ": 1, "a ": 2}, [("a", " ")]))
-    text = huggingface.for_all_releases(tokenizer.to_str())
+    text = to_transformers.for_all_releases(tokenizer.to_str())
     assert json.loads(text)["model"]["merges"] == [["a", " "]]
     assert Tokenizer.from_str(text).to_str() == tokenizer.to_str()
 
 
 def test_a_runs_own_weights_have_no_metadata() -> None:
     tensors = {"w": torch.arange(3.0)}
-    assert store.tensors_bytes(tensors) == safetensors.torch.save(tensors)
+    assert checkpoints.tensors_bytes(tensors) == safetensors.torch.save(tensors)
 
 
 def test_the_script_for_other_releases_says_that_this_one_is_right(
@@ -492,9 +497,9 @@ def test_the_card_says_which_releases_were_tested_and_why_parameters_differ(
     ):
         model, resolved = network(arch, trained=False, plan=plan), Settings(arch=arch, model=plan)
         folder = tmp_path / f"{arch}-{why}"
-        number = huggingface.write(folder, model, resolved, word_tokenizer())
+        number = to_transformers.write(folder, model, resolved, word_tokenizer())
         own = sum(p.numel() for p in model.parameters())
-        text = huggingface.card("x", resolved, own, "", num_there=number)
+        text = to_transformers.card("x", resolved, own, "", num_there=number)
         assert "Tested with transformers " in text
         assert "5.24" in text
         assert ("transformers counts" in text) == (why is not None) == (number != own)

@@ -14,9 +14,9 @@ from dsa_sandbox.data.grammar import Fact, Split
 from dsa_sandbox.data.tokens import UNKNOWN, word_tokenizer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import families
-from dsa_sandbox.tasks import orders, reversal, roleplay, stream, style, writing
-from dsa_sandbox.tasks.rows import NUM_STORIES, Row
-from dsa_sandbox.tasks.stream import KINDS, Item, Task
+from dsa_sandbox.tasks import checking, orders, reversal, roleplay, schema, style, writing
+from dsa_sandbox.tasks.schema import KINDS, Item, Task
+from dsa_sandbox.tasks.task_builder import NUM_STORIES, Row
 from dsa_sandbox.tasks.writing import Attempt, Place, Writer
 
 NUM_KEPT, CONTEXT = 16, 128  # of smoke
@@ -67,7 +67,7 @@ def told(task: Task) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("split", SPLITS)
 def test_rows_fit_the_base_that_they_are_made_for(family: str, split: Split) -> None:
-    stream.check(made(family, split), writer().tokenizer, CONTEXT, family)
+    checking.check(made(family, split), writer().tokenizer, CONTEXT, family)
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -77,15 +77,15 @@ def test_rows_fit_a_base_of_other_tokens(family: str, kind: str) -> None:
     words = tuple(f" {word}." for text in grammar.all_words() for word in text.split())
     tokenizer = speller(kind, stories + words, 1500)
     tasks = families[family](Writer(tokenizer, 256, NUM_KEPT, "test"), facts_of("test"), 2, 0)
-    stream.check(tasks, tokenizer, 256, family)
+    checking.check(tasks, tokenizer, 256, family)
 
 
 @pytest.mark.parametrize("family", ALL)
 def test_rows_are_whole_and_can_be_read_again(family: str, tmp_path: Path) -> None:
     tasks = made(family)
     path = tmp_path / "tasks.jsonl"
-    path.write_text(stream.write(tasks), "utf-8")
-    assert [row.model_dump() for row in stream.read(path)] == [t.model_dump() for t in tasks]
+    path.write_text(schema.write(tasks), "utf-8")
+    assert [row.model_dump() for row in schema.read(path)] == [t.model_dump() for t in tasks]
     for task in tasks:
         assert (len(task.train), len(task.contrast)) == (NUM_STORIES, NUM_STORIES)
         assert [len(task.items(kind)) for kind in KINDS] == [5, 5, 5, 6, 4]
@@ -103,7 +103,7 @@ def test_rows_are_whole_and_can_be_read_again(family: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("family", ALL)
 def test_the_same_arguments_give_the_same_tasks(family: str) -> None:
     again = families[family](writer(), facts_of("test"), 4, 0)
-    assert stream.write(again[:2]) == stream.write(made(family, count=4)[:2])
+    assert schema.write(again[:2]) == schema.write(made(family, count=4)[:2])
     other = families[family](writer(), facts_of("test"), 4, 1)
     assert [task.task for task in other] != [task.task for task in again]
 
@@ -201,7 +201,7 @@ def test_style_tells_true_facts_in_other_words() -> None:
                     in story.lower()
                 ]
                 assert len(said) == 1, story
-                assert said[0] in story[stream.statement_start(story, word) :].lower()
+                assert said[0] in story[schema.statement_start(story, word) :].lower()
 
 
 def test_a_dialect_is_a_frame_of_the_table_with_another_word() -> None:
@@ -247,7 +247,7 @@ def test_a_row_says_what_it_undoes_only_where_it_does(tmp_path: Path) -> None:
     import datasets
 
     tasks = made("reversal", count=7)
-    lines = stream.write(tasks).splitlines()
+    lines = schema.write(tasks).splitlines()
     assert ["undoes" in line for line in lines] == [False] * 5 + [True] * 2
     path = tmp_path / "tasks.jsonl"
     path.write_text("\n".join(lines), "utf-8")
@@ -255,7 +255,7 @@ def test_a_row_says_what_it_undoes_only_where_it_does(tmp_path: Path) -> None:
     assert [row["undoes"] for row in rows] == [task.undoes for task in tasks]
     path.write_text("\n".join(lines[5:]), "utf-8")
     with pytest.raises(UserError, match=f"line 1: undoes: {tasks[0].task} stands in no earlier"):
-        stream.read(path)
+        schema.read(path)
 
 
 def rules_of(text: str) -> list[str]:
@@ -297,7 +297,7 @@ def test_distances_go_as_far_as_the_context_allows(context: int, expected: list[
 def test_other_characters_state_rules_of_other_worlds() -> None:
     for task in made("roleplay"):
         elsewhere = set(grammar.table().worlds["contrast"])
-        asked = [s[stream.statement_start(s, task.true_object) :] for s in task.contrast]
+        asked = [s[schema.statement_start(s, task.true_object) :] for s in task.contrast]
         named = {world for world in elsewhere for sentence in asked if world in sentence}
         assert len(named) == 3
         for text in (*task.train, *task.contrast, *(i.prompt for i in task.cloze)):
@@ -319,7 +319,7 @@ def test_a_contrast_story_states_the_rules_of_its_story() -> None:
     for task in made("roleplay"):
         for story, contrast in zip(task.train, task.contrast):
             assert sorted(rules_of(story)) == sorted(rules_of(contrast))
-            asked = contrast[stream.statement_start(contrast, task.true_object) :]
+            asked = contrast[schema.statement_start(contrast, task.true_object) :]
             assert task.world not in asked
 
 
@@ -462,7 +462,7 @@ def test_every_family_can_be_made_for_a_small_base(
     asked = ["make-tasks", base, "--count", "2", "--family", family, "--home", tmp_path / "home"]
     run = cli(*asked).run
     assert run.name.startswith(f"make-tasks-{family}-test-smoke-s0-")
-    assert len(stream.read(run / "tasks.jsonl")) == 2
+    assert len(schema.read(run / "tasks.jsonl")) == 2
 
 
 @pytest.mark.parametrize("family", ALL)

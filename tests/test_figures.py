@@ -10,7 +10,9 @@ import pytest
 import stored
 from stored import item, right
 
-from dsa_sandbox.evaluation import arms, drift, gaps, items, learning, metrics
+from dsa_sandbox.metrics import drift, forgetting, items, stability_gap, transfer
+from dsa_sandbox.metrics.arm import COSTS, FORMULAS, capped, figures_of
+from dsa_sandbox.verdict import contrasts
 
 NAN = float("nan")
 
@@ -24,38 +26,38 @@ def check(task: int, step: int, exact: int) -> dict[str, Any]:
 
 def test_the_area_is_that_under_straight_lines_and_level_from_the_last_check_to_the_cap() -> None:
     checks = [check(0, 10, 2), {"task": 0, "step": 11, "loss": 1.0}, check(0, 20, 4)]
-    ((auc, steps),) = learning.areas(checks, {0: 4}, [0.25], cap=40)
+    ((auc, steps),) = transfer.areas(checks, {0: 4}, [0.25], cap=40)
     triangles = 10 * (0.25 + 0.5) / 2 + 10 * (0.5 + 1) / 2
     assert auc == pytest.approx((triangles + 20) / 40)
     assert steps == 20
-    assert learning.areas([check(0, 40, 4)], {0: 4}, [1.0], cap=40) == [(1.0, 40.0)]
+    assert transfer.areas([check(0, 40, 4)], {0: 4}, [1.0], cap=40) == [(1.0, 40.0)]
 
 
 def test_a_task_that_is_never_learned_counts_as_the_cap() -> None:
     checks = [check(0, 5, 4), check(1, 5, 3), check(1, 40, 3)]
-    (_, first), (_, second) = learning.areas(checks, {0: 5, 1: 5}, [0.0, 0.0], cap=40)
+    (_, first), (_, second) = transfer.areas(checks, {0: 5, 1: 5}, [0.0, 0.0], cap=40)
     assert (first, second) == (5, 40)
 
 
 def test_a_task_whose_learning_nobody_looked_at_has_no_curve() -> None:
-    found = learning.areas([check(0, 5, 4)], {0: 5, 1: 5}, [0.0, 0.0], cap=10)
+    found = transfer.areas([check(0, 5, 4)], {0: 5, 1: 5}, [0.0, 0.0], cap=10)
     assert np.isnan(found[1]).all()
-    figures = learning.figures(found)
+    figures = transfer.figures(found)
     assert figures["learn_auc"] == found[0][0]
-    assert np.isnan(list(learning.figures(found, "together").values())).all()
+    assert np.isnan(list(transfer.figures(found, "together").values())).all()
 
 
 def test_forward_transfer_is_a_ratio_of_means() -> None:
-    assert learning.forward_transfer([0.8, 0.9], [0.6, 0.7]) == pytest.approx(0.2 / 0.35)
-    assert learning.forward_transfer([0.8, 0.9], [0.6, NAN]) == pytest.approx(0.2 / 0.4)
-    assert learning.forward_transfer([0.9, 0.9], [0.6, 1.0]) == pytest.approx(0.1 / 0.2)
-    assert math.isnan(learning.forward_transfer([1.0], [1.0]))  # no room to gain
-    assert math.isnan(learning.forward_transfer([NAN], [0.5]))
+    assert transfer.forward_transfer([0.8, 0.9], [0.6, 0.7]) == pytest.approx(0.2 / 0.35)
+    assert transfer.forward_transfer([0.8, 0.9], [0.6, NAN]) == pytest.approx(0.2 / 0.4)
+    assert transfer.forward_transfer([0.9, 0.9], [0.6, 1.0]) == pytest.approx(0.1 / 0.2)
+    assert math.isnan(transfer.forward_transfer([1.0], [1.0]))  # no room to gain
+    assert math.isnan(transfer.forward_transfer([NAN], [0.5]))
 
 
 def test_intransigence_is_what_the_reference_learns_more() -> None:
-    assert learning.intransigence([0.8, 0.6], [1.0, 0.5]) == pytest.approx((0.2 - 0.1) / 2)
-    assert learning.intransigence([0.8, NAN], [1.0, 0.5]) == pytest.approx(0.2)
+    assert transfer.intransigence([0.8, 0.6], [1.0, 0.5]) == pytest.approx((0.2 - 0.1) / 2)
+    assert transfer.intransigence([0.8, NAN], [1.0, 0.5]) == pytest.approx(0.2)
 
 
 # the stability gap
@@ -70,21 +72,21 @@ DENSE: list[dict[str, Any]] = [
 
 
 def test_min_acc_is_the_least_of_rows_and_dense_steps_after_a_task() -> None:
-    assert gaps.minimum_accuracy(MATRIX, DENSE) == pytest.approx((0.4 + 0.3) / 2)
+    assert stability_gap.minimum_accuracy(MATRIX, DENSE) == pytest.approx((0.4 + 0.3) / 2)
     higher = [{**line, "seen": [1.0] * len(line["seen"])} for line in DENSE]
-    assert gaps.minimum_accuracy(MATRIX, higher) == pytest.approx((0.6 + 0.8) / 2)
-    found = gaps.figures(MATRIX, DENSE)
+    assert stability_gap.minimum_accuracy(MATRIX, higher) == pytest.approx((0.6 + 0.8) / 2)
+    found = stability_gap.figures(MATRIX, DENSE)
     assert found["wc_acc"] == pytest.approx(1 / 3 + 2 / 3 * 0.35)
 
 
 def test_without_a_dense_step_there_is_no_min_acc() -> None:
     for dense in ([], [{"task": 0, "at_step": 3, "seen": [0.1]}]):
-        assert np.isnan(list(gaps.figures(MATRIX, dense).values())).all()
+        assert np.isnan(list(stability_gap.figures(MATRIX, dense).values())).all()
 
 
 def test_a_task_is_not_worst_while_another_overwrites_it() -> None:
-    assert gaps.minimum_accuracy(MATRIX, DENSE, {0: 2}) == pytest.approx((0.4 + 0.3) / 2)
-    assert gaps.minimum_accuracy(MATRIX, DENSE, {0: 1}) == pytest.approx(0.3)
+    assert stability_gap.minimum_accuracy(MATRIX, DENSE, {0: 2}) == pytest.approx((0.4 + 0.3) / 2)
+    assert stability_gap.minimum_accuracy(MATRIX, DENSE, {0: 1}) == pytest.approx(0.3)
 
 
 # single items
@@ -178,26 +180,26 @@ def test_retention_by_lag_is_the_mean_of_a_diagonal() -> None:
         np.mean([matrix[t, j] for t in range(1, 6) for j in range(t) if t - (j + 1) == lag])
         for lag in range(5)
     ]
-    assert metrics.retention_by_lag(matrix) == pytest.approx(brute)
+    assert forgetting.retention_by_lag(matrix) == pytest.approx(brute)
 
 
 # whole arms
 
 
 def finite(figures: dict[str, Any]) -> set[str]:
-    return {key for key in arms.FORMULAS if not math.isnan(figures[key])}
+    return {key for key in FORMULAS if not math.isnan(figures[key])}
 
 
 def test_an_arm_has_every_figure_and_a_cheap_one_those_that_it_stored(tmp_path: Path) -> None:
     alone = {"fwt", "intransigence", "intransigence_joint", "pronoun"}  # null in every row
-    assert finite(arms.figures_of(stored.arm(tmp_path, "sgd"))) == arms.FORMULAS.keys() - alone
-    old = arms.figures_of(stored.arm(tmp_path, "ewc", full=False))
-    absent = gaps.FORMULAS.keys() | drift.FORMULAS.keys() | arms.COSTS.keys() | {"kl", *alone}
-    assert finite(old) == arms.FORMULAS.keys() - absent - {"known_lost_true", "known_gained_true"}
+    assert finite(figures_of(stored.arm(tmp_path, "sgd"))) == FORMULAS.keys() - alone
+    old = figures_of(stored.arm(tmp_path, "ewc", full=False))
+    absent = stability_gap.FORMULAS.keys() | drift.FORMULAS.keys() | COSTS.keys() | {"kl", *alone}
+    assert finite(old) == FORMULAS.keys() - absent - {"known_lost_true", "known_gained_true"}
 
 
 def test_figures_of_a_stored_arm_by_hand(tmp_path: Path) -> None:
-    found = arms.figures_of(stored.arm(tmp_path, "sgd", fall=0.2))
+    found = figures_of(stored.arm(tmp_path, "sgd", fall=0.2))
     expected = {
         "Y": 0.6,
         "frac_lost": 0.6 / 3,
@@ -223,7 +225,7 @@ def test_figures_of_a_stored_arm_by_hand(tmp_path: Path) -> None:
 
 
 def test_tasks_learned_apart_have_no_figure_of_the_end(tmp_path: Path) -> None:
-    found = arms.figures_of(stored.arm(tmp_path, "independent", course="apart"))
+    found = figures_of(stored.arm(tmp_path, "independent", course="apart"))
     told = {
         "learned",
         "efficacy",
@@ -241,9 +243,9 @@ def test_tasks_learned_apart_have_no_figure_of_the_end(tmp_path: Path) -> None:
 
 
 def test_tasks_learned_together_have_no_figure_of_a_sequence(tmp_path: Path) -> None:
-    found = arms.figures_of(stored.arm(tmp_path, "joint", course="together"))
+    found = figures_of(stored.arm(tmp_path, "joint", course="together"))
     assert {"Y", "retention", "efficacy", "generality", "stop_margin", "bleed"} <= finite(found)
-    sequence = {k for k, formula in arms.FORMULAS.items() if formula.needs == "sequence"}
+    sequence = {k for k, formula in FORMULAS.items() if formula.needs == "sequence"}
     assert not finite(found) & (sequence | {"learn_auc", "steps_to_tau"})
     assert (found["retention"], found["efficacy"]) == (1.0, 1.0)
     assert found["by_task"]["exact"] == [1.0, 1.0, 1.0]
@@ -251,14 +253,14 @@ def test_tasks_learned_together_have_no_figure_of_a_sequence(tmp_path: Path) -> 
 
 def test_only_tasks_that_were_tried_hit_the_cap() -> None:
     lines = [{"row": 0}, {"row": 1, "learned": True}, {"row": 2, "learned": False}]
-    assert arms.capped(lines, "sequence") == arms.capped(lines, "apart") == 1
-    assert arms.capped(lines, "nothing") == 0
-    assert arms.capped([{"row": 0}, {"row": 50, "learned": 0.94}], "together") == 3
+    assert capped(lines, "sequence") == capped(lines, "apart") == 1
+    assert capped(lines, "nothing") == 0
+    assert capped([{"row": 0}, {"row": 50, "learned": 0.94}], "together") == 3
 
 
 def test_a_task_that_is_turned_around_is_not_forgotten(tmp_path: Path) -> None:
-    plain = arms.figures_of(stored.arm(tmp_path, "sgd"))
-    turned = arms.figures_of(stored.arm(tmp_path, "ewc", undoes={2: "t0"}))  # t2 undoes t0
+    plain = figures_of(stored.arm(tmp_path, "sgd"))
+    turned = figures_of(stored.arm(tmp_path, "ewc", undoes={2: "t0"}))  # t2 undoes t0
     assert plain["retention"] == pytest.approx(2 / 3)
     assert turned["retention"] == pytest.approx((0.5 + 1.0) / 2)
     assert turned["lost"] == 1
@@ -277,7 +279,7 @@ def test_bounds_give_transfer_and_intransigence_to_the_others(tmp_path: Path) ->
         stored.arm(tmp_path, "joint", course="together"),
         stored.arm(tmp_path, "sgd", arch="dense"),
     ]
-    found = learning.against({run.name: arms.figures_of(run) for run in runs})
+    found = transfer.against({run.name: figures_of(run) for run in runs})
     sgd, independent, joint, dense = (found[run.name] for run in runs)
     assert (sgd["fwt"], sgd["intransigence"], sgd["intransigence_joint"]) == (0, 0, 0)
     for arm in (independent, joint, dense):  # the other architecture has no bounds here
@@ -296,11 +298,11 @@ def bound(strategy: str, auc: float, **more: Any) -> dict[str, Any]:
 def test_the_bound_under_the_arms_own_mask_is_the_nearer_one() -> None:
     arm = bound("acft+ewc", 0.75, course="sequence")
     results = {"arm": arm, "any": bound("independent", 0.5), "own": bound("acft+independent", 0.25)}
-    assert learning.against(results)["arm"]["fwt"] == pytest.approx(0.5 / 0.75)
+    assert transfer.against(results)["arm"]["fwt"] == pytest.approx(0.5 / 0.75)
     results["arm"] = arm | {"strategy": "ewc"}
-    assert learning.against(results)["arm"]["fwt"] == pytest.approx(0.25 / 0.5)
+    assert transfer.against(results)["arm"]["fwt"] == pytest.approx(0.25 / 0.5)
     results["twice"] = bound("independent", 0.5)
-    assert "fwt" not in learning.against(results)["arm"]  # two fit alike
+    assert "fwt" not in transfer.against(results)["arm"]  # two fit alike
 
 
 @pytest.mark.parametrize(
@@ -318,7 +320,7 @@ def test_a_bound_of_another_study_is_no_reference(other: dict[str, Any]) -> None
         "arm": bound("sgd", 0.75, course="sequence"),
         "far": bound("independent", 0.5) | other,
     }
-    found = learning.against(results)["arm"]
+    found = transfer.against(results)["arm"]
     assert "fwt" not in found
     assert "intransigence" not in found
 
@@ -326,7 +328,7 @@ def test_a_bound_of_another_study_is_no_reference(other: dict[str, Any]) -> None
 def test_contrasts_of_masks_and_of_practice_are_planned() -> None:
     rules = ("sgd", "ewc", "acft", "random-mask", "acft+ewc", "lora", "wise")
     at_hand = [(arch, rule) for arch in ("dense", "dsa") for rule in rules]
-    found = [(claim, " ".join(a), " ".join(b)) for claim, a, b in arms.planned(at_hand)]
+    found = [(claim, " ".join(a), " ".join(b)) for claim, a, b in contrasts.planned(at_hand)]
     for arch in ("dense", "dsa"):
         assert ("H2b", f"{arch} acft", f"{arch} sgd") in found
         assert ("H2b", f"{arch} acft", f"{arch} random-mask") in found
@@ -343,5 +345,5 @@ def test_bounds_are_in_no_contrast(tmp_path: Path) -> None:
         for arch in ("dense", "dsa")
         for strategy, course in (("acft", "sequence"), ("none", "nothing"), ("joint", "together"))
     ]
-    results = {run.name: arms.figures_of(run) for run in runs}
-    assert [row["contrast"] for row in arms.contrasts(results)] == ["dsa acft - dense acft"]
+    results = {run.name: figures_of(run) for run in runs}
+    assert [row["contrast"] for row in contrasts.contrasts(results)] == ["dsa acft - dense acft"]

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from home import QUICK, TINY_EWC, Answer, TinyHome, cli
 
-from dsa_sandbox import store, study
+from dsa_sandbox import study
 from dsa_sandbox.errors import RunFailed
 from dsa_sandbox.listener import Listener
-from dsa_sandbox.store import Run
+from dsa_sandbox.runs import files, provenance
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.runs.home import all_runs
 from dsa_sandbox.study import Cell, Workers
 
 STUDY = ["run", "--archs", "dsa", "--strategies", "sgd,ewc", "--count", "2", "--json", *TINY_EWC]
@@ -25,7 +27,7 @@ def home(tiny_home: TinyHome, tmp_path: Path) -> Path:
 
 
 def made(home: Path) -> dict[str, Run]:
-    return {run.name: run for run in store.all_runs(home)}
+    return {run.name: run for run in all_runs(home)}
 
 
 def test_a_forced_study_makes_each_run_once_and_goes_on_where_it_was_interrupted(
@@ -96,8 +98,8 @@ def test_a_forced_study_of_other_settings_or_source_does_not_go_on_with_another(
     others = {anew(*more) for more in (("--set", "finetune.batch=4"), ("--seed", "1"))}
     assert len(others - {first}) == 2
     assert anew("--jobs", "1") == first  # which is no science
-    for path, source in ((first, store.source_digest()), (others.pop(), "0" * 64)):
-        store.write_json(path, {"source": source, "made": {"build dsa": "gone"}})
+    for path, source in ((first, provenance.source_digest()), (others.pop(), "0" * 64)):
+        files.write_json(path, {"source": source, "made": {"build dsa": "gone"}})
     anew()
     assert list(home.glob(".study-*")) == [first]  # of other source code: it can never go on
     # a noted run that is gone is made again

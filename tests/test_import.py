@@ -18,14 +18,15 @@ from tiny import CONTEXT, VOCABULARY, some_tokens
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from dsa_sandbox import bases
+from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.data.opening import opener_of
-from dsa_sandbox.evaluation import quality, scoring, telling
-from dsa_sandbox.interop import huggingface, reading, vocabulary
-from dsa_sandbox.settings import Settings
-from dsa_sandbox.store import Run
+from dsa_sandbox.evaluation import base_quality, scoring, story_quality
+from dsa_sandbox.interop import from_transformers, to_transformers
+from dsa_sandbox.interop import tokenizer as vocabulary
+from dsa_sandbox.runs import load
+from dsa_sandbox.runs.folder import Run
 
 UNTIED = MODEL.model_copy(update={"tied": False, "rope_base": 5e5, "num_selected_heads": 3})
 
@@ -46,7 +47,7 @@ def brought(folder: Path, *options: object, notes: str = "") -> Transformer:
     """The network of a folder, imported into a home beside it."""
     answer = cli("import", folder, "--home", folder.parent / "home", *options)
     assert notes in answer.err
-    return bases.load_model(Run(answer.run)).eval()
+    return load.load_model(Run(answer.run)).eval()
 
 
 def refused(folder: Path, *options: object) -> str:
@@ -119,7 +120,7 @@ def config_of(folder: Path, **changes: Any) -> None:
 def test_what_was_exported_comes_back_bit_by_bit(arch: str, plan: Any, tmp_path: Path) -> None:
     model = network(arch, trained=False, plan=plan)
     resolved, tokenizer = Settings(arch=arch, model=plan), tokenizer_of()
-    huggingface.write(tmp_path / "there", model, resolved, tokenizer)
+    to_transformers.write(tmp_path / "there", model, resolved, tokenizer)
     back = brought(tmp_path / "there")
     state = back.state_dict()
     for name, tensor in model.state_dict().items():
@@ -132,8 +133,8 @@ def test_what_was_exported_comes_back_bit_by_bit(arch: str, plan: Any, tmp_path:
     tokens_BT = some_tokens(3, CONTEXT, seed=9)
     torch.testing.assert_close(back(tokens_BT), model(tokens_BT), rtol=0, atol=1e-5)
     (run,) = (tmp_path / "home").glob("import-*")
-    assert bases.load_tokenizer(Run(run)).to_str() == tokenizer.to_str()
-    own = bases.run_settings(Run(run))
+    assert load.load_tokenizer(Run(run)).to_str() == tokenizer.to_str()
+    own = load.run_settings(Run(run))
     assert own.arch == arch
     assert own.model.num_kept == plan.num_kept
     assert own.model.num_selected_heads == plan.num_selected_heads
@@ -177,14 +178,14 @@ def test_a_tokenizer_that_transformers_saves_again_is_the_same(tmp_path: Path) -
     tokenizer = tokens.bpe_tokenizer(["Tom had a red ball."] * 50, 400)
     plan = Settings(arch="dense", model=MODEL)
     model = Transformer("dense", MODEL, tokenizer.get_vocab_size(), 48, seed=0)
-    huggingface.write(tmp_path / "there", model, plan, tokenizer)
+    to_transformers.write(tmp_path / "there", model, plan, tokenizer)
     again = AutoTokenizer.from_pretrained(tmp_path / "there")
     again("Tom had a ball", truncation=True, max_length=3, padding="max_length")
     again.save_pretrained(tmp_path / "there")
     assert '"truncation": {' in (tmp_path / "there" / "tokenizer.json").read_text("utf-8")
     brought(tmp_path / "there")
     (run,) = (tmp_path / "home").glob("import-*")
-    assert bases.load_tokenizer(Run(run)).to_str() == tokenizer.to_str()
+    assert load.load_tokenizer(Run(run)).to_str() == tokenizer.to_str()
 
 
 @pytest.mark.parametrize("end", [0, 2])
@@ -209,7 +210,7 @@ def test_a_llama_goes_there_and_back(tmp_path: Path) -> None:
     assert "license" not in card  # it is not ours to give
     says_the_same(brought(tmp_path / "again"), theirs, end=2)
     says_the_same(
-        bases.load_model(Run(run)), AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+        load.load_model(Run(run)), AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     )
 
 
@@ -217,7 +218,7 @@ def test_a_matrix_that_is_used_twice_becomes_two(tmp_path: Path) -> None:
     theirs = llama(tmp_path / "llama", tie_word_embeddings=True)
     assert "lm_head.weight" not in load_file(tmp_path / "llama" / "model.safetensors")
     ours = brought(tmp_path / "llama", notes="becomes two")
-    assert not bases.run_settings(Run(next((tmp_path / "home").glob("import-*")))).model.tied
+    assert not load.run_settings(Run(next((tmp_path / "home").glob("import-*")))).model.tied
     says_the_same(ours, theirs, end=2)
 
 
@@ -385,7 +386,7 @@ def test_what_cannot_be_said_here_is_refused(
 
 def test_a_mixture_of_deepseek_is_refused(tmp_path: Path) -> None:
     model = network("dsa-v32", trained=False)
-    huggingface.write(
+    to_transformers.write(
         tmp_path / "v32", model, Settings(arch="dsa-v32", model=MODEL), tokenizer_of()
     )
     changes = {"mlp_layer_types": ["dense", "sparse"], "v_head_dim": 4, "rms_norm_eps": 1e-5}
@@ -573,9 +574,9 @@ def test_a_document_is_opened_by_what_opened_it_there(begin: int, end: int, tmp_
     answer = cli("import", tmp_path / "llama", "--data", data, "--home", home)
     assert "a text is opened by '<s>', and ended by '</s>'" in answer.err
     run = Run(answer.run)
-    model, tokenizer = bases.load_model(run).eval(), bases.load_tokenizer(run)
-    text = bases.corpus_of(run, bases.run_settings(run), home)
-    assert quality.text_quality(model, text.valid)["nll"] == pytest.approx(right, abs=1e-4)
+    model, tokenizer = load.load_model(run).eval(), load.load_tokenizer(run)
+    text = load.corpus_of(run, load.run_settings(run), home)
+    assert base_quality.text_quality(model, text.valid)["nll"] == pytest.approx(right, abs=1e-4)
     documents = scoring.batch_rows(texts, tokenizer)
     nats, count = scoring.heldout_nll(model, documents)
     assert nats / count == pytest.approx(right, abs=1e-4)
@@ -598,7 +599,7 @@ def test_a_document_is_opened_by_what_opened_it_there(begin: int, end: int, tmp_
     expected = np.mean([nats_V[number] for document in packed for number in document[1:]])
     found = scoring.unigram_nll(text.train, tokens.heldout(text.valid, CONTEXT, 20), VOCABULARY)
     assert found == pytest.approx(expected)
-    told = telling.tell(model, tokens.heldout(text.valid, CONTEXT, 20), 20, 0, opener)
+    told = story_quality.tell(model, tokens.heldout(text.valid, CONTEXT, 20), 20, 0, opener)
     assert {story.prompt[0] for story in told} == {opener}
 
     inputs = torch.tensor([[begin, 5, 6]])
@@ -626,7 +627,7 @@ def test_an_opener_goes_there_and_back(tmp_path: Path) -> None:
     for config in (model.config, model.generation_config):
         assert (config.bos_token_id, config.eos_token_id) == (1, 0)
     again = cli("import", tmp_path / "again", "--home", home).run
-    one, other = (bases.load_tokenizer(Run(path)).to_str() for path in (run, again))
+    one, other = (load.load_tokenizer(Run(path)).to_str() for path in (run, again))
     assert one == other
     weights = [load_file(path / "model.safetensors") for path in (run, again)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -648,7 +649,7 @@ def test_what_opens_a_text_is_found_as_what_ends_it(
     beside = {"bos_token": {"content": "<s>"}, "eos_token": "</s>"}
     (tmp_path / "llama" / "tokenizer_config.json").write_text(json.dumps(beside), "utf-8")
     run = cli("import", tmp_path / "llama", "--home", tmp_path / "home").run
-    tokenizer = bases.load_tokenizer(Run(run))
+    tokenizer = load.load_tokenizer(Run(run))
     assert tokenizer.id_to_token(opener_of(tokenizer)) == opener
 
 
@@ -680,7 +681,7 @@ def test_what_is_hashed_is_what_was_read(tmp_path: Path, monkeypatch: pytest.Mon
         return content
 
     monkeypatch.setattr(Path, "read_bytes", watched)
-    folder = reading.opened(tmp_path / "llama")
+    folder = from_transformers.opened(tmp_path / "llama")
     monkeypatch.undo()
     found = {path.name: contents for path, contents in read.items()}
     assert found.keys() == folder.files.keys()
@@ -692,7 +693,7 @@ def test_what_is_hashed_is_what_was_read(tmp_path: Path, monkeypatch: pytest.Mon
         path.write_bytes(b"")
     for name, content in found.items():
         (tmp_path / "llama" / name).write_bytes(content[0])
-    again = reading.opened(tmp_path / "llama")
+    again = from_transformers.opened(tmp_path / "llama")
     assert again.files == folder.files
     assert all(torch.equal(again.weights[name], w) for name, w in folder.weights.items())
 
@@ -766,15 +767,21 @@ def test_each_spelling_of_the_rotary_base_is_read(changes: dict[str, Any], tmp_p
 def test_a_key_that_is_missing_is_what_its_class_takes(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, DeepseekV32Config, LlamaConfig
 
-    for kind, name in ((LlamaConfig, reading.LLAMA), (DeepseekV32Config, reading.DEEPSEEK)):
+    for kind, name in (
+        (LlamaConfig, from_transformers.LLAMA),
+        (DeepseekV32Config, from_transformers.DEEPSEEK),
+    ):
         own = kind().to_dict()
-        for key, value in reading.DEFAULTS[name].items():
+        for key, value in from_transformers.DEFAULTS[name].items():
             assert own[key] == value, (name, key)
-        assert own["rope_parameters"]["rope_theta"] == reading.ROPE_BASE
+        assert own["rope_parameters"]["rope_theta"] == from_transformers.ROPE_BASE
     sizes = {"max_position_embeddings": 2048, "num_key_value_heads": 4}
     llama(tmp_path / "llama", **sizes)
     gone = ("rope_parameters", "num_key_value_heads", "head_dim")
-    config_of(tmp_path / "llama", **dict.fromkeys((*gone, *reading.DEFAULTS[reading.LLAMA])))
+    config_of(
+        tmp_path / "llama",
+        **dict.fromkeys((*gone, *from_transformers.DEFAULTS[from_transformers.LLAMA])),
+    )
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "llama").eval()
     ours = brought(tmp_path / "llama")
     assert ours.context == 2048
@@ -787,7 +794,7 @@ def test_a_scale_or_a_kind_of_layer_that_is_missing_is_not_guessed(tmp_path: Pat
     plan = MIXTURE.model_copy(update={"routed_scale": 2.5, "num_shared_experts": 1})
     model = network("dsa-v32", trained=False, plan=plan)
     settings, folder = Settings(arch="dsa-v32", model=plan), tmp_path / "v32"
-    huggingface.write(folder, model, settings, tokenizer_of())
+    to_transformers.write(folder, model, settings, tokenizer_of())
     config_of(folder, routed_scaling_factor=None, mlp_layer_types=None)  # 2.5, and first_k_dense..
     theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     says_the_same(brought(folder), theirs)
@@ -802,7 +809,7 @@ def test_a_scale_or_a_kind_of_layer_that_is_missing_is_not_guessed(tmp_path: Pat
 def test_a_matrix_of_its_own_in_a_tied_export_is_refused(tmp_path: Path) -> None:
     plan = MODEL.model_copy(update={"tied": False})
     model = network("dsa", trained=False, plan=plan)
-    huggingface.write(tmp_path / "dsa", model, Settings(arch="dsa", model=plan), tokenizer_of())
+    to_transformers.write(tmp_path / "dsa", model, Settings(arch="dsa", model=plan), tokenizer_of())
     config_of(tmp_path / "dsa", tie_word_embeddings=True)  # transformers would leave it out
     problem = refused(tmp_path / "dsa")
     assert "output.weight is a matrix of its own, but tie_word_embeddings=True" in problem

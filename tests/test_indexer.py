@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dsa_sandbox.core.indexer import Indexer, causal_mask, indexer_kl, kept_mask, select
 from dsa_sandbox.core.transformer import group_of, nll_sum
-from dsa_sandbox.evaluation.health import figures, indexer_health, overlap
-from dsa_sandbox.variants import policies
+from dsa_sandbox.evaluation.diagnostics import figures, indexer_health, overlap
+from dsa_sandbox.selection import policies
 
 LENGTH, NUM_KEPT = 16, 5
 INDEXED = ("dsa", "dsa-v32")

@@ -14,7 +14,7 @@ from tiny import noise
 from torch import Tensor
 
 from dsa_sandbox.core.indexer import causal_mask, indexer_kl, kept_mask, select
-from dsa_sandbox.kernels import attention, gather, support
+from dsa_sandbox.kernels import attention, chunked, gather
 from dsa_sandbox.kernels.indexing import (
     Scorer,
     Selection,
@@ -53,7 +53,7 @@ SHAPES = [
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight queries each."""
-    monkeypatch.setitem(support.BLOCK, "cpu", 1)
+    monkeypatch.setitem(chunked.BLOCK, "cpu", 1)
 
 
 class Problem:
@@ -216,9 +216,9 @@ def test_gather_keeps_inputs_ids_and_output_alone() -> None:
 def test_a_chunk_fits_its_block_and_no_query_is_left_out(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setitem(support.BLOCK, "cpu", block)
+    monkeypatch.setitem(chunked.BLOCK, "cpu", block)
     for positions in (range(500), range(100, 600), [7, 400, 3, 3, 99, 450]):
-        found = list(support.chunks(positions, 4, 64, torch.device("cpu")))
+        found = list(chunked.chunks(positions, 4, 64, torch.device("cpu")))
         rows = [i for rows, _ in found for i in range(len(positions))[rows]]
         assert rows == list(range(len(positions)))
         for rows, end in found:

@@ -9,21 +9,26 @@ import dsa_sandbox
 
 PACKAGE = Path(dsa_sandbox.__file__).parent
 FLOORS = (
-    ("cli", "making", "looking", "measuring", "options", "console", "__main__"),
-    ("study",),
-    ("commands", "bench"),
-    ("job", "bases"),
-    ("training", "report", "interop"),
+    ("cli", "__main__"),
+    ("bench", "study", "report"),
+    ("commands",),
+    ("verdict",),
+    ("training", "interop", "metrics"),
     ("evaluation",),
-    ("strategies", "tasks"),
-    ("data",),
-    ("variants",),
-    ("kernels",),
+    ("runs",),
+    ("selection", "decoding", "strategies", "tasks"),
+    ("variants", "kernels", "data"),
     ("core",),
-    ("machine", "store", "children"),
     (
-        *("resolving", "settings", "registry", "sizes", "locks", "errors", "listener"),
-        *("presets", "paths"),
+        "machine",
+        "sizes",
+        "config",
+        "registry",
+        "locks",
+        "children",
+        "errors",
+        "listener",
+        "presets",
     ),
 )
 READABLE_CORE = (

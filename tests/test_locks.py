@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from home import QUICK, TinyHome, cli
 
-from dsa_sandbox import children, locks, store
+from dsa_sandbox import children, locks
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.store import Run
+from dsa_sandbox.runs import folder as store
+from dsa_sandbox.runs.folder import Run
 
 # `soft` makes every native lock fail as a file system without locks does
 HELPER = """
@@ -209,7 +210,7 @@ def test_a_base_is_measured_in_a_home_that_may_only_be_read(tiny_home: TinyHome)
     """As somebody who is not root, where we can become that: root may write anywhere."""
     script = """
 import os, sys
-from dsa_sandbox.cli import run_app
+from dsa_sandbox.cli.main import run_app
 
 def measured():
     for command in (["eval", sys.argv[1]], ["ls"], ["plot"], ["eval"]):
@@ -254,14 +255,14 @@ def paused_build(home: Path) -> tuple[Path, "subprocess.Popen[bytes]"]:
     """A `build` that has begun its run and stands still, holding the lock."""
     script = """
 import signal, os, sys
-from dsa_sandbox import store
-from dsa_sandbox.cli import run_app
+from dsa_sandbox.cli.main import run_app
+from dsa_sandbox.runs import checkpoints
 
 def stopped(run, model):
     os.kill(os.getpid(), signal.SIGSTOP)
     saved(run, model)
 
-saved, store.save_model = store.save_model, stopped
+saved, checkpoints.save_model = checkpoints.save_model, stopped
 sys.exit(run_app(sys.argv[1:]))
 """
     arguments = [str(part) for part in ("build", "--arch", "dense", *QUICK, "--home", home)]
@@ -352,10 +353,10 @@ def test_a_run_that_was_finished_meanwhile_is_returned_as_it_is(quick_home: Path
     before = {name: (run.path / name).stat().st_mtime_ns for name in run.manifest["files"]}
     script = """
 import sys
-from dsa_sandbox import store
-from dsa_sandbox.cli import run_app
+from dsa_sandbox.cli.main import run_app
+from dsa_sandbox.runs import job
 
-real, store.open_run = store.open_run, lambda *a, **k: real(*a, **k)._replace(finished=False)
+real, job.open_run = job.open_run, lambda *a, **k: real(*a, **k)._replace(finished=False)
 sys.exit(run_app(sys.argv[1:]))
 """
     arguments = ["build", "--arch", "dense", *QUICK, "--home", quick_home]

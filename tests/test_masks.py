@@ -12,15 +12,15 @@ from test_ewc import assert_bit_equal, state, tune
 from tiny import documents, tiny_model
 from torch import Tensor
 
+from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.data.tokens import Batch, batch_of
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.settings import Finetune
 from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.strategies.masks import moved_by_acft, random_lines
 from dsa_sandbox.strategies.random_mask import KIND_OF
 from dsa_sandbox.strategies.sgd import Sequential
-from dsa_sandbox.training.task import Rule
+from dsa_sandbox.training.trainee import Rule
 
 ARCHS = ("dense", "dsa", "dsa-full", "dsa-v32")
 MASKS: dict[str, dict[str, Any]] = {

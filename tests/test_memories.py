@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from tiny import CONTEXT, documents, noise, tiny_model
 from torch import Tensor, nn
 
-from dsa_sandbox.commands import tuning
-from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of
-from dsa_sandbox.data.tokens import Batch, batch_of
-from dsa_sandbox.settings import Finetune
+from dsa_sandbox.commands import finetune
+from dsa_sandbox.config.settings import Finetune
+from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
 from dsa_sandbox.strategies.base import NoSettings, Place, Strategy
 from dsa_sandbox.strategies.der import Der, DerSettings, answers
 from dsa_sandbox.strategies.lora import Lora, LoraSettings
@@ -26,7 +26,7 @@ from dsa_sandbox.strategies.rehearsal import Rehearsal, RehearsalSettings
 from dsa_sandbox.strategies.replay import Replay
 from dsa_sandbox.strategies.sgd import Sequential
 from dsa_sandbox.strategies.wise import Wise, WiseSettings
-from dsa_sandbox.training.task import Rule
+from dsa_sandbox.training.trainee import Rule
 
 Memory = dict[str, Tensor]
 
@@ -458,7 +458,7 @@ def test_rank_zero_is_the_rank_whose_count_is_nearest_to_acfts(arch: str) -> Non
         lora = Lora(LoraSettings(rank=rank))
         rule = rule_of(model, lora)
         own = sum(p.numel() for p in rule.trained().values())
-        assert tuning.mask_of(rule)["trainable"] == own
+        assert finetune.mask_of(rule)["trainable"] == own
         return own
 
     chosen = Lora(LoraSettings(rank=0)).rank(model)

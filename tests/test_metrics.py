@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsa_sandbox.evaluation import arms, metrics
-from dsa_sandbox.evaluation.metrics import Record
+from dsa_sandbox.metrics import forgetting
+from dsa_sandbox.metrics.forgetting import Record
+from dsa_sandbox.verdict import contrasts
 
 NAN = float("nan")
 SEEN_ONLY = np.array([[0.1, 0.0, 0.0], [0.4, NAN, NAN], [0.9, 1.0, NAN], [0.6, 0.4, 0.8]])
@@ -88,74 +89,78 @@ def test_the_summary_of_two_tasks_is_what_a_hand_computes() -> None:
         "stop_margin": (1.9 + 0.0 + 1.0 - 2.7) / 4,
         "steps": 30.0,
     }
-    found = metrics.summary(two_tasks(), LINES)
+    found = forgetting.summary(two_tasks(), LINES)
     assert found == pytest.approx(expected)
-    assert found.keys() == metrics.FORMULAS.keys()
+    assert found.keys() == forgetting.FORMULAS.keys()
 
 
 def test_the_order_of_records_changes_nothing() -> None:
-    backwards = metrics.summary(two_tasks()[::-1], LINES[::-1])
-    assert backwards == pytest.approx(metrics.summary(two_tasks(), LINES))
+    backwards = forgetting.summary(two_tasks()[::-1], LINES[::-1])
+    assert backwards == pytest.approx(forgetting.summary(two_tasks(), LINES))
 
 
 def test_the_accuracy_matrix_is_nan_where_nothing_was_measured() -> None:
     expected = [[0.0, 0.0], [1.0, NAN], [0.5, 0.5]]
-    np.testing.assert_array_equal(metrics.accuracy_matrix(two_tasks(), 2), expected)
+    np.testing.assert_array_equal(forgetting.accuracy_matrix(two_tasks(), 2), expected)
 
 
 def test_forgetting_is_first_minus_last() -> None:
-    assert metrics.forgetting(SEEN_ONLY) == pytest.approx(((0.4 - 0.6) + (1.0 - 0.4)) / 2)
-    assert metrics.forgetting(IMPROVING) == pytest.approx(((0.2 - 0.9) + (0.5 - 0.7)) / 2)
+    assert forgetting.forgetting(SEEN_ONLY) == pytest.approx(((0.4 - 0.6) + (1.0 - 0.4)) / 2)
+    assert forgetting.forgetting(IMPROVING) == pytest.approx(((0.2 - 0.9) + (0.5 - 0.7)) / 2)
 
 
 def test_forgetting_of_chaudhry_is_best_before_the_end_minus_last_and_may_be_negative() -> None:
-    found = metrics.forgetting_chaudhry(SEEN_ONLY)
+    found = forgetting.forgetting_chaudhry(SEEN_ONLY)
     assert found == pytest.approx(((0.9 - 0.6) + (1.0 - 0.4)) / 2)
-    found = metrics.forgetting_chaudhry(IMPROVING)
+    found = forgetting.forgetting_chaudhry(IMPROVING)
     assert found == pytest.approx(((0.3 - 0.9) + (0.5 - 0.7)) / 2)
 
 
 def test_forgetting_from_the_best_of_all_rows_is_never_negative() -> None:
-    found = metrics.forgetting_max0(SEEN_ONLY)
+    found = forgetting.forgetting_max0(SEEN_ONLY)
     assert found == pytest.approx(((0.9 - 0.6) + (1.0 - 0.4)) / 2)
-    assert metrics.forgetting_max0(IMPROVING) == 0
+    assert forgetting.forgetting_max0(IMPROVING) == 0
     rng = np.random.default_rng(0)
-    assert all(metrics.forgetting_max0(rng.random((6, 5))) >= 0 for _ in range(20))
+    assert all(forgetting.forgetting_max0(rng.random((6, 5))) >= 0 for _ in range(20))
 
 
 def test_the_row_before_a_task_does_not_count_as_its_best() -> None:
     known_before = np.array([[1.0, 1.0], [0.5, 1.0], [0.4, 0.9]])
-    assert metrics.forgetting_chaudhry(known_before) == pytest.approx(0.5 - 0.4)
-    assert metrics.forgetting_max0(known_before) == pytest.approx(0.5 - 0.4)
+    assert forgetting.forgetting_chaudhry(known_before) == pytest.approx(0.5 - 0.4)
+    assert forgetting.forgetting_max0(known_before) == pytest.approx(0.5 - 0.4)
 
 
 def test_a_row_that_was_not_measured_is_passed_over() -> None:
     sparse = SEEN_ONLY.copy()
     sparse[2, 0] = NAN
     expected = ((0.4 - 0.6) + (1.0 - 0.4)) / 2
-    assert metrics.forgetting_chaudhry(sparse) == pytest.approx(expected)
-    assert metrics.average_anytime_accuracy(sparse) == pytest.approx((0.4 + 1.0 + 0.6) / 3)
+    assert forgetting.forgetting_chaudhry(sparse) == pytest.approx(expected)
+    assert forgetting.average_anytime_accuracy(sparse) == pytest.approx((0.4 + 1.0 + 0.6) / 3)
 
 
 @pytest.mark.parametrize("matrix", [SEEN_ONLY, IMPROVING])
 def test_backward_transfer_is_minus_forgetting(matrix: np.ndarray) -> None:
     last = np.mean([matrix[3, j] - matrix[j + 1, j] for j in range(2)])
-    assert metrics.backward_transfer(matrix) == pytest.approx(last)
-    assert metrics.backward_transfer(matrix) == -metrics.forgetting(matrix)
+    assert forgetting.backward_transfer(matrix) == pytest.approx(last)
+    assert forgetting.backward_transfer(matrix) == -forgetting.forgetting(matrix)
 
 
 def test_anytime_accuracy_averages_rows_over_the_tasks_seen() -> None:
     expected = (0.4 + (0.9 + 1.0) / 2 + (0.6 + 0.4 + 0.8) / 3) / 3
-    assert metrics.average_anytime_accuracy(SEEN_ONLY) == pytest.approx(expected)
+    assert forgetting.average_anytime_accuracy(SEEN_ONLY) == pytest.approx(expected)
     unseen = np.nan_to_num(SEEN_ONLY, nan=0.7)
-    assert metrics.average_anytime_accuracy(unseen) == pytest.approx(expected)
+    assert forgetting.average_anytime_accuracy(unseen) == pytest.approx(expected)
 
 
 def test_one_task_cannot_be_forgotten() -> None:
     one = np.array([[0.0], [0.8]])
-    for figure in (metrics.forgetting, metrics.forgetting_chaudhry, metrics.forgetting_max0):
+    for figure in (
+        forgetting.forgetting,
+        forgetting.forgetting_chaudhry,
+        forgetting.forgetting_max0,
+    ):
         assert math.isnan(figure(one))
-    assert metrics.average_anytime_accuracy(one) == 0.8
+    assert forgetting.average_anytime_accuracy(one) == 0.8
 
 
 def test_margin_fall_compares_the_row_of_the_task_with_the_last() -> None:
@@ -164,24 +169,24 @@ def test_margin_fall_compares_the_row_of_the_task_with_the_last() -> None:
         *[cloze(row, 1, 0, -1.0, -1.5, contra, True) for row, contra in ((2, -2), (3, -3))],
         cloze(3, 2, 0, -1.0, -1.5, -7.0, True),
     ]
-    assert metrics.margin_fall(records, 3) == pytest.approx(((3 - 1) + (1 - 2) + 0) / 3)
+    assert forgetting.margin_fall(records, 3) == pytest.approx(((3 - 1) + (1 - 2) + 0) / 3)
 
 
 def test_kept_share_asks_only_for_what_was_once_learned() -> None:
-    assert metrics.kept_share(two_tasks(), 2) == pytest.approx(2 / 3)
+    assert forgetting.kept_share(two_tasks(), 2) == pytest.approx(2 / 3)
     never = [{**r, "gen_em": r["row"] == 2 and r["task"] == 0} for r in two_tasks()]
-    assert math.isnan(metrics.kept_share(never, 2))
+    assert math.isnan(forgetting.kept_share(never, 2))
 
 
 def test_a_tie_is_a_failure() -> None:
     margins = {1.0: 1.0, 1e-9: 1.0, 0.0: 0.0, -1.0: 0.0}
     for margin, share in margins.items():
-        assert metrics.right([record("cloze", 0, 0, 0, answer=0.0, rival=-margin)]) == share
-    assert math.isnan(metrics.right([]))
+        assert forgetting.right([record("cloze", 0, 0, 0, answer=0.0, rival=-margin)]) == share
+    assert math.isnan(forgetting.right([]))
 
 
 def test_world_probabilities_tell_worlds_from_no_world() -> None:
-    found = metrics.world_probabilities(two_tasks())
+    found = forgetting.world_probabilities(two_tasks())
     own = (math.exp(-0.1) + math.exp(-0.5) + math.exp(-0.2) + math.exp(-3.0)) / 4
     assert found == pytest.approx({"world": own, "other": (0.3 + 0.1) / 2, "none": 0.5})
 
@@ -192,7 +197,7 @@ ARM = {"learned": 0.95, "stop_margin": 1.5, "generality": 0.5, "own_bleed": 0.25
 def test_arms_within_every_limit_are_at_equal_learning() -> None:
     close = {"learned": 0.9, "stop_margin": 2.0, "generality": 0.5625, "own_bleed": 0.1875}
     for a, b in ((ARM, ARM), (ARM, close), (close, ARM)):
-        assert arms.equal_learning(a, b) == arms.Matching(True, [])
+        assert contrasts.equal_learning(a, b) == contrasts.Matching(True, [])
 
 
 @pytest.mark.parametrize(
@@ -211,11 +216,11 @@ def test_arms_within_every_limit_are_at_equal_learning() -> None:
 def test_a_difference_beyond_a_limit_or_a_nan_ends_equal_learning(key: str, value: float) -> None:
     other = ARM | {key: value}
     for a, b in ((ARM, other), (other, ARM)):
-        match = arms.equal_learning(a, b)
+        match = contrasts.equal_learning(a, b)
         assert not match.equal
         assert len(match.reasons) == 1
     if key != "learned":
-        assert arms.equal_learning(other, other).equal != math.isnan(value)
+        assert contrasts.equal_learning(other, other).equal != math.isnan(value)
 
 
 def arm(arch: str, strategy: str, y: float, **more: object) -> dict[str, object]:
@@ -233,16 +238,16 @@ FOUR = {
 
 
 def test_the_primary_contrast_is_the_difference_of_differences() -> None:
-    (found,) = [row for row in arms.contrasts(FOUR) if row["claim"] == "H2c"]
+    (found,) = [row for row in contrasts.contrasts(FOUR) if row["claim"] == "H2c"]
     assert found["Y"] == (0.25 - 0.5) - (0.375 - 0.5)
     assert found["verdict"] == "undecided"
 
 
 def test_the_primary_contrast_says_which_arms_are_not_at_equal_learning() -> None:
     uneven = FOUR | {"c": arm("dense", "acft", 0.375, own_bleed=0.5)}
-    (found,) = [row for row in arms.contrasts(uneven) if row["claim"] == "H2c"]
+    (found,) = [row for row in contrasts.contrasts(uneven) if row["claim"] == "H2c"]
     assert not found["equal_learning"]
-    title = metrics.FORMULAS["own_bleed"].title
+    title = forgetting.FORMULAS["own_bleed"].title
     assert found["differs"] == [
         f"{title} differs by 0.25 (limit 0.1), {pair} and dense {other}"
         for pair, other in (("dsa acft", "acft"), ("dsa sgd", "acft"), ("dense acft", "sgd"))
@@ -255,7 +260,7 @@ def test_within_the_primary_contrast_each_two_arms_are_matched() -> None:
         "c": arm("dense", "acft", 0.375, stop_margin=1.125),
         "d": arm("dense", "sgd", 0.5, stop_margin=1.875),
     }
-    (found,) = [row for row in arms.contrasts(apart) if row["claim"] == "H2c"]
+    (found,) = [row for row in contrasts.contrasts(apart) if row["claim"] == "H2c"]
     assert not found["equal_learning"]
     assert len(found["differs"]) == 1
     assert found["differs"][0].endswith("dense acft and dense sgd")
@@ -277,20 +282,20 @@ def test_arms_that_were_asked_for_something_else_are_not_at_equal_learning() -> 
         ),
         (arm("dsa", "sgd", 0.5, terms=terms, base=["b"]), ["they stand on two bases"]),
     ):
-        assert arms.equal_learning(ours, other).reasons == reasons
+        assert contrasts.equal_learning(ours, other).reasons == reasons
 
 
 def test_two_arms_of_one_name_are_left_out_of_contrasts() -> None:
     twice = FOUR | {"e": arm("dense", "sgd", 0.75)}
-    assert arms.comparable(FOUR).left_out == []
-    (reason,) = arms.comparable(twice).left_out
+    assert contrasts.comparable(FOUR).left_out == []
+    (reason,) = contrasts.comparable(twice).left_out
     assert "2 arms are dense sgd" in reason
-    assert not [row for row in arms.contrasts(twice) if "dense sgd" in row["contrast"]]
-    assert [row for row in arms.contrasts(twice) if row["contrast"] == "dsa acft - dsa sgd"]
+    assert not [row for row in contrasts.contrasts(twice) if "dense sgd" in row["contrast"]]
+    assert [row for row in contrasts.contrasts(twice) if row["contrast"] == "dsa acft - dsa sgd"]
 
 
 @pytest.mark.parametrize("other", [{"stream": "two"}, {"seed": 1}])
 def test_arms_of_other_streams_or_seeds_are_not_compared(other: dict[str, object]) -> None:
     mixed = FOUR | {"e": arm("dense", "ewc", 0.75, **other)}
-    assert not arms.contrasts(mixed)
-    assert len(arms.comparable(mixed).left_out) == 1
+    assert not contrasts.contrasts(mixed)
+    assert len(contrasts.comparable(mixed).left_out) == 1

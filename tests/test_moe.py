@@ -16,18 +16,20 @@ from home import QUICK, STREAM, cli
 from tiny import CONTEXT, VOCABULARY, documents, noise, some_tokens, tiny_model, tiny_settings
 from torch import Tensor
 
-from dsa_sandbox import bases, resolving, sizes, store
-from dsa_sandbox.commands import tuning
-from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of
-from dsa_sandbox.data.tokens import batch_of
+from dsa_sandbox import sizes
+from dsa_sandbox.commands import finetune
+from dsa_sandbox.config import resolve as resolving
+from dsa_sandbox.config.resolve import preset_names, resolve
+from dsa_sandbox.config.settings import Model
+from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.data.tokens import IGNORED, batch_of
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.evaluation.health import expert_health
-from dsa_sandbox.resolving import preset_names, resolve
-from dsa_sandbox.settings import Model
-from dsa_sandbox.store import Run
+from dsa_sandbox.evaluation.diagnostics import expert_health
+from dsa_sandbox.runs import checkpoints, load
+from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.ewc import sampled_fisher
-from dsa_sandbox.tasks import stream
+from dsa_sandbox.tasks import schema
 from dsa_sandbox.variants.moe import Balance, Mixture, load_of, mixtures
 
 ARCHS = ("dense", "dsa", "dsa-full", "dsa-v32")
@@ -234,7 +236,7 @@ QUICK_MOE = [*QUICK, "--set", "model.ffn=moe", "--set", "model.num_experts=4"]
 
 
 def weights(run: Path) -> dict[str, Tensor]:
-    return store.load_tensors(run / "model.safetensors")
+    return checkpoints.load_tensors(run / "model.safetensors")
 
 
 def test_biases_move_in_pre_training_while_the_trunk_learns(quick_home: Path) -> None:
@@ -261,9 +263,9 @@ def test_fine_tuning_leaves_biases_and_what_is_frozen_bit_equal(
         options={"strategy": (strategy, "--strategy")},
         with_strategy=True,
     )
-    values = bases.for_base(resolved.settings, Run(base), resolved.sources)
-    tasks = stream.read(STREAM)[:1]
-    run = tuning.finetune(values, quick_home, Run(base), tasks, "one", "1" * 64).run
+    values = load.for_base(resolved.settings, Run(base), resolved.sources)
+    tasks = schema.read(STREAM)[:1]
+    run = finetune.finetune(values, quick_home, Run(base), tasks, "one", "1" * 64).run
     before, after = weights(base), weights(run.path)
     moved = {group_of(name) for name in before if not torch.equal(before[name], after[name])}
     assert before["blocks.0.feedforward.bias"].any()
@@ -356,5 +358,5 @@ def test_the_tables_of_build_show_shared_experts_experts_and_router(quick_home: 
     assert answer.code == 0
     groups = {line.split()[0] for line in answer.err.splitlines() if line.strip()}
     assert {"feedforward", "experts", "router"} <= groups
-    model: Model = bases.run_settings(Run(answer.run)).model
+    model: Model = load.run_settings(Run(answer.run)).model
     assert Transformer("dsa", model, 31, 64, 0).blocks[0].feedforward.num_active == 2

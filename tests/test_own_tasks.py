@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from home import STREAM, TINY_EWC, TinyHome, cli, inside
 
-from dsa_sandbox.tasks import stream as tasks
+from dsa_sandbox.tasks import schema
 
 ROWS = STREAM.read_text("utf-8").splitlines()
 
@@ -129,7 +129,7 @@ def test_a_study_learns_the_rows_of_a_file(tiny_home: TinyHome, tmp_path: Path) 
         assert figures["tasks"] == 2
         stream = Path(value["stream"])
         assert stream.name.startswith("make-tasks-given-")
-        assert tasks.read(stream / "tasks.jsonl") == tasks.read(rows)
+        assert schema.read(stream / "tasks.jsonl") == schema.read(rows)
         arm = json.loads((Path(value["arms"][0]) / "manifest.json").read_text("utf-8"))
         assert arm["tasks"]["name"] == stream.name
         made = cli("make-tasks", "--tasks", rows.name, "--config", "tiny.toml")

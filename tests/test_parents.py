@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 from home import QUICK, STREAM, cli, inside
 
-from dsa_sandbox import bases
 from dsa_sandbox.data import grammar
-from dsa_sandbox.store import Run
+from dsa_sandbox.runs import load
+from dsa_sandbox.runs.folder import Run
 
 BIGGER = ("data.vocabulary=1500", "model.context=160")
 SMALL = [*QUICK, *(part for text in BIGGER for part in ("--set", text))]
@@ -207,4 +207,4 @@ def test_arms_are_told_apart_by_what_their_bases_are(tiny_home: Any, tmp_path: P
     first, second = (Run(Path(run.strip())) for run in runs)
     sha = "model.safetensors"
     assert first.manifest["files"][sha] == second.manifest["files"][sha]
-    assert bases.stood_on([first]) != bases.stood_on([second])
+    assert load.stood_on([first]) != load.stood_on([second])

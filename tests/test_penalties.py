@@ -27,12 +27,12 @@ from test_ewc import (
 from tiny import documents, noise, tiny_model
 from torch import nn
 
-from dsa_sandbox.core.transformer import IGNORED, Transformer
-from dsa_sandbox.data.tokens import Batch, batch_of
+from dsa_sandbox.config.settings import Finetune
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.settings import Finetune
 from dsa_sandbox.strategies.base import NoSettings, Strategy
-from dsa_sandbox.strategies.careless import empirical, of_batches
+from dsa_sandbox.strategies.biased_fisher import empirical, of_batches
 from dsa_sandbox.strategies.combined import Combined
 from dsa_sandbox.strategies.ewc import EwcSettings, sampled_fisher
 from dsa_sandbox.strategies.ewc_proximal import EwcProximal
@@ -40,7 +40,7 @@ from dsa_sandbox.strategies.lwf import Lwf, LwfSettings, real_tokens, softened_k
 from dsa_sandbox.strategies.mas import output_importance
 from dsa_sandbox.strategies.sgd import Sequential
 from dsa_sandbox.strategies.si import Si, SiSettings
-from dsa_sandbox.training.task import Rule
+from dsa_sandbox.training.trainee import Rule
 
 PULLING = ("l2sp", "si", "mas", "lwf")
 

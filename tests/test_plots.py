@@ -10,9 +10,9 @@ import pytest
 import stored
 from home import cli
 
-from dsa_sandbox.evaluation import arms
-from dsa_sandbox.report.figures import KINDS
-from dsa_sandbox.store import Run
+from dsa_sandbox.metrics import arm
+from dsa_sandbox.report.plots import KINDS
+from dsa_sandbox.runs.folder import Run
 
 SETTING_OF = {
     "kl": "eval.full_every",
@@ -125,13 +125,13 @@ def test_eval_all_adds_a_table_and_changes_nothing_above_it(home: Path) -> None:
 
 def test_json_and_formulas_hold_every_figure(home: Path) -> None:
     value = cli("eval", "--json", "--home", home).value
-    assert value["formulas"].keys() == arms.FORMULAS.keys()
+    assert value["formulas"].keys() == arm.FORMULAS.keys()
     for figures in value["runs"].values():
-        assert arms.FORMULAS.keys() <= figures.keys()
+        assert arm.FORMULAS.keys() <= figures.keys()
     (sgd,) = (f for f in value["runs"].values() if (f["arch"], f["strategy"]) == ("dsa", "sgd"))
     assert (sgd["fwt"], sgd["intransigence"], sgd["intransigence_joint"]) == (0, 0, 0)
     text = " ".join(cli("eval", "--formulas", "--home", home).out.split())
-    assert all(formula.text in text for formula in arms.FORMULAS.values())
+    assert all(formula.text in text for formula in arm.FORMULAS.values())
 
 
 def at(home: Path) -> tuple[str, Path]:

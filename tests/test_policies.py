@@ -9,12 +9,12 @@ from home import TinyHome, cli
 from tiny import CONTEXT, documents, some_tokens, tiny_model
 from torch import Tensor
 
+from dsa_sandbox.config.settings import Train
 from dsa_sandbox.core.indexer import causal_mask, kept_mask, select
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.evaluation.scoring import heldout_nll
-from dsa_sandbox.settings import Train
+from dsa_sandbox.selection import policies
 from dsa_sandbox.training.pretrain import phase_of
-from dsa_sandbox.variants import policies
 
 NUM_KEPT = 6
 

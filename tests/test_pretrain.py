@@ -13,9 +13,9 @@ from home import QUICK, cli
 from tiny import documents, some_tokens, tiny_model, tiny_settings
 from torch import Tensor
 
-from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of, nll_sum
-from dsa_sandbox.data.tokens import Batch, batch_of
-from dsa_sandbox.settings import Train
+from dsa_sandbox.config.settings import Train
+from dsa_sandbox.core.transformer import Transformer, group_of, nll_sum
+from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
 from dsa_sandbox.training.loop import Phase, Step, train
 from dsa_sandbox.training.pretrain import (
     drawn_queries,

@@ -14,27 +14,27 @@ from home import QUICK, TinyHome, cli
 from tiny import CONTEXT, VOCABULARY, documents, some_tokens, tiny_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from dsa_sandbox.config.settings import Eval, Finetune
 from dsa_sandbox.core.attention import DsaAttention
 from dsa_sandbox.core.indexer import kept_mask, select
 from dsa_sandbox.core.rope import Table
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar, tokens
 from dsa_sandbox.data.tokens import Corpus, Packed, encode
-from dsa_sandbox.evaluation import scoring, telling
-from dsa_sandbox.evaluation.measures import Measures
+from dsa_sandbox.evaluation import scoring, story_quality
+from dsa_sandbox.evaluation.evaluator import Measures
 from dsa_sandbox.evaluation.probes import Probes, divergence
 from dsa_sandbox.evaluation.recall import DISTANCES, Planted, planted, recall
-from dsa_sandbox.evaluation.recovery import STEPS, recovery
+from dsa_sandbox.evaluation.relearning import STEPS, recovery
 from dsa_sandbox.evaluation.scoring import encode_items, pair_accuracy, score
 from dsa_sandbox.evaluation.selection import jaccard, kept_keys
-from dsa_sandbox.settings import Eval, Finetune
-from dsa_sandbox.store import Run
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.selection import policies
 from dsa_sandbox.strategies.base import NoSettings, Strategy
-from dsa_sandbox.tasks.stream import KINDS, Item, Task
+from dsa_sandbox.tasks.schema import KINDS, Item, Task
 from dsa_sandbox.tasks.writing import Writer
 from dsa_sandbox.training.loop import Step
-from dsa_sandbox.training.task import Rule
-from dsa_sandbox.variants import policies
+from dsa_sandbox.training.trainee import Rule
 
 ARCHS = ("dense", "dsa", "dsa-full", "dsa-v32")
 
@@ -137,10 +137,10 @@ def test_a_collapsed_network_is_right_about_nothing(value: float, words: Tokeniz
     assert pair_accuracy(model, pairs, words) == {"kind": 0.0}
     (row,) = recall(model, [one_planted(words)], words)
     assert row["right"] == 0
-    told = telling.tell(model, [np.arange(14) % 9], 2, seed=0)
+    told = story_quality.tell(model, [np.arange(14) % 9], 2, seed=0)
     if math.isnan(value):
         assert [(story.ids, story.ended) for story in told] == [([], False)] * 2
-        figures = telling.figures(told, words, tiny_model("dense"))
+        figures = story_quality.figures(told, words, tiny_model("dense"))
         assert figures["ended"] == figures["length"] == 0
         assert figures["repetition"] is figures["distinct"] is figures["judge_nll"] is None
 
@@ -307,20 +307,23 @@ def test_bytes_are_those_of_the_targets(words: Tokenizer) -> None:
 
 
 def test_repetition_counts_four_tokens_said_again() -> None:
-    assert telling.repetition([1, 2, 3, 4, 5, 6]) == 0
-    assert telling.repetition([7] * 10) == 1 - 1 / 7
-    assert telling.repetition([1, 2, 3, 4, 1, 2, 3, 4]) == 1 - 4 / 5
-    assert telling.repetition([1, 2, 3]) is None
+    assert story_quality.repetition([1, 2, 3, 4, 5, 6]) == 0
+    assert story_quality.repetition([7] * 10) == 1 - 1 / 7
+    assert story_quality.repetition([1, 2, 3, 4, 1, 2, 3, 4]) == 1 - 4 / 5
+    assert story_quality.repetition([1, 2, 3]) is None
 
 
 def test_distinct_words_are_compared_to_uniform_draws() -> None:
     expected_of_three = 3 - 3 * (2 / 3) ** 3  # each of three words is missed with (2/3)^3
-    assert telling.distinct(["a", "b", "a"], 3) == pytest.approx(2 / expected_of_three)
-    assert telling.distinct(["a"], 50) == pytest.approx(1)
-    assert telling.distinct([], 3) is None
+    assert story_quality.distinct(["a", "b", "a"], 3) == pytest.approx(2 / expected_of_three)
+    assert story_quality.distinct(["a"], 50) == pytest.approx(1)
+    assert story_quality.distinct([], 3) is None
     rng = np.random.default_rng(0)
     short, long = (
-        [telling.distinct([str(i) for i in rng.integers(100, size=n)], 100) for _ in range(40)]
+        [
+            story_quality.distinct([str(i) for i in rng.integers(100, size=n)], 100)
+            for _ in range(40)
+        ]
         for n in (20, 300)
     )
     assert np.mean(short) == pytest.approx(1, abs=0.02)  # type: ignore[arg-type]
@@ -347,7 +350,7 @@ def test_distinct_words_are_compared_to_uniform_draws() -> None:
 def test_pronouns_are_judged_while_only_one_gender_is_about(
     text: str, agreeing: int, judged: int
 ) -> None:
-    assert telling.pronouns(text) == (agreeing, judged)
+    assert story_quality.pronouns(text) == (agreeing, judged)
 
 
 @pytest.mark.parametrize(
@@ -361,26 +364,32 @@ def test_pronouns_are_judged_while_only_one_gender_is_about(
     ],
 )
 def test_the_hero_is_the_child_named_first(prompt: str, told: str, again: bool | None) -> None:
-    assert telling.named_again(prompt, told) is again
+    assert story_quality.named_again(prompt, told) is again
 
 
 @torch.no_grad()
 def test_the_judge_reads_what_is_told_and_its_end(words: Tokenizer) -> None:
     judge = tiny_model("dsa", seed=2)
-    stories = [telling.Told([0, 4, 5], [6, 7, 8], True), telling.Told([0, 9, 4], [5], False)]
+    stories = [
+        story_quality.Told([0, 4, 5], [6, 7, 8], True),
+        story_quality.Told([0, 9, 4], [5], False),
+    ]
     nats = []
     for prompt, ids, ended in stories:
         whole = [*prompt, *ids, *([0] if ended else [])]
         logp_TV = judge(torch.tensor([whole]))[0].log_softmax(-1)
         nats += [-float(logp_TV[t - 1, whole[t]]) for t in range(3, len(whole))]
     assert len(nats) == 5
-    told = telling.told_nll(telling.Judge("other", judge), stories, words)
+    told = story_quality.told_nll(story_quality.Judge("other", judge), stories, words)
     assert told == pytest.approx(np.mean(nats), abs=1e-5)
 
 
 @torch.no_grad()
 def test_a_judge_with_another_tokenizer_reads_the_words_and_not_the_ids(words: Tokenizer) -> None:
-    stories = [telling.Told([0, 4, 5], [6, 7, 2], True), telling.Told([0, 9, 4], [5], False)]
+    stories = [
+        story_quality.Told([0, 4, 5], [6, 7, 2], True),
+        story_quality.Told([0, 9, 4], [5], False),
+    ]
     bpe = tokens.bpe_tokenizer(["w1 w2 w3 w4"] * 20, 300)
     judge = tiny_model("dense", vocabulary=bpe.get_vocab_size(), context=64)
     nats = []
@@ -390,7 +399,7 @@ def test_a_judge_with_another_tokenizer_reads_the_words_and_not_the_ids(words: T
         given = 1 + len(bpe.encode(words.decode(story.prompt[1:])).ids)
         logp_TV = judge(torch.tensor([whole]))[0].log_softmax(-1)
         nats += [-float(logp_TV[t - 1, whole[t]]) for t in range(given, len(whole))]
-    told = telling.told_nll(telling.Judge("other", judge, bpe), stories, words)
+    told = story_quality.told_nll(story_quality.Judge("other", judge, bpe), stories, words)
     assert told == pytest.approx(np.mean(nats), abs=1e-5)
 
 
@@ -401,12 +410,12 @@ def test_stories_are_a_function_of_their_seed_and_touch_no_other_chance(
     model, rows = tiny_model(arch), [np.array([0, *range(3, 20), 0]), np.array([5, 6])]
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    told = telling.tell(model, rows, 3, seed=8)
+    told = story_quality.tell(model, rows, 3, seed=8)
     torch.rand(3)
-    assert telling.tell(model, rows, 3, seed=8) == told
-    assert telling.tell(model, rows, 3, seed=11) != told
+    assert story_quality.tell(model, rows, 3, seed=8) == told
+    assert story_quality.tell(model, rows, 3, seed=11) != told
     torch.set_rng_state(before)
-    telling.tell(model, rows, 3, seed=8)
+    story_quality.tell(model, rows, 3, seed=8)
     assert torch.equal(torch.get_rng_state(), before)
     for story in told:
         assert story.prompt == [0, *range(3, 14)]  # of the document that begins with END
@@ -458,7 +467,7 @@ def test_in_a_short_context_what_has_no_room_is_not_asked(words: Tokenizer) -> N
     starts = np.arange(5) * 11
     packed = Packed(np.concatenate(rows), starts, 100)
     text = Corpus(words, packed, packed, "", 0, Path())
-    probes, judge = Probes([a_task()], words, model), telling.Judge("itself", model)
+    probes, judge = Probes([a_task()], words, model), story_quality.Judge("itself", model)
     measures = Measures(Eval(stories=2), probes, text, Writer(words, 16, 6, "test"), judge, 0)
     line = measures.row(model, 1, full=True)
     assert line["recall"] == []  # it has no word for a fact

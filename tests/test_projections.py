@@ -17,10 +17,11 @@ from test_penalties import stories
 from tiny import documents, noise, some_tokens, tiny_model
 from torch import Tensor
 
-from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of
-from dsa_sandbox.data.tokens import Batch, batch_of
+from dsa_sandbox.config.settings import Finetune
+from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.settings import Finetune
+from dsa_sandbox.selection import backends
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.agem import Agem, AgemSettings
 from dsa_sandbox.strategies.base import Place, Strategy
@@ -28,8 +29,7 @@ from dsa_sandbox.strategies.combined import Combined
 from dsa_sandbox.strategies.ewc import Ewc, EwcSettings
 from dsa_sandbox.strategies.gpm import Gpm, GpmSettings, grown, read
 from dsa_sandbox.strategies.ogd import Ogd, OgdSettings, leading
-from dsa_sandbox.training.task import Rule
-from dsa_sandbox.variants import backends
+from dsa_sandbox.training.trainee import Rule
 
 PROJECTING = ("agem", "ogd", "gpm")
 SMALL: dict[str, dict[str, Any]] = {

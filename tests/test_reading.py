@@ -19,11 +19,11 @@ from home import QUICK, cli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dsa_sandbox.config.settings import Data
 from dsa_sandbox.data import corpus, local, tokens
 from dsa_sandbox.data.corpus import Part
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.listener import Listener
-from dsa_sandbox.settings import Data
 
 TWELVE = [f"Tom had a ball. It was number {number}." for number in range(12)]
 
@@ -416,7 +416,7 @@ READ_MUCH = """
 import sys
 from pathlib import Path
 from dsa_sandbox.data import corpus, tokens
-from dsa_sandbox.settings import Data
+from dsa_sandbox.config.settings import Data
 data = Data(source=sys.argv[1], vocabulary=400, num_stories=10**7, num_validation=50)
 text = tokens.prepare(corpus.resolve(data), data, 0, 128, Path(sys.argv[2]))
 import resource

@@ -9,8 +9,9 @@ import pytest
 import typer
 from home import QUICK, ROOT, TINY_EWC, TinyHome, cli, inside
 
-from dsa_sandbox import registry, resolving
-from dsa_sandbox.cli import ClickException, app
+from dsa_sandbox import registry
+from dsa_sandbox.cli.main import ClickException, app
+from dsa_sandbox.config import resolve
 from dsa_sandbox.data import grammar
 
 README = ROOT / "README.md"
@@ -61,10 +62,10 @@ def check(arguments: list[str]) -> None:
         return
     values = command.make_context(arguments[0], list(arguments[1:]), resilient_parsing=False).params
     sets = list(values.get("set_") or [])
-    known = resolving.known_keys()
+    known = resolve.known_keys()
     included = bool(values.get("include"))
     for text in sets:
-        key, _ = resolving.parse_set(text)
+        key, _ = resolve.parse_set(text)
         section = key.partition(".")[0]
         if section in list(registry.strategies):
             fields = registry.strategies[section].Settings.model_fields
@@ -76,7 +77,7 @@ def check(arguments: list[str]) -> None:
         for value in re.split(r"[,+]", chosen or ""):
             assert not value or included or value in list(kind), f"{name} {value}"
     if values.get("preset"):
-        assert values["preset"] in resolving.preset_names(), values["preset"]
+        assert values["preset"] in resolve.preset_names(), values["preset"]
     for path in (values.get("include") or [], [values.get("tasks")]):
         for name in path:
             if name and "/" in str(name):

@@ -10,14 +10,16 @@ import pytest
 import torch
 from home import ANCHOR, QUICK, STREAM, StopAfter, TinyHome, cli
 
-from dsa_sandbox import bases, registry, resolving
-from dsa_sandbox.commands import networks, tuning
+from dsa_sandbox import registry
+from dsa_sandbox.commands import finetune, pretrain
+from dsa_sandbox.config import resolve
+from dsa_sandbox.config.resolve import Resolved
 from dsa_sandbox.errors import Interrupted
-from dsa_sandbox.job import Result
 from dsa_sandbox.listener import SILENT, Listener
-from dsa_sandbox.resolving import Resolved
-from dsa_sandbox.store import Run
-from dsa_sandbox.tasks import stream
+from dsa_sandbox.runs import load
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.runs.job import Result
+from dsa_sandbox.tasks import schema
 
 EVERY_STEP = "machine.save_every_s=0.000001"
 SAME = ("model.safetensors", "metrics.jsonl", "records.jsonl")
@@ -25,7 +27,7 @@ SAME = ("model.safetensors", "metrics.jsonl", "records.jsonl")
 
 def pretraining(arch: str, *sets: str) -> Resolved:
     """Nine steps: dense, then (dsa) the indexer alone, then sparse."""
-    return resolving.resolve(
+    return resolve.resolve(
         sets=[
             *QUICK[1::2],
             *("train.steps=9", "train.dense_fraction=0.4", "train.indexer_fraction=0.2"),
@@ -56,7 +58,7 @@ BOUNDS = ("none", "joint", "independent")
 def fine_tuning(strategy: str, *sets: str) -> Resolved:
     """Three tasks of four steps, checked every second."""
     parts = [text for part in strategy.split("+") for text in SETS.get(part, ())]
-    return resolving.resolve(
+    return resolve.resolve(
         sets=["finetune.max_steps=4", "finetune.check_every=2", "finetune.batch=4",
               "eval.num_heldout=3", "eval.stories=2", "eval.recall_items=2", "eval.pairs=4",
               "eval.dense_tasks=[1]", "eval.dense_steps=3", "machine.threads=1", *parts, *sets],
@@ -68,9 +70,9 @@ def fine_tuning(strategy: str, *sets: str) -> Resolved:
 def tune(home: Path, base: Path, strategy: str, *sets: str, listener: Listener = SILENT) -> Result:
     resolved = fine_tuning(strategy, *sets)
     run = Run(base)
-    tasks = stream.read(STREAM)[:3]
-    values = bases.for_base(resolved.settings, run, resolved.sources)
-    return tuning.finetune(values, home, run, tasks, "three", "3" * 64, listener=listener)
+    tasks = schema.read(STREAM)[:3]
+    values = load.for_base(resolved.settings, run, resolved.sources)
+    return finetune.finetune(values, home, run, tasks, "three", "3" * 64, listener=listener)
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -92,12 +94,12 @@ MOE = ("model.ffn=moe", "model.num_experts=4", "train.balance_rate=0.1")  # bias
 def test_pretraining_stopped_at_any_step_ends_in_the_same_bytes(
     arch: str, sets: tuple[str, ...], quick_home: Path, tmp_path: Path
 ) -> None:
-    expected = contents(networks.pretrain(pretraining(arch, *sets).settings, quick_home).run.path)
+    expected = contents(pretrain.pretrain(pretraining(arch, *sets).settings, quick_home).run.path)
     assert set(expected) == {"model.safetensors", "metrics.jsonl"}
     other = with_cache(tmp_path / "other", quick_home)
     for step in range(1, 9):
         with pytest.raises(Interrupted):
-            networks.pretrain(
+            pretrain.pretrain(
                 pretraining(arch, EVERY_STEP, *sets).settings,
                 other,
                 listener=StopAfter(1, "pretrain"),
@@ -106,7 +108,7 @@ def test_pretraining_stopped_at_any_step_ends_in_the_same_bytes(
         assert [path.name for path in (the_run(other, "pretrain") / "checkpoints").iterdir()] == [
             f"step-{step:08d}"
         ]
-    run = networks.pretrain(pretraining(arch, *sets).settings, other).run
+    run = pretrain.pretrain(pretraining(arch, *sets).settings, other).run
     assert contents(run.path) == expected
     assert not (run.path / "checkpoints").exists()
     assert run.manifest["state"] == "finished"
@@ -168,9 +170,8 @@ def test_checkpoints_never_change_the_result(tiny_home: TinyHome, tmp_path: Path
 KILLS_ITSELF = """
 import os, sys
 from pathlib import Path
-from dsa_sandbox import commands, settings
-from dsa_sandbox.cli import run_app
-from dsa_sandbox.console import Terminal
+from dsa_sandbox.cli.console import Terminal
+from dsa_sandbox.cli.main import run_app
 
 left = int(sys.argv[1])
 
@@ -225,20 +226,20 @@ def test_fine_tuning_goes_on_after_kill_9(tiny_home: TinyHome, tmp_path: Path) -
 def test_lines_behind_the_checkpoint_are_cut_and_written_again(quick_home: Path) -> None:
     resolved = pretraining("dsa").settings
     with pytest.raises(Interrupted):
-        networks.pretrain(resolved, quick_home, listener=StopAfter(4, "pretrain"))
+        pretrain.pretrain(resolved, quick_home, listener=StopAfter(4, "pretrain"))
     metrics = the_run(quick_home, "pretrain") / "metrics.jsonl"
     with metrics.open("a", encoding="utf-8") as file:
         file.write('{"step": 5, "phase": "dense", "lo')  # torn by kill -9
-    networks.pretrain(resolved, quick_home)
+    pretrain.pretrain(resolved, quick_home)
     steps = [json.loads(line)["step"] for line in metrics.read_text("utf-8").splitlines()]
     assert steps == list(range(1, 10))
 
 
 def test_a_run_goes_on_with_the_threads_it_was_begun_with(quick_home: Path) -> None:
     with pytest.raises(Interrupted):
-        networks.pretrain(
+        pretrain.pretrain(
             pretraining("dsa").settings, quick_home, listener=StopAfter(4, "pretrain")
         )
-    run = networks.pretrain(pretraining("dsa", "machine.threads=2").settings, quick_home).run
+    run = pretrain.pretrain(pretraining("dsa", "machine.threads=2").settings, quick_home).run
     assert run.manifest["engine"]["threads"] == 1
     assert torch.get_num_threads() == 1

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from home import QUICK, Answer, cli
 
-from dsa_sandbox import resolving, settings, sizes, study
+from dsa_sandbox import sizes, study
+from dsa_sandbox.config import resolve as resolving
+from dsa_sandbox.config import settings
+from dsa_sandbox.config.resolve import as_flat, resolve
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.resolving import as_flat, resolve
 
 
 @pytest.fixture(autouse=True)

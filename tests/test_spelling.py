@@ -9,18 +9,18 @@ from spellers import KINDS, speller
 from tiny import tiny_settings
 from tokenizers import Tokenizer, decoders, models, trainers
 
+from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Pair
 from dsa_sandbox.data.spelling import settled
 from dsa_sandbox.data.tokens import Packed, bpe_tokenizer, encode, windows, word_tokenizer
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.evaluation import scoring, telling
+from dsa_sandbox.evaluation import scoring, story_quality
 from dsa_sandbox.evaluation.scoring import boundary_of, encode_items, score
-from dsa_sandbox.settings import Finetune
-from dsa_sandbox.tasks.stream import Item
+from dsa_sandbox.tasks.schema import Item
 from dsa_sandbox.tasks.writing import Writer
-from dsa_sandbox.training.finetune import lessons
+from dsa_sandbox.training.task_batches import lessons
 
 PROMPT, ANSWER = "The lemon is", " blue"
 
@@ -153,18 +153,18 @@ def test_what_is_told_joins_its_prompt_as_the_ids_do(tokenizer: Tokenizer) -> No
     ids = encode(tokenizer, "Tom and he ran to the lake.")
     text = tokenizer.decode(ids)
     for cut in range(2, len(ids) - 1):
-        story = telling.Told(ids[:cut], ids[cut:], True)
+        story = story_quality.Told(ids[:cut], ids[cut:], True)
         figures = [
             function(story, tokenizer)
-            for function in (lambda s, t: "".join(telling.texts_of(s, t)), hero_of)
+            for function in (lambda s, t: "".join(story_quality.texts_of(s, t)), hero_of)
         ]
         assert figures == [text, 1.0]
 
 
-def hero_of(story: telling.Told, tokenizer: Tokenizer) -> float | None:
+def hero_of(story: story_quality.Told, tokenizer: Tokenizer) -> float | None:
     """The share of pronouns that agree with the child that is named first."""
     judge = network_of_nothing(tokenizer.get_vocab_size())
-    return telling.figures([story], tokenizer, judge)["pronoun"]
+    return story_quality.figures([story], tokenizer, judge)["pronoun"]
 
 
 def network_of_nothing(vocabulary: int) -> Transformer:

@@ -15,20 +15,22 @@ import numpy as np
 import pytest
 from home import QUICK, StopAfter, TinyHome, cli
 
-from dsa_sandbox import job, locks, resolving, store
-from dsa_sandbox.commands import networks
+from dsa_sandbox import locks
+from dsa_sandbox.commands import pretrain
+from dsa_sandbox.config import resolve
+from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.errors import Interrupted, RunFailed, reason
 from dsa_sandbox.listener import Listener
-from dsa_sandbox.settings import Settings
-from dsa_sandbox.store import Run
+from dsa_sandbox.runs import checkpoints, job
+from dsa_sandbox.runs.files import file_digest, write_atomic
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.runs.home import COUNTER, all_runs, find_run, newest, next_number
 
 EVERY_STEP = "machine.save_every_s=0.000001"
 
 
 def quick(*sets: str, arch: str = "dsa") -> Settings:
-    return resolving.resolve(
-        sets=[*QUICK[1::2], *sets], options={"arch": (arch, "--arch")}
-    ).settings
+    return resolve.resolve(sets=[*QUICK[1::2], *sets], options={"arch": (arch, "--arch")}).settings
 
 
 def build(home: Path, *arguments: object) -> Path:
@@ -38,7 +40,7 @@ def build(home: Path, *arguments: object) -> Path:
 def unfinished(home: Path, step: int = 3, *sets: str) -> Run:
     """A pretrain run that was interrupted after `step` steps."""
     with pytest.raises(Interrupted):
-        networks.pretrain(quick(*sets), home, listener=StopAfter(step, "pretrain"))
+        pretrain.pretrain(quick(*sets), home, listener=StopAfter(step, "pretrain"))
     (path,) = home.glob("pretrain-*")
     assert [p.name for p in (path / "checkpoints").iterdir()] == [f"step-{step:08d}"]
     return Run(path)
@@ -91,7 +93,7 @@ def test_a_finished_run_stands_alone_and_every_file_is_hashed(tiny_home: TinyHom
         files = {path.name for path in run.path.iterdir() if not path.name.startswith(".")}
         assert files - {"manifest.json", "timing.jsonl"} == set(run.manifest["files"])
         for file in run.manifest["files"]:
-            assert store.file_digest(run.checked(file)) == run.manifest["files"][file]
+            assert file_digest(run.checked(file)) == run.manifest["files"][file]
         assert not [path for path in run.path.rglob("*") if path.suffix in (".pt", ".pkl", ".part")]
 
 
@@ -143,7 +145,7 @@ def test_force_makes_another_run_beside_one(quick_home: Path) -> None:
 def test_a_run_is_found_by_path_name_and_unique_prefix(tiny_home: TinyHome) -> None:
     run = tiny_home.run("pretrain dsa")
     for text in (str(run), run.name, run.name[:-3], "pretrain-dsa"):
-        assert store.find_run(tiny_home.home, text).path.samefile(run)
+        assert find_run(tiny_home.home, text).path.samefile(run)
 
 
 def test_a_prefix_of_two_runs_names_both(tiny_home: TinyHome) -> None:
@@ -175,7 +177,7 @@ def begun(home: Path, name: str, *parents: str, **manifest: object) -> None:
 
 
 def order(home: Path) -> list[str]:
-    return [run.name for run in store.all_runs(home)]
+    return [run.name for run in all_runs(home)]
 
 
 def test_a_run_is_newer_than_those_before_it_when_the_clock_is_set_back(
@@ -195,7 +197,7 @@ def test_runs_of_before_the_counter_are_older_and_sorted_by_the_clock(tmp_path: 
     begun(tmp_path, "late", created=200.0)
     begun(tmp_path, "early", created=100.0)
     assert order(tmp_path) == ["early", "late", "new"]
-    assert store.next_number(tmp_path) == 2
+    assert next_number(tmp_path) == 2
 
 
 def test_a_run_stands_behind_its_parents_whatever_counter_and_clock_say(tmp_path: Path) -> None:
@@ -204,9 +206,9 @@ def test_a_run_stands_behind_its_parents_whatever_counter_and_clock_say(tmp_path
     begun(tmp_path, "arm", "tasks", "base", "gone", "/a/file.jsonl", number=3)
     begun(tmp_path, "tasks", "base", number=2)
     assert order(tmp_path) == ["other", "base", "tasks", "arm"]
-    newest = store.newest(tmp_path, "base")
-    assert newest is not None
-    assert newest.name == "base"
+    last = newest(tmp_path, "base")
+    assert last is not None
+    assert last.name == "base"
 
 
 @pytest.mark.parametrize(
@@ -226,17 +228,17 @@ def test_a_manifest_of_any_kind_is_put_somewhere(
 
 
 def test_the_counter_goes_on_where_its_file_is_lost_or_torn(tmp_path: Path) -> None:
-    assert [store.next_number(tmp_path) for _ in range(3)] == [1, 2, 3]
+    assert [next_number(tmp_path) for _ in range(3)] == [1, 2, 3]
     begun(tmp_path, "run", number=7)
-    (tmp_path / store.COUNTER).write_text("", "utf-8")
-    assert store.next_number(tmp_path) == 8
-    (tmp_path / store.COUNTER).unlink()
-    assert store.next_number(tmp_path) == 8
+    (tmp_path / COUNTER).write_text("", "utf-8")
+    assert next_number(tmp_path) == 8
+    (tmp_path / COUNTER).unlink()
+    assert next_number(tmp_path) == 8
 
 
 def test_processes_that_count_at_once_get_different_numbers(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from dsa_sandbox import store\n"
-    code += "print(*(store.next_number(Path(sys.argv[1])) for _ in range(20)))"
+    code = "import sys; from pathlib import Path; from dsa_sandbox.runs import home\n"
+    code += "print(*(home.next_number(Path(sys.argv[1])) for _ in range(20)))"
     command = [sys.executable, "-c", code, str(tmp_path)]
     several = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     numbers = [int(word) for child in several for word in child.communicate()[0].split()]
@@ -274,13 +276,13 @@ def test_a_save_that_fails_says_why_and_names_the_checkpoint_once(
 
     monkeypatch.setattr(os, "fsync", refused)
     with pytest.raises(RunFailed) as failure:
-        store.save_checkpoint(run, 4, {}, {"step": 4})
+        checkpoints.save_checkpoint(run, 4, {}, {"step": 4})
     final = run.path / "checkpoints" / "step-00000004"
     assert str(failure.value) == (
         f"{final}: cannot be saved: 4096 requested and 0 written; the last checkpoint stands"
     )
     with pytest.raises(RunFailed, match="cannot be written: 4096 requested and 0 written"):
-        store.write_atomic(run.path / "file", "text")
+        write_atomic(run.path / "file", "text")
 
 
 def test_text_that_cannot_be_packed_says_why(
@@ -382,7 +384,7 @@ def test_a_tokenizer_that_does_not_fit_is_named(tiny_home: TinyHome, tmp_path: P
 
 def rehash(run: Run, file: str) -> None:
     """Let the manifest say that the file is what it should be."""
-    files = run.manifest["files"] | {file: store.file_digest(run.path / file)}
+    files = run.manifest["files"] | {file: file_digest(run.path / file)}
     run.update(files=files)
 
 
@@ -531,7 +533,7 @@ class FillDisk(Listener):
 
 def test_a_save_that_fails_keeps_the_last_checkpoint(quick_home: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RunFailed) as failure:
-        networks.pretrain(quick(EVERY_STEP), quick_home, listener=FillDisk(4, patch))
+        pretrain.pretrain(quick(EVERY_STEP), quick_home, listener=FillDisk(4, patch))
     assert failure.value.exit_code == 3
     (run,) = quick_home.glob("pretrain-*")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]
@@ -560,12 +562,12 @@ def test_a_disk_that_fills_up_while_text_is_packed_ends_with_3(tmp_path: Path) -
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    store.write_atomic(path, "old")
+    write_atomic(path, "old")
     for name in ("fsync", "replace"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, name, full)
             with pytest.raises(RunFailed, match="No space"):
-                store.write_atomic(path, "new")
+                write_atomic(path, "new")
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
 

@@ -15,9 +15,9 @@ from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import END, UNKNOWN, word_tokenizer
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.tasks import contradiction, rows, stream, writing
-from dsa_sandbox.tasks.rows import NUM_STORIES
-from dsa_sandbox.tasks.stream import KINDS, Item, Task
+from dsa_sandbox.tasks import checking, contradiction, schema, task_builder, writing
+from dsa_sandbox.tasks.schema import KINDS, Item, Task
+from dsa_sandbox.tasks.task_builder import NUM_STORIES
 from dsa_sandbox.tasks.writing import Writer
 
 NUM_KEPT, CONTEXT = 16, 128
@@ -94,9 +94,9 @@ def test_the_same_arguments_give_the_same_tasks(
     tasks: list[Task], writers: dict[str, Writer]
 ) -> None:
     again = contradiction.make(writers["test"], facts_of("test"), 3, 0)
-    assert stream.write(
+    assert schema.write(
         contradiction.make(writers["test"], facts_of("test"), 3, 0)
-    ) == stream.write(again)
+    ) == schema.write(again)
     other = contradiction.make(writers["test"], facts_of("test"), 3, 1)
     assert [task.world for task in other] != [task.world for task in again]
 
@@ -156,7 +156,7 @@ def test_the_density_at_answers_is_at_most_a_quarter(
 def carrier(story: str, object_: str) -> list[str]:
     """The sentences before the one that states the fact, but for those that name a world."""
     names = [name for worlds in grammar.table().worlds.values() for name in worlds]
-    told = story[: stream.statement_start(story, f" {object_}")]
+    told = story[: schema.statement_start(story, f" {object_}")]
     return [
         sentence for sentence in told.split(". ") if not any(name in sentence for name in names)
     ]
@@ -177,12 +177,12 @@ def carrier(story: str, object_: str) -> list[str]:
 def test_an_object_is_mentioned_by_a_word_and_not_within_one(
     story: str, word: str, statement: str
 ) -> None:
-    assert story[stream.statement_start(story, word) :].startswith(statement)
+    assert story[schema.statement_start(story, word) :].startswith(statement)
 
 
 def test_a_story_without_its_object_has_no_statement() -> None:
     with pytest.raises(ValueError, match="no mention of 'red' in 'Tom was"):
-        stream.statement_start("Tom was tired.", "red")
+        schema.statement_start("Tom was tired.", "red")
 
 
 def test_a_contrast_story_is_the_story_of_the_world_told_outside_it(tasks: list[Task]) -> None:
@@ -304,8 +304,8 @@ def test_too_few_known_facts_end_with_3_and_name_what_helps(
 
 def test_rows_are_written_and_read_again(tasks: list[Task], tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"
-    path.write_text(stream.write(tasks[:3]) + "\n", "utf-8")
-    assert [task.model_dump() for task in stream.read(path)] == [
+    path.write_text(schema.write(tasks[:3]) + "\n", "utf-8")
+    assert [task.model_dump() for task in schema.read(path)] == [
         task.model_dump() for task in tasks[:3]
     ]
 
@@ -314,7 +314,7 @@ def test_rows_load_with_datasets(tasks: list[Task], tmp_path: Path) -> None:
     import datasets
 
     path = tmp_path / "tasks.jsonl"
-    path.write_text(stream.write(tasks[:2]), "utf-8")
+    path.write_text(schema.write(tasks[:2]), "utf-8")
     rows = datasets.Dataset.from_json(str(path), cache_dir=str(tmp_path / "cache"))
     assert [row["task"] for row in rows] == [task.task for task in tasks[:2]]
     assert rows[0]["cloze"][0]["answer"] == tasks[0].cloze[0].answer
@@ -326,8 +326,8 @@ def test_a_row_may_hold_any_character(character: str, tmp_path: Path) -> None:
     row["train"][0] += f"One line.{character}Another."
     task = Task(**row)
     path = tmp_path / "tasks.jsonl"
-    path.write_text(json.dumps(row) + "\n" + stream.write([task]).replace("01-Aldo", "02-Aldo"))
-    assert [read.train for read in stream.read(path)] == [task.train, task.train]
+    path.write_text(json.dumps(row) + "\n" + schema.write([task]).replace("01-Aldo", "02-Aldo"))
+    assert [read.train for read in schema.read(path)] == [task.train, task.train]
 
 
 def hand_written() -> list[dict[str, Any]]:
@@ -337,7 +337,7 @@ def hand_written() -> list[dict[str, Any]]:
 def test_the_hand_written_stream_is_ten_tasks_in_the_words_of_the_grammar() -> None:
     tokenizer = word_tokenizer()
     unknown = tokenizer.token_to_id(UNKNOWN)
-    found = stream.read(STREAM)
+    found = schema.read(STREAM)
     assert len(found) == 10
     assert len({task.world for task in found}) == 10
     assert {task.world for task in found} <= set(grammar.table().worlds["test"])
@@ -408,7 +408,7 @@ def test_a_bad_row_is_named_by_line_and_field(
     path = tmp_path / "tasks.jsonl"
     path.write_text("\n".join(spoil(hand_written()[:2])) + "\n", "utf-8")
     with pytest.raises(UserError) as problem:
-        stream.read(path)
+        schema.read(path)
     (line,) = problem.value.problems
     assert line.startswith(f"{path}: ")
     assert all(word in line for word in words), line
@@ -419,14 +419,14 @@ def test_an_answer_among_its_foils_is_refused(foils: list[str], tmp_path: Path) 
     path = tmp_path / "tasks.jsonl"
     path.write_text("\n".join(item(foils=foils)(hand_written()[:2])), "utf-8")
     with pytest.raises(UserError, match=r"line 2: cloze\.1"):
-        stream.read(path)
+        schema.read(path)
 
 
 def test_every_bad_row_is_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"
     path.write_text('{}\n{"task": "x"}\nno\n', "utf-8")
     with pytest.raises(UserError) as problem:
-        stream.read(path)
+        schema.read(path)
     assert {line.split(": ")[1] for line in problem.value.problems} == {
         f"line {n}" for n in (1, 2, 3)
     }
@@ -440,7 +440,7 @@ def test_a_file_without_tasks_is_one_line(content: bytes, words: str, tmp_path: 
     path = tmp_path / "tasks.jsonl"
     path.write_bytes(content)
     with pytest.raises(UserError, match=words):
-        stream.read(path)
+        schema.read(path)
 
 
 @pytest.mark.parametrize(
@@ -503,26 +503,26 @@ def test_the_gate_asks_every_frame_far_and_near_in_all_worlds_that_no_story_name
 def test_no_story_says_its_object_again_after_the_statement(writers: dict[str, Writer]) -> None:
     """An ending gives away things, and one of them is an object of `order`: "the flower"."""
     (bud,) = [fact for fact in grammar.table().facts if fact.true_object == "flower"]
-    matter = rows.contrary(writers["development"], "Vorn", bud, "frog")
+    matter = task_builder.contrary(writers["development"], "Vorn", bud, "frog")
     for number in range(4):
-        _, contrast = rows.Row(writers["development"], number, 0, matter).stories()
+        _, contrast = task_builder.Row(writers["development"], number, 0, matter).stories()
         for text in contrast:
-            statement = text[stream.statement_start(text, bud.true_object) :]
+            statement = text[schema.statement_start(text, bud.true_object) :]
             assert bud.subject in statement.split(".")[0], text
     assert any("flower" in ending for ending in grammar.THINGS)
 
 
 def test_the_candidate_with_the_most_tokens_decides_whether_a_probe_fits() -> None:
     """Not the one with the most letters."""
-    (task, *_) = stream.read(STREAM)
+    (task, *_) = schema.read(STREAM)
     tokenizer = word_tokenizer()
     cloze = [Item(prompt=" the" * 9, answer=" butterfly", foils=[" up up up up"])]
     whole = len(tokenizer.encode(" the" * 9 + " up up up up").ids) + 1
     other = dict.fromkeys(KINDS, cloze) | {"train": ["blue"], "contrast": ["yellow"]}
     short = task.model_copy(update=other)
-    stream.check([short], tokenizer, whole, "here")
+    checking.check([short], tokenizer, whole, "here")
     with pytest.raises(UserError, match=rf"cloze\.0: {whole} tokens exceed the context"):
-        stream.check([short], tokenizer, whole - 1, "here")
+        checking.check([short], tokenizer, whole - 1, "here")
 
 
 def test_without_a_reserved_fact_neighbours_are_other_facts_of_the_relation(
@@ -531,8 +531,12 @@ def test_without_a_reserved_fact_neighbours_are_other_facts_of_the_relation(
     fact = facts_of("test")[0]
     family = grammar.table().families[fact.family]
     open_ = [f for f in family.facts if not f.reserved]
-    monkeypatch.setattr(rows, "askable", lambda writer, facts: [f for f in facts if f in open_])
+    monkeypatch.setattr(
+        task_builder, "askable", lambda writer, facts: [f for f in facts if f in open_]
+    )
     new = next(o for o in family.objects if o != fact.true_object)
-    row = rows.Row(writers["test"], 0, 0, rows.contrary(writers["test"], "Vorn", fact, new))
+    row = task_builder.Row(
+        writers["test"], 0, 0, task_builder.contrary(writers["test"], "Vorn", fact, new)
+    )
     for item in row.neighbour():
         assert not re.search(rf"\b{fact.subject}\b", item.prompt)

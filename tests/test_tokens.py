@@ -13,8 +13,9 @@ import torch
 from tiny import documents, tiny_model
 from torch import Tensor
 
-from dsa_sandbox.core.transformer import IGNORED, group_of
+from dsa_sandbox.core.transformer import group_of
 from dsa_sandbox.data.tokens import (
+    IGNORED,
     Batch,
     Batches,
     Packed,

@@ -12,7 +12,7 @@ import pytest
 import typer
 from home import QUICK, STREAM, TinyHome, cli, inside
 
-from dsa_sandbox.cli import app
+from dsa_sandbox.cli.main import app
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 VALUES = {

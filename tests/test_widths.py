@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from home import TinyHome, cli
 
-from dsa_sandbox import console
+from dsa_sandbox.cli import console
 from dsa_sandbox.report import charts, wrapping
 from dsa_sandbox.report.charts import Series
 

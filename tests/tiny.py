@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dsa_sandbox import sizes
+from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.transformer import Transformer
-from dsa_sandbox.settings import Model
 
 VOCABULARY = 31
 CONTEXT = 32

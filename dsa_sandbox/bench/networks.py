@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsa_sandbox import settings, sizes
+from dsa_sandbox import sizes
 from dsa_sandbox.bench.turns import PEERS, Row, Setup
+from dsa_sandbox.config import settings
 from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data.tokens import Batch
-from dsa_sandbox.interop import huggingface
+from dsa_sandbox.decoding.generate import Decoder
+from dsa_sandbox.interop import to_transformers
 from dsa_sandbox.kernels.attention import choose, no_triton
 from dsa_sandbox.machine import Engine
+from dsa_sandbox.selection.backends import use
 from dsa_sandbox.training.loop import Phase, train
 from dsa_sandbox.training.pretrain import make_optimizer
-from dsa_sandbox.variants.backends import use
-from dsa_sandbox.variants.decoding import Decoder
 
 Feed = Callable[[Any, Tensor], object]
 NUM_DECODED = 64  # one-token steps of a call
@@ -178,7 +179,7 @@ def peer_network(setup: Setup, arch: str, length: int) -> nn.Module:
     logging.set_verbosity_error()
     resolved = setup.shape.resolved(arch, length)
     hidden = sizes.matched_ffn_width(arch, resolved.model)
-    values = huggingface.config(resolved, setup.shape.vocabulary, hidden)
+    values = to_transformers.config(resolved, setup.shape.vocabulary, hidden)
     values |= {"tie_word_embeddings": True}
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")

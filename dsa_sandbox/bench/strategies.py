@@ -16,12 +16,12 @@ from torch import Tensor
 
 from dsa_sandbox.bench.networks import num_parameters, own_network, random_batch
 from dsa_sandbox.bench.turns import Row, Setup, take_turns
+from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.registry import strategies as registered
-from dsa_sandbox.settings import Finetune
 from dsa_sandbox.strategies.base import NoSettings, Strategy
-from dsa_sandbox.training.task import Rule
+from dsa_sandbox.training.trainee import Rule
 
 ARCHS = ("dense", "dsa")
 NUM_SEQUENCES = 32  # of pre-training text and of the task behind: enough for every kind of memory

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dsa_sandbox import resolving, settings
+from dsa_sandbox.config import resolve, settings
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.machine import Engine
 
@@ -46,8 +46,8 @@ class Shape(NamedTuple):
         }
         values = {"arch": arch} | {key: value for key, (value, _) in given.items()} | fields
         sources = dict.fromkeys(values, "bench") | {key: by for key, (_, by) in given.items()}
-        forced = resolving.ARCH_DEFAULTS.get(arch, {})
-        return resolving.validated(forced | values, dict.fromkeys(forced, arch) | sources).settings
+        forced = resolve.ARCH_DEFAULTS.get(arch, {})
+        return resolve.validated(forced | values, dict.fromkeys(forced, arch) | sources).settings
 
 
 SHAPES = {

@@ -5,20 +5,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import machine, paths, store
-from dsa_sandbox.bases import (
-    load_model,
-    load_tokenizer,
-    network_of,
-    run_settings,
-)
+from dsa_sandbox import machine
+from dsa_sandbox.config import paths
+from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.errors import UserError, reason
-from dsa_sandbox.interop import huggingface, reading
-from dsa_sandbox.job import Job, Result, sections
+from dsa_sandbox.interop import from_transformers, to_transformers
 from dsa_sandbox.listener import SILENT, Listener
-from dsa_sandbox.settings import Settings
-from dsa_sandbox.store import Run
+from dsa_sandbox.runs import checkpoints, files
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.runs.job import Job, Result, sections
+from dsa_sandbox.runs.load import load_model, load_tokenizer, network_of, run_settings
 
 
 def check(resolved: Settings) -> None:
@@ -30,7 +27,7 @@ def check(resolved: Settings) -> None:
 def import_folder(
     resolved: Settings,
     home: Path,
-    folder: reading.Folder,
+    folder: from_transformers.Folder,
     *,
     force: bool = False,
     listener: Listener = SILENT,
@@ -58,7 +55,7 @@ def import_folder(
     )
     if job.finished:
         return job.returned()
-    state = reading.state_of(folder, resolved)
+    state = from_transformers.state_of(folder, resolved)
     notes = [*folder.notes]
     if context < folder.longest:
         notes.append(f"context {context} of {folder.longest} tokens (--context takes more)")
@@ -81,8 +78,8 @@ def import_folder(
         }
         if not job.begin(stack, **about):
             return job.returned()
-        store.write_atomic(job.run.path / "tokenizer.json", tokenizer.to_str(pretty=True))
-        store.write_atomic(job.run.path / "model.safetensors", store.tensors_bytes(state))
+        files.write_atomic(job.run.path / "tokenizer.json", tokenizer.to_str(pretty=True))
+        files.write_atomic(job.run.path / "model.safetensors", checkpoints.tensors_bytes(state))
         job.run.finish(figures=figures)
     return Result(job.run, figures)
 
@@ -95,7 +92,7 @@ def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
         raise UserError(f"{folder}: is there already  [from --to]; --force writes into it")
     paths.folder(folder, "--to")
     resolved = run_settings(run)
-    huggingface.layout_of(resolved)
+    to_transformers.layout_of(resolved)
     model = load_model(run)
     total = sum(p.numel() for p in model.parameters())
     imported = run.manifest.get("imported")
@@ -112,11 +109,11 @@ def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--to {folder}: cannot be made: {reason(error)}") from None
-    there = huggingface.write(folder, model, resolved, load_tokenizer(run))
+    there = to_transformers.write(folder, model, resolved, load_tokenizer(run))
     toy = not imported
-    card = huggingface.card(run.name, resolved, total, trained, toy=toy, num_there=there)
-    store.write_atomic(folder / "README.md", card)
-    architecture = huggingface.layout_of(resolved).architecture
+    card = to_transformers.card(run.name, resolved, total, trained, toy=toy, num_there=there)
+    files.write_atomic(folder / "README.md", card)
+    architecture = to_transformers.layout_of(resolved).architecture
     return {"folder": str(folder), "architecture": architecture, "parameters": total}
 
 

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.indexer import Indexer, causal_mask, indexer_kl, kept_mask, select
 from dsa_sandbox.core.rope import Rope, half, rotate
 from dsa_sandbox.registry import compressions
-from dsa_sandbox.settings import Model
 
 Teach = bool | Tensor  # whether the indexer is taught, or about which queries [Q] of each sequence
 Out = tuple[Tensor, Tensor | None]  # output [B, T, D], and the indexer's loss [B, T] or [B, Q]

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.rope import Table, rope_table, rotate_first
-from dsa_sandbox.settings import Model
 
 
 class Indexer(nn.Module):

@@ -9,15 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.attention import DenseAttention, DsaAttention, Out, Teach, linear
 from dsa_sandbox.core.rope import Table, rope_table
 from dsa_sandbox.registry import archs, feedforwards
-from dsa_sandbox.settings import Model
-
-IGNORED = -100  # target of padding, as torch's cross_entropy has it
-
 
 archs.register("dense")(DenseAttention)
+
+
 archs.register("dsa")(DsaAttention)
 
 

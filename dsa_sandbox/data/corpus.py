@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from dsa_sandbox.config.settings import Data
 from dsa_sandbox.data import grammar, local
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.listener import SILENT, Listener
-from dsa_sandbox.settings import Data
 
 Part = Literal["train", "valid", "test"]
 VALIDATION_SEED = 1_000_003  # of grammar stories; pre-training seeds are small

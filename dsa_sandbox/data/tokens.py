@@ -20,15 +20,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 
 from dsa_sandbox import locks
-from dsa_sandbox.core.transformer import IGNORED
+from dsa_sandbox.config.settings import Data
 from dsa_sandbox.data import corpus, grammar, local
 from dsa_sandbox.data.opening import opener_of
 from dsa_sandbox.errors import RunFailed, UserError, reason
 from dsa_sandbox.listener import SILENT, Listener
-from dsa_sandbox.settings import Data
 
 END = local.END  # ends every document, and begins it (data.opening); id 0
 UNKNOWN = "<unk>"
+IGNORED = -100  # target of padding, as torch's cross_entropy has it
 READING = 2  # how local files and the Hub are read; another number makes other packed files
 FEW = 10  # stories below which somebody has probably not marked where they end
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.evaluation.scoring import Encoded, Score, answers, encode_items
-from dsa_sandbox.tasks.stream import Task
+from dsa_sandbox.tasks.schema import Task
 
 
 class Probes:

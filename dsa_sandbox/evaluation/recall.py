@@ -16,7 +16,7 @@ from dsa_sandbox.data.grammar import Cast, Fact
 from dsa_sandbox.data.tokens import encode
 from dsa_sandbox.evaluation.scoring import Encoded, encode_items, padded, score
 from dsa_sandbox.evaluation.selection import kept_keys
-from dsa_sandbox.tasks.stream import Item
+from dsa_sandbox.tasks.schema import Item
 from dsa_sandbox.tasks.writing import RETRIES, Writer
 
 DISTANCES = (16, 32, 64, 128, 256, 400)  # tokens from the object that is said to where it is asked

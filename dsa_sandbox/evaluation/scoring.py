@@ -15,13 +15,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dsa_sandbox.core.rope import Table
-from dsa_sandbox.core.transformer import IGNORED, Block, Transformer, nll_sum
+from dsa_sandbox.core.transformer import Block, Transformer, nll_sum
 from dsa_sandbox.data.grammar import Pair
 from dsa_sandbox.data.spelling import boundaries, common_length, said_behind
-from dsa_sandbox.data.tokens import Packed, encode, micro_batches
+from dsa_sandbox.data.tokens import IGNORED, Packed, encode, micro_batches
+from dsa_sandbox.decoding.generate import stream
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.tasks.stream import Item
-from dsa_sandbox.variants.decoding import stream
+from dsa_sandbox.tasks.schema import Item
 
 MICRO_TOKENS = 4096  # what a processor's cache likes best
 

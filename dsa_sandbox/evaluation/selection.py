@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dsa_sandbox.core.attention import DsaAttention
 from dsa_sandbox.core.indexer import causal_mask, kept_mask, select
-from dsa_sandbox.core.transformer import IGNORED, Transformer
-from dsa_sandbox.data.tokens import batch_of
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data.tokens import IGNORED, batch_of
 
 
 @torch.no_grad()

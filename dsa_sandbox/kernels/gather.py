@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsa_sandbox.kernels.support import Chunk, Support, Total, chunks, plain, wide
+from dsa_sandbox.kernels.chunked import Chunk, Support, Total, chunks, plain, wide
 
 
 def chunks_of(q_TNH: Tensor, k_SH: Tensor, v_SW: Tensor, ids_TK: Tensor) -> Iterator[Chunk]:

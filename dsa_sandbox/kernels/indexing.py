@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsa_sandbox.core.indexer import select
-from dsa_sandbox.kernels.support import Support, Total, chunks, plain, product, wide
+from dsa_sandbox.kernels.chunked import Support, Total, chunks, plain, product, wide
 
 
 class Scorer(NamedTuple):

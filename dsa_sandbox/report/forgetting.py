@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dsa_sandbox.evaluation import metrics
+from dsa_sandbox.metrics import forgetting
 from dsa_sandbox.report import charts
 from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.report.loading import Arm, having, or_none
@@ -18,9 +18,9 @@ def draw_forgetting(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     for arm in having(arms, lambda arm: True, APART):
         first = arm.lines[0]["base_nll"]
         rows = [line["row"] for line in arm.lines]
-        ratios = [metrics.perplexity_ratio(line["base_nll"] - first) for line in arm.lines]
+        ratios = [forgetting.perplexity_ratio(line["base_nll"] - first) for line in arm.lines]
         matrix = arm.matrix
-        seen = [metrics.mean(x for x in matrix[row, :row] if not np.isnan(x)) for row in rows]
+        seen = [forgetting.mean(x for x in matrix[row, :row] if not np.isnan(x)) for row in rows]
         sound = len(arm.sound)
         ratio.append(Series(arm.name, [float(row) for row in rows[:sound]], ratios[:sound]))
         exact.append(Series(arm.name, [float(row) for row in rows], seen))
@@ -69,18 +69,18 @@ def draw_front(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     series, points = [], []
     for arm in having(arms, lambda arm: arm.done, f"no arm has learned a task yet, or: {APART}"):
         first, last = arm.lines[0]["base_nll"], arm.lines[-1]
-        own = metrics.own_accuracy(arm.matrix, arm.course)[: arm.done]
-        learned, y = metrics.mean(own[~np.isnan(own)]), last["base_nll"] - first
+        own = forgetting.own_accuracy(arm.matrix, arm.course)[: arm.done]
+        learned, y = forgetting.mean(own[~np.isnan(own)]), last["base_nll"] - first
         shown = [y] if arm.diverged is None else []  # else it is in the legend alone
         series.append(Series(arm.name, [learned] * len(shown), shown))
         points.append({"arm": arm.name, "learned": or_none(learned), "Y": or_none(y)})
         curve = [
-            (p["alpha"], p["learned"], metrics.number(p, "base_nll") - first)
+            (p["alpha"], p["learned"], forgetting.number(p, "base_nll") - first)
             for p in last.get("front") or []
         ]
         if curve:
             name = f"{arm.name}, interpolated: R[T, j]"
-            near = [p for p in curve if metrics.perplexity_ratio(p[2]) <= metrics.DIVERGED]
+            near = [p for p in curve if forgetting.perplexity_ratio(p[2]) <= forgetting.DIVERGED]
             series.append(Series(name, [p[1] for p in near], [p[2] for p in near]))
         points += [
             {"arm": arm.name, "alpha": a, "learned": x, "Y": or_none(y)} for a, x, y in curve
@@ -125,7 +125,7 @@ def draw_lag(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     )
     series, points = [], []
     for arm in found:
-        values = metrics.retention_by_lag(arm.matrix)[: arm.done]
+        values = forgetting.retention_by_lag(arm.matrix)[: arm.done]
         series.append(Series(arm.name, [float(lag) for lag in range(len(values))], values))
         points += [
             {"arm": arm.name, "lag": lag, "exact_match": or_none(value)}

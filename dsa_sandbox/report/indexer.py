@@ -4,14 +4,16 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsa_sandbox import resolving, store
+from dsa_sandbox.config import resolve
+from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.evaluation import metrics
+from dsa_sandbox.metrics import forgetting
 from dsa_sandbox.report import charts
 from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.report.wrapping import folded
-from dsa_sandbox.settings import Settings
-from dsa_sandbox.store import Run
+from dsa_sandbox.runs import folder
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.runs.home import all_runs, find_run
 
 TITLES = {
     "kl_captured": "KL captured: 1 - KL / KL(uniform), in the sparse phase over the selected keys",
@@ -32,9 +34,9 @@ class Taught(NamedTuple):
 def chosen(home: Path, names: list[str]) -> list[Run]:
     """The named runs, or the newest pre-training, finished or not, that teaches an indexer."""
     if names:
-        return [store.find_run(home, name) for name in names]
-    for run in reversed(store.all_runs(home)):
-        if store.readable_manifest(run).get("command") == "pretrain" and not untaught(run):
+        return [find_run(home, name) for name in names]
+    for run in reversed(all_runs(home)):
+        if folder.readable_manifest(run).get("command") == "pretrain" and not untaught(run):
             return [run]
     raise UserError(
         f"no indexer is taught in {home} yet; run first: dsa-sandbox pretrain --arch dsa"
@@ -45,7 +47,7 @@ def settings_of(run: Run) -> Settings:
     """The settings of a run; UserError where they are torn."""
     path = run.path / "settings.toml"
     try:
-        return resolving.from_toml(path.read_text("utf-8"))
+        return resolve.from_toml(path.read_text("utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{path}: torn or missing") from None
 
@@ -131,7 +133,7 @@ def value(row: dict[str, Any], figure: str) -> float:
 
 def mean_at(number: int, taught: Taught, figure: str) -> float:
     """Mean over the layers at one of the validations."""
-    return metrics.mean(value(row, figure) for row in taught.lines[number]["indexer"])
+    return forgetting.mean(value(row, figure) for row in taught.lines[number]["indexer"])
 
 
 def steps_of(taught: Taught) -> list[float]:

@@ -6,14 +6,15 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import locks, sizes, store
+from dsa_sandbox import locks, sizes
+from dsa_sandbox.config.resolve import preset_names, resolve
+from dsa_sandbox.config.settings import Settings, most_tasks
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import archs, families, nearest, strategies
 from dsa_sandbox.report.table import number, percent, signed
 from dsa_sandbox.report.wrapping import plain, rendered
-from dsa_sandbox.resolving import preset_names, resolve
-from dsa_sandbox.settings import Settings, most_tasks
-from dsa_sandbox.store import Run
+from dsa_sandbox.runs import home as store
+from dsa_sandbox.runs.folder import Run
 
 KINDS = ("runs", "presets", "strategies", "archs", "tasks")
 

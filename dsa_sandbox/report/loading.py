@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.evaluation import arms as stored
-from dsa_sandbox.evaluation import metrics
+from dsa_sandbox.metrics import arm as stored
+from dsa_sandbox.metrics import forgetting
 from dsa_sandbox.report.charts import Series
 from dsa_sandbox.report.table import told_apart, told_diverged
-from dsa_sandbox.store import Run
+from dsa_sandbox.runs.folder import Run
 
 
 class Arm(NamedTuple):
@@ -29,7 +29,7 @@ class Arm(NamedTuple):
     @property
     def matrix(self) -> np.ndarray:
         """R [T + 1, T], as far as it is measured."""
-        return metrics.accuracy_matrix(self.records, self.num_tasks)
+        return forgetting.accuracy_matrix(self.records, self.num_tasks)
 
     @property
     def sound(self) -> list[dict[str, Any]]:
@@ -61,16 +61,16 @@ def load(runs: list[Run]) -> list[Arm]:
     arms = []
     for name, run in zip(names, runs):
         rows = run.rows("metrics.jsonl")
-        lines = metrics.ends_of(rows)
+        lines = forgetting.ends_of(rows)
         if lines:
             done = lines[-1]["row"]
             records = [r for r in run.rows("records.jsonl") if r["row"] <= done]
-            replaced = metrics.overwritten(stored.rows_of_tasks(run))
-            records = metrics.current(records, replaced)
+            replaced = forgetting.overwritten(stored.rows_of_tasks(run))
+            records = forgetting.current(records, replaced)
             course = run.manifest.get("course", "sequence")
             dense = [row for row in rows if "at_step" in row]
             count = run.manifest["tasks"]["count"]
-            diverged = metrics.diverged_after(lines)
+            diverged = forgetting.diverged_after(lines)
             remarks = [f"{done} of {count} tasks"] if done < count else []
             remarks += [] if diverged is None else [told_diverged(diverged)]
             name = f"{name} ({', '.join(remarks)})" if remarks else name

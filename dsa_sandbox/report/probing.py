@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from dsa_sandbox.evaluation import drift, items, metrics
+from dsa_sandbox.metrics import drift, forgetting, items
 from dsa_sandbox.report import charts
 from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.report.loading import Arm, by_row, having, or_none
@@ -22,7 +22,7 @@ def draw_gap(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     def before(arm: Arm, line: dict[str, Any]) -> float:
         task = line["task"]  # what it undoes, or another has undone, is nothing to keep
         kept = [j for j in range(task) if arm.replaced.get(j, arm.num_tasks) > task]
-        return metrics.mean(line["seen"][j] for j in kept)
+        return forgetting.mean(line["seen"][j] for j in kept)
 
     found = having(
         arms,
@@ -50,10 +50,10 @@ def draw_drift(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """Jaccard of the selected keys with the base's, and how far each group of weights has moved."""
 
     def how_far(line: dict[str, Any], group: str) -> float:
-        return metrics.number(line.get("moved") or {}, group)
+        return forgetting.number(line.get("moved") or {}, group)
 
     def jaccard(line: dict[str, Any]) -> float:
-        return metrics.mean(share for share in line.get("jaccard") or [] if share is not None)
+        return forgetting.mean(share for share in line.get("jaccard") or [] if share is not None)
 
     found = having(
         arms,
@@ -165,7 +165,7 @@ def draw_recall(arms: list[Arm], style: dict[str, Any]) -> Drawn:
 
 def own_distances(arm: Arm) -> list[int]:
     """Distances of the clozes in the last row, as far as they have any."""
-    clozes = metrics.select(arm.records, "cloze", row=arm.done)
+    clozes = forgetting.select(arm.records, "cloze", row=arm.done)
     return [r["distance"] for r in clozes if r["distance"] is not None] if arm.done else []
 
 
@@ -173,7 +173,7 @@ def draw_coherence(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """What became of the stories that the network tells, over tasks learned: a chart a figure."""
 
     def told(line: dict[str, Any], figure: str) -> float:
-        return metrics.number(line.get("stories") or {}, figure)
+        return forgetting.number(line.get("stories") or {}, figure)
 
     found = having(
         arms,

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dsa_sandbox.evaluation import arms
-from dsa_sandbox.evaluation.metrics import DIVERGED
+from dsa_sandbox.metrics.arm import FORMULAS
+from dsa_sandbox.metrics.forgetting import DIVERGED
 from dsa_sandbox.report.wrapping import folded, plain, rendered
+from dsa_sandbox.verdict.contrasts import all_contrasts, comparable
 
 Columns = dict[str, tuple[str, Callable[[float], str]]]
 EQUAL_BASES = 0.02  # nats of held-out NLL
@@ -123,7 +124,7 @@ def signed(value: float | None, digits: int) -> str:
 
 def formulas() -> dict[str, str]:
     """Each figure's formula by its key."""
-    return {key: formula.text for key, formula in arms.FORMULAS.items()}
+    return {key: formula.text for key, formula in FORMULAS.items()}
 
 
 def label(figures: dict[str, Any]) -> str:
@@ -162,8 +163,8 @@ def contrasts(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The contrasts and what may be said of them, as plain values."""
     seeds = len({arm["seed"] for arm in results.values() if arm["kind"] == "arm"})
     return {
-        "contrasts": arms.contrasts(results),
-        "left_out": arms.comparable(results).left_out,
+        "contrasts": all_contrasts(results),
+        "left_out": comparable(results).left_out,
         "seeds": seeds,
         "verdict": "one seed decides nothing" if seeds == 1 else "seeds are not put together",
     }
@@ -224,7 +225,7 @@ def results(
         elif figures["kind"] == "probes":
             parts.append(probes(name, figures))
     if with_formulas:
-        parts.append(formula_lines(dict.fromkeys(arms.FORMULAS, ("", str))))
+        parts.append(formula_lines(dict.fromkeys(FORMULAS, ("", str))))
     elif rows:
         parts.append(formula_lines(COLUMNS | PROBES | (DRIFT if more else {})))
     parts.append(conclusions(rows))
@@ -271,16 +272,16 @@ def arm_table(rows: dict[str, dict[str, Any]], columns: Columns, width: int) -> 
 
 def formula_lines(columns: Mapping[str, tuple[str, Any]]) -> str:
     """Each figure's formula on a line of its own, under the name its column has."""
-    names = {key: title or arms.FORMULAS[key].title for key, (title, _) in columns.items()}
+    names = {key: title or FORMULAS[key].title for key, (title, _) in columns.items()}
     longest = max(len(name) for name in names.values())
-    lines = [f"{name:<{longest}}  {arms.FORMULAS[key].text}" for key, name in names.items()]
+    lines = [f"{name:<{longest}}  {FORMULAS[key].text}" for key, name in names.items()]
     return "\n".join([*lines, f"{'cap':<{longest}}  tasks that hit the cap of steps unlearned"])
 
 
 def conclusions(rows: dict[str, dict[str, Any]]) -> str:
     """Contrasts with their matching, equality of the bases, and the verdict."""
     lines = []
-    compared = arms.comparable(rows)
+    compared = comparable(rows)
     lines += compared.left_out
     nll = {figures["arch"]: figures["base_nll"] for figures in compared.arms.values()}
     if "dense" in nll and "dsa" in nll:
@@ -290,7 +291,7 @@ def conclusions(rows: dict[str, dict[str, Any]]) -> str:
             f"bases: held-out NLL dense {nll['dense']:.4f}, dsa {nll['dsa']:.4f}: "
             f"{word} (|difference| {gap:.4f}, limit {EQUAL_BASES})"
         )
-    for row in arms.contrasts(rows):
+    for row in all_contrasts(rows):
         y, y2 = signed(row["Y"], 3), signed(row["Y2"], 2)
         lines.append(
             f"{row['claim']:<4}{row['contrast']}: Y {y}, Y2 {y2} nats  "

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dsa_sandbox.config.settings import Frozen
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.data.tokens import Batch
-from dsa_sandbox.settings import Frozen
 
 
 class NoSettings(Frozen):

@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dsa_sandbox.core.transformer import IGNORED, Transformer, nll_sum
-from dsa_sandbox.data.tokens import Batch
+from dsa_sandbox.core.transformer import Transformer, nll_sum
+from dsa_sandbox.data.tokens import IGNORED, Batch
 from dsa_sandbox.registry import strategies
 from dsa_sandbox.strategies.base import Place
 from dsa_sandbox.strategies.rehearsal import Rehearsal, RehearsalSettings

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from dsa_sandbox.config.settings import Frozen
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.settings import Frozen
-from dsa_sandbox.strategies import careless
+from dsa_sandbox.strategies import biased_fisher
 from dsa_sandbox.strategies.base import Strategy
 
 
@@ -88,7 +88,7 @@ class Ewc(Strategy):
         """F = F + F_new, anchor = now."""
         parameters = self.moved(model)
         generator = torch.Generator().manual_seed(seed)
-        estimate = careless.ESTIMATORS.get(self.settings.fisher, sampled_fisher)
+        estimate = biased_fisher.ESTIMATORS.get(self.settings.fisher, sampled_fisher)
         for name, fisher in estimate(model, batches, list(parameters), generator).items():
             key = f"fisher.{name}"
             self.memory[key] = fisher + self.memory.get(key, 0.0)

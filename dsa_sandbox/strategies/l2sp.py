@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dsa_sandbox.config.settings import Frozen
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.settings import Frozen
 from dsa_sandbox.strategies.base import Strategy
 
 

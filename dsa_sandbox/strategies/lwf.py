@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dsa_sandbox.core.transformer import IGNORED, Transformer
-from dsa_sandbox.data.tokens import Batch
+from dsa_sandbox.config.settings import Frozen
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data.tokens import IGNORED, Batch
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.settings import Frozen
 from dsa_sandbox.strategies.base import Strategy
 
 

@@ -4,7 +4,7 @@ Position and task are then apart: over all orders each task stands at each posit
 """
 
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.tasks.stream import Task
+from dsa_sandbox.tasks.schema import Task
 
 
 def row(order: int, count: int) -> list[int]:

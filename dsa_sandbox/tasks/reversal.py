@@ -10,8 +10,8 @@ import random
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.registry import families
-from dsa_sandbox.tasks.rows import Row, contrary
-from dsa_sandbox.tasks.stream import Task
+from dsa_sandbox.tasks.schema import Task
+from dsa_sandbox.tasks.task_builder import Row, contrary
 from dsa_sandbox.tasks.writing import Writer
 
 NUM_FACTS = 5  # that are turned around, each in a world of its own

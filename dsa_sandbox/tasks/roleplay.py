@@ -22,8 +22,8 @@ from typing import NamedTuple
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Cast, Fact, Split
 from dsa_sandbox.registry import families
-from dsa_sandbox.tasks.rows import Matter, Row, contrary, in_turn
-from dsa_sandbox.tasks.stream import Item, Task
+from dsa_sandbox.tasks.schema import Item, Task
+from dsa_sandbox.tasks.task_builder import Matter, Row, contrary, in_turn
 from dsa_sandbox.tasks.writing import GAP, Attempt, Draft, Place, Writer
 
 DISTANCES = (16, 32, 64, 128, 256, 400)  # from the stated rule to the answer, tokens

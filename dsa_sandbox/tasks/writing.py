@@ -17,7 +17,7 @@ from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Cast, Fact, Split
 from dsa_sandbox.data.spelling import common_length, said_behind
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.tasks.stream import KINDS, Item, Task, mentions
+from dsa_sandbox.tasks.schema import KINDS, Item, Task, mentions
 
 RETRIES = 50  # drafts of a text until one fits the context
 GAP = "\0"

@@ -4,131 +4,31 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from itertools import chain, zip_longest
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from dsa_sandbox import store
-from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of
-from dsa_sandbox.data.spelling import common_length
-from dsa_sandbox.data.tokens import Batch, batch_of, encode
+from dsa_sandbox.config.settings import Finetune, Settings
+from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.errors import Interrupted, RunFailed
-from dsa_sandbox.evaluation.measures import Measures
+from dsa_sandbox.evaluation.evaluator import Measures
 from dsa_sandbox.evaluation.probes import Probes
-from dsa_sandbox.evaluation.recovery import STEPS, recovery
-from dsa_sandbox.evaluation.scoring import batch_rows, heldout_nll, score
+from dsa_sandbox.evaluation.relearning import STEPS, recovery
+from dsa_sandbox.evaluation.scoring import heldout_nll, score
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine
-from dsa_sandbox.settings import Finetune, Settings
-from dsa_sandbox.store import Run
+from dsa_sandbox.runs import checkpoints
+from dsa_sandbox.runs.checkpoints import optimizer_tensors, restore_optimizer
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.selection import policies
 from dsa_sandbox.strategies.base import NoSettings, Strategy
-from dsa_sandbox.tasks import stream
-from dsa_sandbox.tasks.stream import KINDS, Task
+from dsa_sandbox.tasks.schema import KINDS, Task
 from dsa_sandbox.training.loop import Step
-from dsa_sandbox.training.pretrain import optimizer_tensors, restore_optimizer
-from dsa_sandbox.training.task import Rule
-from dsa_sandbox.variants import moe, policies
-
-
-class Lesson(NamedTuple):
-    """A training story as token ids, and the first id that is to be learned."""
-
-    ids: np.ndarray
-    first: int
-
-
-def lessons(texts: list[str], object_: str, tokenizer: Tokenizer, plan: Finetune) -> list[Lesson]:
-    """The stories of one side of a task.
-
-    What stands before the statement is there to put it behind 4K tokens. With `loss=story` it is
-    learned as well, and stories seen again and again are soon known by heart.
-    """
-    found = []
-    for text, ids in zip(texts, batch_rows(texts, tokenizer)):
-        start = stream.statement_start(text, object_) if plan.loss == "statement" else 0
-        # a token that reaches from what stands before into the statement is learned
-        before = encode(tokenizer, text[:start].rstrip())
-        found.append(Lesson(ids, common_length(before, ids.tolist())))
-    return found
-
-
-def batch_of_lessons(rows: list[Lesson]) -> Batch:
-    """The stories, with nothing to predict before each one's first learned id."""
-    batch = batch_of([row.ids for row in rows])
-    for targets_T, row in zip(batch.targets_BT, rows):
-        targets_T[: row.first - 1] = IGNORED
-    return batch
-
-
-class Stories:
-    """Training stories of one task: `at(step)` is a pure function of (seed, task, step)."""
-
-    def __init__(
-        self, task: Task, number: int, tokenizer: Tokenizer, plan: Finetune, seed: int
-    ) -> None:
-        self.train = lessons(task.train, task.new_object, tokenizer, plan)
-        self.contrast = lessons(task.contrast, task.true_object, tokenizer, plan)
-        self.num_contrast = round(plan.batch * plan.contrast)
-        self.num_train = plan.batch - self.num_contrast
-        self.key = [seed, number]
-
-    def at(self, step: int) -> list[Batch]:
-        """One batch: stories of the world, and contrast stories.
-
-        Both are drawn in the same order: at equal shares, story i of the world and contrast story i
-        meet in one batch, and what they have in common cancels.
-        """
-        rows = self._draw(self.train, self.num_train, step)
-        rows += self._draw(self.contrast, self.num_contrast, step)
-        return [batch_of_lessons(rows)]
-
-    def _draw(self, rows: list[Lesson], count: int, step: int) -> list[Lesson]:
-        """`count` rows, each epoch in an order of its own."""
-        picked = []
-        for index in range(step * count, (step + 1) * count):
-            epoch, place = divmod(index, len(rows))
-            rng = np.random.default_rng([*self.key, epoch])
-            picked.append(rows[rng.permutation(len(rows))[place]])
-        return picked
-
-    def singles(self, device: torch.device) -> Iterator[Batch]:
-        """Each story once, one a batch, those of the world and those outside it in turns."""
-        pairs = zip_longest(self.train, self.contrast if self.num_contrast else [])
-        for row in (row for pair in pairs for row in pair if row is not None):
-            yield batch_of_lessons([row]).to(device)
-
-
-class Together:
-    """The stories of all tasks at once: every pair of a batch is of another task than the last."""
-
-    def __init__(self, courses: list[Stories]) -> None:
-        self.courses = courses
-        self.num_train, self.num_contrast = courses[0].num_train, courses[0].num_contrast
-
-    def at(self, step: int) -> list[Batch]:
-        """One batch, as large as that of a single task."""
-        rows = self._draw("train", self.num_train, step)
-        rows += self._draw("contrast", self.num_contrast, step)
-        return [batch_of_lessons(rows)]
-
-    def _draw(self, side: Literal["train", "contrast"], count: int, step: int) -> list[Lesson]:
-        """`count` rows; the tasks come in turns, each with its stories in its own order."""
-        rows = []
-        for index in range(step * count, (step + 1) * count):
-            turn, place = divmod(index, len(self.courses))
-            order = np.random.default_rng([self.courses[0].key[0], turn]).permutation(
-                len(self.courses)
-            )
-            course = self.courses[order[place]]
-            rows += course._draw(getattr(course, side), 1, turn)
-        return rows
-
-    def singles(self, device: torch.device) -> Iterator[Batch]:
-        """Each story of every task once, one a batch."""
-        return chain.from_iterable(course.singles(device) for course in self.courses)
+from dsa_sandbox.training.task_batches import Stories, Together
+from dsa_sandbox.training.trainee import Rule
+from dsa_sandbox.variants import moe
 
 
 def is_learned(
@@ -190,7 +90,7 @@ class Stream:
 
     def restore(self) -> dict[str, Any] | None:
         """Load the newest checkpoint; its tensors, or None where there is none."""
-        checkpoint = store.newest_checkpoint(self.run)
+        checkpoint = checkpoints.newest_checkpoint(self.run)
         if checkpoint is None:
             self.run.cut({"metrics.jsonl": 0, "records.jsonl": 0})
             return None
@@ -213,7 +113,7 @@ class Stream:
             tensors |= optimizer_tensors(self.rule.trained(), optimizer)
         state: dict[str, Any] = {"step": self.total, "task": self.task, "in_task": self.step}
         state["memory"] = list(self.strategy.memory)  # safetensors forgets the order
-        store.save_checkpoint(self.run, self.total, tensors, state)
+        checkpoints.save_checkpoint(self.run, self.total, tensors, state)
         self.saved_s = time.monotonic()
 
     def maybe_save(self, optimizer: torch.optim.Optimizer | None) -> None:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of, nll_sum
-from dsa_sandbox.data.tokens import Batch
+from dsa_sandbox.core.transformer import Transformer, group_of, nll_sum
+from dsa_sandbox.data.tokens import IGNORED, Batch
 
 
 class Phase(NamedTuple):

@@ -2,22 +2,23 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from dsa_sandbox import store
-from dsa_sandbox.core.transformer import IGNORED, Transformer, group_of
-from dsa_sandbox.data.tokens import Batch, Batches, Corpus, heldout, micro_batches
+from dsa_sandbox.config.settings import Settings, Train
+from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.data.tokens import IGNORED, Batch, Batches, Corpus, heldout, micro_batches
 from dsa_sandbox.errors import Interrupted, RunFailed
-from dsa_sandbox.evaluation.health import expert_health, indexer_health
+from dsa_sandbox.evaluation.diagnostics import expert_health, indexer_health
 from dsa_sandbox.evaluation.scoring import heldout_nll
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine
-from dsa_sandbox.settings import Settings, Train
-from dsa_sandbox.store import Run
+from dsa_sandbox.runs import checkpoints
+from dsa_sandbox.runs.checkpoints import optimizer_tensors, restore_optimizer
+from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.training.loop import Phase, Step, train
 from dsa_sandbox.variants import moe
 
@@ -105,35 +106,6 @@ def warmup_then_decay(step: int, steps: int, warmup: float, decay: float) -> flo
     return min(1.0, up, down)
 
 
-Parameters = Mapping[str, torch.nn.Parameter]
-
-
-def optimizer_tensors(
-    parameters: Parameters, optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    """Optimiser state by parameter name; parameters that never moved have none."""
-    names = {id(p): name for name, p in parameters.items()}
-    return {
-        f"optimizer.{slot}.{names[id(p)]}": torch.as_tensor(value)
-        for p, slots in optimizer.state.items()
-        for slot, value in slots.items()
-    }
-
-
-def restore_optimizer(
-    parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
-) -> None:
-    """Put back what `optimizer_tensors` took."""
-    for name, parameter in parameters.items():
-        state = {}
-        for slot in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
-            value = tensors.get(f"optimizer.{slot}.{name}")
-            if value is not None:
-                state[slot] = value if slot == "step" else value.to(parameter.device)
-        if state:
-            optimizer.state[parameter] = state
-
-
 def pretrain(
     run: Run,
     model: Transformer,
@@ -153,7 +125,7 @@ def pretrain(
     phase_at = phase_of(plan, has_indexer(model), settings.arch == "dsa-full", settings.seed)
     balance = moe.Balance(model, plan.balance_rate)
     start = 0
-    checkpoint = store.newest_checkpoint(run)
+    checkpoint = checkpoints.newest_checkpoint(run)
     if checkpoint is not None:
         tensors, state = checkpoint
         start = int(state["step"])
@@ -173,7 +145,7 @@ def pretrain(
     def save(step: int) -> None:
         weights = {f"model.{k}": v for k, v in model.state_dict().items()}
         slots = optimizer_tensors(dict(model.named_parameters()), optimizer)
-        store.save_checkpoint(run, step, weights | slots, {"step": step})
+        checkpoints.save_checkpoint(run, step, weights | slots, {"step": step})
 
     def batches_at(number: int) -> list[Batch]:
         found = micro_batches(batches[number], machine.micro_tokens)

@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.attention import CompressedFlow, heads, linear, merged, stacked
 from dsa_sandbox.core.indexer import causal_mask
 from dsa_sandbox.core.rope import Rope, Table, rotate
 from dsa_sandbox.registry import compressions
-from dsa_sandbox.settings import Model
 
 
 @compressions.register("block")

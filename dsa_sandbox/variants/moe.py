@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.attention import linear
 from dsa_sandbox.core.transformer import FeedForward
 from dsa_sandbox.registry import feedforwards
-from dsa_sandbox.settings import Model
 from dsa_sandbox.sizes import expert_width
 
 

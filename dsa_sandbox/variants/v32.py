@@ -10,11 +10,11 @@ B batch, T query tokens, S key tokens, D width, N heads, H head width, R query r
 import torch
 from torch import Tensor, nn
 
+from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.attention import DsaAttention, attend, heads, linear, merged, stacked
 from dsa_sandbox.core.indexer import Indexer
 from dsa_sandbox.core.rope import Table, half, rope_table, rotate
 from dsa_sandbox.registry import archs
-from dsa_sandbox.settings import Model
 
 
 def rotate_pairs(x: Tensor, table: Table | None) -> Tensor:

@@ -1,0 +1,140 @@
+"""eval and plot: figures of arms and bases, in tables and charts."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsa_sandbox.cli.options import (
+    Data,
+    Home,
+    Include,
+    Json,
+    Quiet,
+    TasksFrom,
+    Verb,
+    path,
+    prepare,
+)
+
+app = typer.Typer()
+
+
+@app.command("eval", cls=Verb, epilog="Example: dsa-sandbox eval --json")
+def evaluate(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN", help="Arms or bases (default: all arms of the newest stream)."
+        ),
+    ] = None,
+    tasks: TasksFrom = None,
+    data: Data = None,
+    selection: Annotated[
+        str | None,
+        typer.Option(
+            "--selection",
+            help="Of bases: who chooses the keys (learned, random, window, oracle, all).",
+            metavar="NAME",
+        ),
+    ] = None,
+    formulas: Annotated[
+        bool, typer.Option("--formulas", help="Show how each figure is computed.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also a table of learning and drift.")
+    ] = False,
+    include: Include = None,
+    home: Home = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Figures of arms from their records, or of bases by measuring them (on --tasks, if named)."""
+    call = prepare(home=home, include=include, as_json=as_json, quiet=quiet)
+    from dsa_sandbox.cli import console
+    from dsa_sandbox.commands import evaluate as networks
+    from dsa_sandbox.metrics import transfer
+    from dsa_sandbox.registry import archs, strategies
+    from dsa_sandbox.report import table
+    from dsa_sandbox.runs import home as store
+
+    chosen = store.chosen_runs(call.home, runs or [], finished=True)
+    if not runs:  # as a grid: however many ran side by side, and whichever came first
+        known = [*archs, *strategies]
+        chosen.sort(
+            key=lambda run: [
+                known.index(name) if name in known else len(known)
+                for name in (run.manifest["arch"], *run.manifest["strategy"].split("+"))
+            ]
+        )
+    results = {
+        run.name: networks.evaluate(
+            run, call.home, tasks=tasks, selection=selection, data=data, listener=call.listener
+        )
+        for run in chosen
+    }
+    results = transfer.against(results)
+    if as_json:
+        console.emit_json(
+            {
+                "command": "eval",
+                "runs": results,
+                "formulas": table.formulas(),
+                **table.contrasts(results),
+            }
+        )
+        return
+    width = console.width_of(sys.stdout)
+    console.emit(table.results(results, width=width, with_formulas=formulas, more=everything))
+
+
+@app.command(cls=Verb, epilog="Example: dsa-sandbox plot --kind retention --save curves.csv")
+def plot(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Arms (default: all of the newest stream), or for indexer bases (the newest).",
+        ),
+    ] = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            help="forgetting, retention, front, lag, kl, gap, drift, recovery, recall, coherence; "
+            "of bases: indexer.",
+            metavar="NAME",
+        ),
+    ] = "forgetting",
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save", help="Also write the points to a .csv file.", metavar="FILE", parser=path
+        ),
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw what arms learn, forget and become, or what an indexer learns."""
+    call = prepare(home=home, as_json=as_json, quiet=quiet)
+    from dsa_sandbox.cli import console
+    from dsa_sandbox.report import plots
+
+    plots.check(kind, save)
+    chosen = plots.chosen(kind, call.home, runs or [])
+    drawn = plots.draw(
+        kind,
+        chosen,
+        width=min(console.width_of(sys.stdout), 160),
+        colour=console.has_colour(sys.stdout),
+        unicode=console.has_unicode(sys.stdout),
+    )
+    if save is not None:
+        plots.save_csv(save, drawn.points)
+        call.listener.note(f"points written to {save}")
+    if as_json:
+        console.emit_json({"command": "plot", "kind": kind, "points": drawn.points})
+    else:
+        console.emit(drawn.text)

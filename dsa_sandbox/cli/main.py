@@ -1,0 +1,150 @@
+"""The command line as a whole: all commands, and what becomes of their problems."""
+
+import difflib
+import re
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from dsa_sandbox.cli import (
+    bench,
+    evaluate,
+    exchange,
+    finetune,
+    generate,
+    make_tasks,
+    pretrain,
+    runs,
+    study,
+)
+from dsa_sandbox.cli.options import Verbs
+from dsa_sandbox.errors import Interrupted, RunFailed, UserError, reason
+
+ClickException: Any = typer.BadParameter.__mro__[2]  # Typer's Click is its own copy
+
+app = typer.Typer(
+    name="dsa-sandbox",
+    cls=Verbs,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Does the shape of attention protect a language model from forgetting?\n\n"
+    "Builds a dense network and one with DeepSeek Sparse Attention, pre-trains both to equal "
+    "quality, teaches them contradictory worlds one after another, and measures what they forget.",
+    epilog="The whole study at smoke scale: dsa-sandbox run --count 8",
+)
+for module in (pretrain, make_tasks, finetune, study, evaluate, generate, exchange, runs, bench):
+    app.add_typer(module.app)
+
+
+def show_version(value: bool) -> None:
+    """Print the version and leave."""
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"dsa-sandbox {version('dsa-sandbox')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    from dsa_sandbox.cli import console
+
+    console.prepare_streams()
+    sys.exit(run_app(sys.argv[1:]))
+
+
+def run_app(arguments: list[str]) -> int:
+    """The exit code of a command; problems go to stderr in one line each."""
+    from dsa_sandbox.cli import console
+
+    as_json = "--json" in arguments
+    try:
+        check_text(arguments)
+        code = app(arguments or ["--help"], prog_name="dsa-sandbox", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except ClickException as error:
+        console.report_error([usage_line(error)], 2, as_json)
+        return 2
+    except (UserError, RunFailed) as error:
+        console.report_error(str(error).splitlines(), error.exit_code, as_json)
+        return error.exit_code
+    except typer.Abort:
+        console.report_error(["aborted"], 130, as_json)
+        return 130
+    except Interrupted as error:
+        again = " ".join(["dsa-sandbox", *map(quoted, arguments)])
+        makes_runs = arguments[0] in ("build", "pretrain", "make-tasks", "finetune", "run")
+        advice = "resume with" if makes_runs else "it starts anew with"
+        console.report_error([f"{error}; {advice}: {again}"], error.exit_code, as_json)
+        return error.exit_code
+    except (BrokenPipeError, console.ClosedPipe):
+        console.silence(sys.stdout)
+        return 141
+    except OSError as error:
+        if error.errno not in console.REFUSALS:
+            raise
+        console.report_error([f"{error.filename or 'output'}: {reason(error)}"], 3, as_json)
+        return 3
+    finally:
+        console.forget_unwritten()
+
+
+def check_text(arguments: list[str]) -> None:
+    """UserError where an argument is no text: neither a terminal nor a manifest could show it."""
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{argument!a}: not UTF-8; give files and folders names that are"
+            ) from None
+
+
+def usage_line(error: Any) -> str:
+    """Click's message in one line, with the command it belongs to."""
+    message = " ".join(error.format_message().split())
+    context = getattr(error, "ctx", None)
+    where = f"  (see {context.command_path} --help)" if context else ""
+    taken = re.match(r"No such option: --([\w-]+)", message)
+    if context and taken:
+        options = [name for option in context.command.params for name in option.opts]
+        message = f"{taken[0]}{meant(taken[1], [name for name in options if name[:2] == '--'])}"
+    return f"{message}{where}"
+
+
+def meant(taken: str, options: list[str]) -> str:
+    """What somebody may have meant by an option: another one, or a setting (--steps, --lr)."""
+    from dsa_sandbox.config import resolve
+
+    wanted = taken.replace("-", "_")
+    keys = resolve.known_keys() if "--set" in options else []
+    fields = {key: key.partition(".")[2] for key in keys}
+    names = {option: option[2:].replace("-", "_") for option in options}
+    known = [*names.values(), *fields.values()]
+    initials = {"".join(word[:1] for word in name.split("_")): name for name in known}
+    close = [name for name in known if wanted.startswith(f"{name}_")]  # --batch-size
+    close += [initials[wanted]] if wanted in initials else []
+    close = close or difflib.get_close_matches(wanted, known, 1, cutoff=0.7)
+    found = [option for option, name in names.items() if name in close]
+    found = found or [f"--set {key}=VALUE" for key, field in fields.items() if field in close]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def quoted(argument: str) -> str:
+    """The argument as a shell wants it."""
+    import shlex
+
+    return shlex.quote(argument)

@@ -1,0 +1,351 @@
+"""Settings from their layers, and who set each: preset, TOML file, environment, command line.
+
+Precedence, lowest first: defaults, preset, TOML file, environment (machine only), command line.
+"""
+
+import json
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from dsa_sandbox.config import paths
+from dsa_sandbox.config.settings import SECTIONS, Machine, Settings, Tasks, Train
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.registry import Unknown, archs, families, nearest, strategies
+
+ARCH_DEFAULTS: dict[str, dict[str, Any]] = {
+    "dsa-v32": {"model.force_sink": 0, "model.force_local": 0}  # DeepSeek forces no token
+}
+INDEXER_KEYS = tuple(
+    f"train.indexer_{name}"
+    for name in ("learning_rate", "sparse_rate", "clip", "queries", "fraction")
+)
+TOP_KEYS = ("preset", "arch", "strategy", "seed")
+
+
+class Resolved(NamedTuple):
+    """Settings, and for each flat key who set it."""
+
+    settings: Settings
+    sources: dict[str, str]
+
+
+def preset_names() -> list[str]:
+    """Presets that the package ships, smallest first."""
+    return ["smoke", "mini", "small", "base"]
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """The preset's TOML as a nested dictionary."""
+    if name not in preset_names():
+        known = preset_names()
+        raise UserError(
+            f"preset: {name}: no such preset{nearest(name, known)}  (there are: {', '.join(known)})"
+        )
+    text = resources.files("dsa_sandbox").joinpath("presets", f"{name}.toml").read_text("utf-8")
+    return tomllib.loads(text)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A settings file as a nested dictionary; UserError where it cannot be read."""
+    try:
+        return tomllib.loads(paths.file(path, "--config").read_text("utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}  [from --config]") from None
+    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, a thousand brackets
+        raise UserError(f"{path}: not valid TOML: {error}  [from --config]") from None
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionary as {"section.key": value}."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result.update(flat(value, f"{prefix}{key}."))
+        else:
+            result[prefix + key] = value
+    return result
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """`section.key=value` with a TOML value; what is not TOML is a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {text}: write it as section.key=value")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except (ValueError, RecursionError):  # numbers of 5,000 digits, a thousand brackets
+        return key.strip(), value.strip()
+
+
+def machine_from_environment() -> dict[str, Any]:
+    """Values of DSA_SANDBOX_<FIELD> for machine fields; a name that fits none is an error."""
+    fields = {f"DSA_SANDBOX_{name.upper()}": name for name in Machine.model_fields}
+    values: dict[str, Any] = {}
+    for name, value in os.environ.items():
+        if name in fields:
+            values[f"machine.{fields[name]}"] = parse_set(f"x={value}")[1]
+        elif name.startswith("DSA_SANDBOX_") and name != "DSA_SANDBOX_HOME":
+            hint = nearest(name, [*fields, "DSA_SANDBOX_HOME"])
+            raise UserError(f"{name}: no such environment setting{hint}  [from the environment]")
+    return values
+
+
+def known_keys() -> list[str]:
+    """Every flat key that may be set, but those of strategies."""
+    keys = [f"{section}.{name}" for section, cls in SECTIONS.items() for name in cls.model_fields]
+    return [*TOP_KEYS, *keys]
+
+
+def resolve(
+    *,
+    preset: str | None = None,
+    config: Path | None = None,
+    sets: list[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    with_strategy: bool = False,
+    network: tuple[str, Mapping[str, Any]] | None = None,
+) -> Resolved:
+    """Merge all layers and validate them; every problem in one UserError.
+
+    `options` are flat keys set by named options: {"arch": ("dense", "--arch")}.
+    `network` is a file and the flat keys it sets: they stand in the place of the preset's `model`.
+    `with_strategy` imports the chosen strategy and validates its section (needs torch).
+    """
+    file_values = flat(read_toml(config)) if config else {}
+    set_values = dict(parse_set(text) for text in sets or [])
+    option_values = {key: value for key, value in (options or {}).items() if value[0] is not None}
+    for value, spelling in [*option_values.values(), (preset, "--preset")]:
+        if value == "":
+            raise UserError(f"{spelling}: an empty value; leave it out, or give one")
+    preset_source = "default"
+    for value, source in (
+        (file_values.get("preset"), str(config)),
+        (set_values.get("preset"), "--set"),
+        (preset, "--preset"),
+    ):
+        if value is not None:
+            preset_name, preset_source = str(value), source
+    if preset_source == "default":
+        preset_name = "smoke"
+    for values in (file_values, set_values):
+        if "strategy" in values:
+            values["strategy"] = in_order(str(values["strategy"]))
+    if "strategy" in option_values:
+        name, spelling = option_values["strategy"]
+        option_values["strategy"] = in_order(str(name)), spelling
+    strategy = str(
+        option_values.get("strategy", (None,))[0]
+        or set_values.get("strategy")
+        or file_values.get("strategy")
+        or Settings.model_fields["strategy"].default
+    )
+    arch = str(
+        option_values.get("arch", (None,))[0] or set_values.get("arch") or file_values.get("arch")
+    )
+    file_values = for_strategy(file_values, strategy)  # one file may serve all arms of a study
+    layers: list[tuple[str, dict[str, Any]]] = [
+        (f"preset {preset_name}", for_strategy(flat(preset_values(preset_name)), strategy)),
+        (f"arch {arch}", ARCH_DEFAULTS.get(arch, {})),
+        (str(config), file_values),
+        ("environment", machine_from_environment()),
+        ("--set", set_values),
+    ]
+    if network is not None:
+        of_preset = {k: v for k, v in layers[0][1].items() if not k.startswith("model.")}
+        layers[:2] = [(layers[0][0], of_preset), (network[0], dict(network[1]))]
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, values in layers:
+        merged.update(values)
+        sources.update(dict.fromkeys(values, source))
+    for key, (value, spelling) in option_values.items():
+        merged[key], sources[key] = value, spelling
+    merged["preset"], sources["preset"] = preset_name, preset_source
+    resolved = validated(merged, sources, with_strategy)
+    paths.named(resolved.settings.data.source, "data.source")
+    return resolved
+
+
+def in_order(strategy: str) -> str:
+    """`ewc+acft` as `acft+ewc`: one name for the same parts; names that are none come last."""
+    parts, known = [part.strip() for part in strategy.split("+")], list(strategies)
+    return "+".join(sorted(parts, key=lambda p: known.index(p) if p in known else len(known)))
+
+
+def for_strategy(values: dict[str, Any], strategy: str) -> dict[str, Any]:
+    """A preset's or file's values without the sections of strategies that were not chosen."""
+    others = [name for name in strategies if name not in strategy.split("+")]
+    return {key: value for key, value in values.items() if key.split(".")[0] not in others}
+
+
+def validated(
+    merged: dict[str, Any], sources: dict[str, str], with_strategy: bool = False
+) -> Resolved:
+    """Settings from flat values; raises UserError with one line per problem."""
+    problems: list[str] = []
+    strategy = str(merged.get("strategy", Settings.model_fields["strategy"].default))
+    arch = str(merged.get("arch", Settings.model_fields["arch"].default))
+    parts = strategy.split("+")
+    family = str(merged.get("tasks.family", Tasks.model_fields["family"].default))
+    for key, registry, names in (
+        ("arch", archs, [arch]),
+        ("strategy", strategies, parts),
+        ("tasks.family", families, [family]),
+    ):
+        try:
+            for name in names:
+                registry.check(name)
+        except Unknown as error:
+            problems.append(f"{key}: {error.args[0]}  [from {sources.get(key, 'default')}]")
+    if len(set(parts)) < len(parts):
+        source = sources.get("strategy", "default")
+        problems.append(f"strategy: {strategy}: a strategy is named twice  [from {source}]")
+    if problems:
+        raise UserError(*problems)
+    keys = known_keys()
+    own: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    classes: dict[str, Any] = {}
+    for part in parts:
+        if with_strategy or any(key.startswith(f"{part}.") for key in merged):
+            classes[part] = strategies[part].Settings
+            keys += [f"{part}.{name}" for name in classes[part].model_fields]
+    nested: dict[str, Any] = {}
+    for key, value in merged.items():
+        section, dot, field = key.partition(".")
+        source = sources[key]
+        if dot and section in list(strategies) and section not in parts:
+            problems.append(
+                f"{key}: belongs to --strategy {section}, but the strategy is {strategy}"
+                f"  [from {source}]"
+            )
+        elif key not in keys:
+            problems.append(f"{key}: no such setting{nearest(key, keys)}  [from {source}]")
+        elif dot and section in parts:
+            own[section][field] = value
+        elif dot:
+            nested.setdefault(section, {})[field] = value
+        else:
+            nested[key] = value
+    if problems:
+        raise UserError(*problems)
+    try:
+        settings = Settings(**nested)
+    except ValidationError as error:
+        raise UserError(*explained(error, "", sources)) from None
+    chosen = {}
+    for part, section_class in classes.items():
+        try:
+            chosen[part] = section_class(**own[part])
+        except ValidationError as error:
+            problems += explained(error, f"{part}.", sources)
+    if problems:
+        raise UserError(*problems)
+    return Resolved(settings.model_copy(update={"chosen": chosen}), sources)
+
+
+def check_training(resolved: Resolved, networks: list[str]) -> None:
+    """UserError where the user asks of an indexer's training what these networks cannot do.
+
+    Only what the user has set is refused, never what a preset or an architecture brings along. A
+    file may serve networks of all kinds, as what `settings` prints does: where there is no indexer,
+    only `--set` is refused.
+    """
+    settings, train, model = resolved.settings, resolved.settings.train, resolved.settings.model
+    users = {k: v for k, v in resolved.sources.items() if not v.startswith(("preset ", "arch "))}
+    problems = []
+
+    def refuse(keys: tuple[str, ...], reason: str) -> None:
+        """Name the first of the keys that the user has set; where none is, all is well."""
+        for key in [key for key in keys if key in users][:1]:
+            problems.append(f"{key}={as_flat(settings)[key]}: {reason}  [from {users[key]}]")
+
+    usual = Train(**preset_values(settings.preset).get("train", {})).model_dump()
+    usual["indexer_clip"] = train.clip
+    indexed = any(name != "dense" for name in networks)
+    for key in INDEXER_KEYS:
+        value = getattr(train, key.removeprefix("train."))
+        if value == usual[key.removeprefix("train.")]:
+            continue
+        if not indexed and users.get(key) == "--set":
+            refuse((key,), f"{', '.join(networks)} has no indexer to teach; leave it out")
+        if indexed and train.selection != "learned" and value:
+            refuse(
+                (key,),
+                f"with train.selection={train.selection} no indexer is taught; leave it out, or "
+                "choose train.selection=learned",
+            )
+    if indexed and train.selection == "learned" and train.indexer_fraction:
+        dense_end, warmup_end = train.phase_ends
+        if warmup_end <= dense_end:
+            refuse(
+                ("train.steps", "train.indexer_fraction"),
+                f"no step of {train.steps} is left to the indexer's warm-up (train.indexer_fraction"
+                f"={train.indexer_fraction}); choose train.steps="
+                f"{math.ceil(1 / train.indexer_fraction)} or more, or train.indexer_fraction=0",
+            )
+        if "dsa" in networks and model.num_kept == model.context:
+            refuse(
+                ("model.num_kept", "model.context"),
+                f"K={model.num_kept} is the whole context: there is nothing that dsa's indexer "
+                "could learn to leave out; use --arch dsa-full, or a smaller model.num_kept",
+            )
+    if problems:
+        raise UserError(*problems)
+
+
+def explained(error: ValidationError, prefix: str, sources: Mapping[str, str]) -> list[str]:
+    """One line for each problem: key, what is wrong, the value, who set it."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = prefix + ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        value = problem["input"]
+        shown = f"={value}" if isinstance(value, (str, int, float, bool)) else ""
+        if not problem["loc"]:  # between sections: the message begins with the key that it is about
+            set_by = sources.get(message.partition("=")[0], "default")
+            lines.append(f"{message}  [from {set_by}]")
+            continue
+        set_by = sources.get(key) or ", ".join(
+            sorted({source for name, source in sources.items() if name.startswith(f"{key}.")})
+        )
+        lines.append(f"{key}{shown}: {message}  [from {set_by or 'default'}]")
+    return lines
+
+
+def as_flat(settings: Settings) -> dict[str, Any]:
+    """Every resolved value by its flat key, the chosen strategy's section under its name."""
+    values = settings.model_dump(exclude={"chosen"})
+    return flat(values | {name: part.model_dump() for name, part in settings.chosen.items()})
+
+
+def as_toml(settings: Settings, sources: Mapping[str, str] | None = None) -> str:
+    """TOML that `--config` accepts back; with `sources`, each value says who set it."""
+    lines: list[str] = []
+    current = ""
+    for key, value in as_flat(settings).items():
+        section, dot, field = key.rpartition(".")
+        if section != current:
+            lines += ["", f"[{section}]"]
+            current = section
+        line = f"{field if dot else key} = {json.dumps(value, ensure_ascii=False)}"
+        if sources is not None:
+            line = f"{line:<40} # {sources.get(key, 'default')}"
+        lines.append(line)
+    return "\n".join(lines).strip() + "\n"
+
+
+def from_toml(text: str, with_strategy: bool = False) -> Settings:
+    """The settings that a run has saved."""
+    values = flat(tomllib.loads(text))
+    if not with_strategy:
+        parts = str(values.get("strategy")).split("+")
+        values = {key: v for key, v in values.items() if key.partition(".")[0] not in parts}
+    return validated(values, dict.fromkeys(values, "settings.toml"), with_strategy).settings

@@ -1,0 +1,103 @@
+"""How good a base is: held-out text, grammar, the facts it knows, and whether worlds are worlds."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data import grammar
+from dsa_sandbox.data.grammar import Fact
+from dsa_sandbox.data.tokens import Corpus, Packed, heldout
+from dsa_sandbox.errors import RunFailed
+from dsa_sandbox.evaluation.scoring import (
+    bigram_accuracy,
+    bits_per_byte,
+    encode_items,
+    fitting_pairs,
+    heldout_nll,
+    pair_accuracy,
+    sample_story,
+    score,
+)
+from dsa_sandbox.tasks.writing import Writer, askable, gate_items, known_items
+
+KNOWN_MARGIN = 0.5  # nats over the best other object of the family
+KNOWN_ITEMS = 4  # of 5 clozes
+NUM_PAIRS = 200
+
+
+class Gate(NamedTuple):
+    """Practice worlds: probability of the rule's object inside, and of the same object outside.
+
+    None where the tokenizer has no rule's words as single tokens: nothing could be asked.
+    """
+
+    right: float | None
+    bleed: float | None
+
+    @property
+    def open(self) -> bool:
+        """Whether the base has learned that a world's name decides (>= 0.8 and <= 0.2)."""
+        if self.right is None or self.bleed is None:
+            return False
+        return self.right >= 0.8 and self.bleed <= 0.2
+
+
+def known_facts(model: Transformer, writer: Writer) -> tuple[list[Fact], int]:
+    """Facts with a margin above KNOWN_MARGIN on KNOWN_ITEMS of five clozes; how many were asked.
+
+    Facts whose words are not single tokens here are not asked.
+    """
+    facts = askable(writer, grammar.table().facts)
+    items = [item for fact in facts for item in known_items(writer, fact)]
+    scores = score(model, encode_items(items, writer.tokenizer), writer.tokenizer)
+    known = []
+    for number, fact in enumerate(facts):
+        five = scores[5 * number : 5 * number + 5]
+        if sum(one.margin > KNOWN_MARGIN for one in five) >= KNOWN_ITEMS:
+            known.append(fact)
+    return known, len(facts)
+
+
+def gate(model: Transformer, writer: Writer) -> Gate:
+    """Mean probabilities over the rules of all practice worlds."""
+    inside, outside = (
+        score(model, encode_items(items, writer.tokenizer), writer.tokenizer)
+        for items in gate_items(writer)
+    )
+    if not inside:
+        return Gate(None, None)
+    right, bleed = (
+        float(np.mean([np.exp(one.answer) for one in scores])) for scores in (inside, outside)
+    )
+    return Gate(right, bleed)
+
+
+def text_quality(model: Transformer, part: Packed) -> dict[str, float]:
+    """Negative log-likelihood (nats per token) and bits per byte of a whole part."""
+    nats, count = heldout_nll(model, heldout(part, model.context, part.num_documents))
+    return {"nll": nats / count, "bits_per_byte": bits_per_byte(nats, part.num_bytes)}
+
+
+def base_quality(model: Transformer, corpus: Corpus, writer: Writer, seed: int) -> dict[str, Any]:
+    """Everything that pre-training reports at its end, as plain values.
+
+    RunFailed where the network has diverged: nothing can stand on it.
+    """
+    valid = text_quality(model, corpus.valid)
+    if not math.isfinite(valid["nll"]):
+        raise RunFailed("held-out text has no finite loss; lower train.learning_rate")
+    known, asked = known_facts(model, writer)
+    pairs = grammar.minimal_pairs(seed=0, count=NUM_PAIRS)
+    pairs = fitting_pairs(pairs, corpus.tokenizer, model.context)
+    worlds = gate(model, writer)
+    return {
+        "valid": valid,
+        "known_facts": len(known),
+        "asked_facts": asked,
+        "pairs": pair_accuracy(model, pairs, corpus.tokenizer),
+        "pairs_bigram": bigram_accuracy(corpus.train, pairs, corpus.tokenizer),
+        "gate": {"right": worlds.right, "bleed": worlds.bleed, "open": worlds.open},
+        "story": sample_story(model, corpus.tokenizer, "Once upon a time", seed),
+    }

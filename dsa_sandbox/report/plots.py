@@ -1,0 +1,71 @@
+"""Which plots there are, of which runs, and their points as a table."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dsa_sandbox.config import paths
+from dsa_sandbox.errors import UserError, reason
+from dsa_sandbox.registry import nearest
+from dsa_sandbox.report import forgetting, indexer, probing
+from dsa_sandbox.report.charts import Drawn
+from dsa_sandbox.report.loading import Arm, load
+from dsa_sandbox.runs import home as store
+from dsa_sandbox.runs.folder import Run
+
+
+def check(kind: str, save: Path | None) -> None:
+    """UserError for an unknown kind of plot or a file we cannot write."""
+    known = [*KINDS, *OF_BASES]
+    if kind not in known:
+        raise UserError(
+            f"--kind {kind}: no such plot{nearest(kind, known)}  (there are: {', '.join(known)})"
+        )
+    if save is None:
+        return
+    paths.named(save, "--save")
+    if save.suffix.lower() != ".csv":
+        raise UserError(f"--save {save}: points are written as a table; end the name in .csv")
+    if save.is_dir():
+        raise UserError(f"--save {save}: a folder; name a file")
+    if not save.parent.is_dir():
+        raise UserError(f"--save {save}: the folder {save.parent} does not exist")
+
+
+def chosen(kind: str, home: Path, names: list[str]) -> list[Run]:
+    """The runs that a kind of plot draws: those named, or those that it takes by itself."""
+    return indexer.chosen(home, names) if kind in OF_BASES else store.chosen_runs(home, names)
+
+
+def draw(kind: str, runs: list[Run], *, width: int, colour: bool, unicode: bool) -> Drawn:
+    """The chart of a kind for these runs."""
+    style = {"width": width, "colour": colour, "unicode": unicode}
+    return OF_BASES[kind](runs, style) if kind in OF_BASES else KINDS[kind](load(runs), style)
+
+
+KINDS: dict[str, Callable[[list[Arm], dict[str, Any]], Drawn]] = {
+    "forgetting": forgetting.draw_forgetting,
+    "retention": forgetting.draw_retention,
+    "front": forgetting.draw_front,
+    "lag": forgetting.draw_lag,
+    "kl": forgetting.draw_kl,
+    "gap": probing.draw_gap,
+    "drift": probing.draw_drift,
+    "recovery": probing.draw_recovery,
+    "recall": probing.draw_recall,
+    "coherence": probing.draw_coherence,
+}
+OF_BASES: dict[str, Callable[[list[Run], dict[str, Any]], Drawn]] = {"indexer": indexer.draw}
+
+
+def save_csv(path: Path, points: list[dict[str, Any]]) -> None:
+    """The points as a table with a header; UserError where the file cannot be written."""
+    names = list(dict.fromkeys(name for point in points for name in point))
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=names)
+            writer.writeheader()
+            writer.writerows(points)
+    except OSError as error:
+        raise UserError(f"--save {path}: cannot be written: {reason(error)}") from None

@@ -1,0 +1,213 @@
+"""The home: all runs, which is the newest, which one a name means."""
+
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsa_sandbox.config import paths
+from dsa_sandbox.errors import UserError, reason
+from dsa_sandbox.locks import being_written, waited_for
+from dsa_sandbox.registry import nearest
+from dsa_sandbox.runs.files import write_atomic
+from dsa_sandbox.runs.folder import Run, readable_manifest
+from dsa_sandbox.runs.provenance import source_digest
+
+COUNTER = ".last-run"  # file of the home: how many runs were begun in it
+
+
+def home_folder(option: Path | None) -> Path:
+    """--home > DSA_SANDBOX_HOME > ./runs; not created here."""
+    if option is not None:
+        return paths.folder(option, "--home")
+    asked = os.environ.get("DSA_SANDBOX_HOME")
+    return paths.folder(asked, "DSA_SANDBOX_HOME") if asked else paths.folder("runs", "home")
+
+
+def make_home(home: Path) -> Path:
+    """The home as an existing folder; UserError where it cannot be made."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"home {home}: cannot be made: {reason(error)}") from None
+    if not os.access(home, os.W_OK):
+        raise UserError(f"home {home}: not writable")
+    return home
+
+
+class Age(NamedTuple):
+    """Where a run stands among those of a home; the greatest is the newest."""
+
+    number: int  # of the home's counter; runs of before it have none: 0
+    created: float  # seconds since 1970 by a clock that may have been wrong
+    after: int  # runs of one chain that a counter or a clock puts in the wrong order
+
+
+def all_runs(home: Path) -> list[Run]:
+    """Runs of the home, oldest first: as they were begun, and always behind their parents."""
+    if not home.is_dir():
+        return []
+    found = [Run(path) for path in home.iterdir() if (path / "manifest.json").exists()]
+    manifests = {run.name: readable_manifest(run) for run in found}
+    ages: dict[str, Age] = {}
+    return sorted(found, key=lambda run: (age_of(run.name, manifests, ages), run.name))
+
+
+def age_of(name: str, manifests: Mapping[str, dict[str, Any]], ages: dict[str, Age]) -> Age:
+    """The run's own age, or one just above that of its newest parent; `ages` keeps what is known.
+
+    Runs that were copied in have numbers of another home, and clocks are set back.
+    """
+    if name not in ages:
+        manifest = manifests[name]
+        own = Age(int(figure(manifest, "number")), figure(manifest, "created"), 0)
+        ages[name] = own  # manifests that name each other must not keep us here
+        parents = manifest.get("parents")
+        for parent in parents if isinstance(parents, dict) else ():
+            if parent in manifests:
+                theirs = age_of(parent, manifests, ages)
+                own = max(own, theirs._replace(after=theirs.after + 1))
+        ages[name] = own
+    return ages[name]
+
+
+def figure(manifest: Mapping[str, Any], key: str) -> float:
+    """A number of a manifest, 0 where it does not say it."""
+    try:
+        value = float(manifest.get(key, 0))
+    except (TypeError, ValueError):
+        return 0.0
+    return value if math.isfinite(value) else 0.0
+
+
+def next_number(home: Path) -> int:
+    """One more than any run of the home has had: what makes a run newer, whatever the clock says.
+
+    The last one given stands in a file; where that is gone, the runs tell.
+    """
+    path = home / COUNTER
+    with waited_for(path.with_suffix(".lock")):
+        try:
+            last = int(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            numbers = (figure(readable_manifest(run), "number") for run in all_runs(home))
+            last = int(max(numbers, default=0))
+        write_atomic(path, f"{last + 1}\n")
+    return last + 1
+
+
+def find_run(home: Path, text: str) -> Run:
+    """A run by path, full name or unique prefix; UserError names the nearest or all that fit."""
+    path = paths.named(text, "run")
+    if (path / "manifest.json").exists():
+        return Run(path)
+    if (home / text / "manifest.json").exists():
+        return Run(home / text)
+    runs = all_runs(home)
+    fitting = [run for run in runs if run.name.startswith(text)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = ", ".join(run.name for run in fitting)
+        raise UserError(f"{text}: fits {len(fitting)} runs: {names}")
+    hint = nearest(text, [run.name for run in runs])
+    raise UserError(f"{text}: no such run in {home}{hint}  (dsa-sandbox ls runs shows all)")
+
+
+def newest(home: Path, *commands: str, fits: Any = lambda manifest: True) -> Run | None:
+    """The newest finished run of one of the commands whose manifest fits."""
+    for run in reversed(all_runs(home)):
+        manifest = readable_manifest(run)
+        done = manifest.get("command") in commands and manifest.get("state") == "finished"
+        if done and fits(manifest):
+            return run
+    return None
+
+
+def chosen_runs(home: Path, names: list[str], *, finished: bool = False) -> list[Run]:
+    """The named runs, or all (finished) arms of the newest arm's stream, oldest first."""
+    if names:
+        return [find_run(home, name) for name in names]
+    arms = [run for run in all_runs(home) if readable_manifest(run).get("command") == "finetune"]
+    if not arms:
+        raise UserError(f"no arm in {home} yet; run first: dsa-sandbox finetune")
+    arms = [run for run in arms if run.finished or not finished]
+    if not arms:
+        raise UserError(f"no arm in {home} is finished yet; `plot` draws what there is")
+    stream = arms[-1].manifest["tasks"]["sha256"]
+    return [run for run in arms if run.manifest["tasks"]["sha256"] == stream]
+
+
+def remove(runs: list[Run], home: Path, *, force: bool, dry_run: bool) -> list[str]:
+    """Delete runs; UserError where another stands on one (but for `force`) or one is written."""
+    runs = list({run.path.resolve(): run for run in runs}.values())
+    leaving = {run.name for run in runs}
+    problems = []
+    for run in runs:
+        if being_written(run.path):
+            problems.append(f"{run.name}: is being written")
+        for other in all_runs(home):
+            stands = readable_manifest(run) and run.name in readable_manifest(other).get(
+                "parents", {}
+            )
+            if stands and other.name not in leaving and not force:
+                problems.append(f"{run.name}: {other.name} stands on it (--force removes it)")
+    if problems:
+        raise UserError(*problems)
+    for run in [] if dry_run else runs:
+        shutil.rmtree(run.path)
+    return [str(run.path) for run in runs]
+
+
+class Opened(NamedTuple):
+    """A run ready to be written, or one that is there already."""
+
+    run: Run
+    finished: bool
+
+
+def open_run(
+    home: Path, name: str, identity: str, force: bool = False, latest: bool = False
+) -> Opened:
+    """The folder for this identity: new, to be resumed, or finished.
+
+    `force` makes a new one beside it, or goes on with one it made and did not finish; `latest` is
+    the newest that is finished. An unfinished run of other source code is refused.
+    """
+    path, number = home / name, 2
+    while force and path.exists() and not (number > 2 and is_unfinished(Run(path))):
+        path, number = home / f"{name}-{number}", number + 1
+    for run in all_runs(home) if latest else ():
+        manifest = readable_manifest(run)
+        if manifest.get("identity") == identity and manifest.get("state") == "finished":
+            path = run.path
+    return looked_into(Run(path), identity)
+
+
+def looked_into(run: Run, identity: str) -> Opened:
+    """The run as it stands now; UserError where it is not ours to go on with."""
+    path = run.path
+    if not (path / "manifest.json").exists():  # new, or killed before it said anything
+        return Opened(run, False)
+    manifest = run.manifest
+    if manifest.get("identity") != identity:
+        raise UserError(f"{path}: stands for another identity; remove it or use another --home")
+    if manifest.get("state") == "finished":
+        return Opened(run, True)
+    if manifest.get("environment", {}).get("source") != source_digest():
+        raise UserError(
+            f"{path}: unfinished, and begun by other source code; start anew with --force or "
+            f"remove it: dsa-sandbox rm {run.name}"
+        )
+    return Opened(run, False)
+
+
+def is_unfinished(run: Run) -> bool:
+    """Whether the run was begun by this very source code, and can go on."""
+    if not (run.path / "manifest.json").exists():  # killed before it said anything
+        return True
+    manifest = readable_manifest(run)
+    same = manifest.get("environment", {}).get("source") == source_digest()
+    return same and manifest.get("state") != "finished"

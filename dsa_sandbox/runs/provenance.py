@@ -1,0 +1,58 @@
+"""Where a run comes from: source, versions, machine."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+NUMERICS = 5  # bump when results change on purpose; tests/test_pretrain.py says when
+
+
+@cache
+def source_digest() -> str:
+    """sha256 over the package's own source files."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.suffix in (".py", ".toml"):
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """What a manifest says of the machine and the code; nothing of it is identity."""
+    from importlib.metadata import version
+
+    packages = ("torch", "numpy", "tokenizers", "safetensors", "datasets", "pydantic")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "packages": {name: version(name) for name in packages},
+        "source": source_digest(),
+        "git": git_state(),
+    }
+
+
+@cache
+def git_state() -> str:
+    """Commit of the package's checkout, `+` where it has changes; empty outside one."""
+    root = Path(__file__).parent.parent.parent
+    if not (root / ".git").exists():
+        return ""
+    # a hook's GIT_DIR names another repository; reading the state needs no lock on its index
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    ours["GIT_OPTIONAL_LOCKS"] = "0"
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(root), *args], capture_output=True, timeout=5, env=ours
+            ).stdout
+            for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return commit.decode().strip() + ("+" if changes.strip() else "")

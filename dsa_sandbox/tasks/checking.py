@@ -1,0 +1,200 @@
+"""Do task rows fit a base: its tokenizer, its context, and each other?"""
+
+import difflib
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tokenizers import Tokenizer
+
+from dsa_sandbox.data.spelling import common_length, glued, is_known, unknown_id
+from dsa_sandbox.data.tokens import END
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.tasks.schema import KINDS, Item, Task, mentions
+
+MARK = "▁"  # how metaspace tokenizers write the space before a word
+LINES = 20  # of problems that are told of one file
+
+
+class Problem(NamedTuple):
+    """What is wrong in a row; rows with the same `kind` of it may be told as one."""
+
+    kind: str
+    line: int
+    field: str
+    text: str
+
+
+def check(tasks: list[Task], tokenizer: Tokenizer, context: int, where: str) -> None:
+    """UserError where rows do not fit a base: its tokenizer, its context, or each other.
+
+    Every story must say its object, every candidate go on with its prompt in a word of its own that
+    the tokenizer knows, and nothing may hold the text that ends a document or exceed the context.
+    """
+    words = Words(tokenizer, context)
+    found: list[Problem] = []
+    for number, task in enumerate(tasks, 1):
+        line = task._line or number
+        found += [
+            *ended(task, line, words),
+            *unstated(task, line),
+            *long_stories(task, line, words),
+        ]
+        for kind in KINDS:
+            for index, item in enumerate(task.items(kind)):
+                found += misread(item, line, f"{kind}.{index}", words)
+    if found:
+        raise UserError(*told(list(dict.fromkeys(found)), len(tasks), where))
+
+
+class Words:
+    """What a base reads: its tokenizer, how many tokens it takes, and what it does not know."""
+
+    def __init__(self, tokenizer: Tokenizer, context: int) -> None:
+        self.tokenizer, self.context = tokenizer, context
+        self.unknown = unknown_id(tokenizer)
+        self.known: dict[str, bool] = {}  # candidates repeat
+        special = tokenizer.get_added_tokens_decoder().get(0)
+        self.ends = list(dict.fromkeys([END, special.content if special else END]))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+        return list(self.tokenizer.encode(text).ids)
+
+    def knows(self, text: str) -> bool:
+        """Whether the vocabulary has all of a text."""
+        if text not in self.known:
+            self.known[text] = is_known(self.tokenizer, text, self.unknown)
+        return self.known[text]
+
+    def ends_marked(self, ids: list[int]) -> bool:
+        """Whether the last token is the mark of a space alone, of tokenizers that have one."""
+        return bool(ids) and not (self.tokenizer.id_to_token(ids[-1]) or "").strip(MARK)
+
+    def too_long(self, ids: list[int], line: int, field: str) -> Iterator[Problem]:
+        """A text that does not fit the context behind the token that opens a document."""
+        if len(ids) + 1 > self.context:
+            text = f"{len(ids) + 1} tokens exceed the context of the base, {self.context}"
+            yield Problem("long", line, field, text)
+
+
+def ended(task: Task, line: int, words: Words) -> Iterator[Problem]:
+    """Texts that hold what ends a document: it would become the id that does."""
+    sides = (("train", task.train), ("contrast", task.contrast))
+    texts = [(f"{side}.{index}", text) for side, some in sides for index, text in enumerate(some)]
+    for kind in KINDS:
+        for index, item in enumerate(task.items(kind)):
+            field = f"{kind}.{index}"
+            texts += [(f"{field}.prompt", item.prompt), (f"{field}.answer", item.answer)]
+            texts += [(f"{field}.foils.{number}", foil) for number, foil in enumerate(item.foils)]
+    for field, text in texts:
+        for end in words.ends:
+            if end in text:
+                yield Problem(
+                    "end", line, field, f"holds {end}, which ends a document; take it out"
+                )
+
+
+def unstated(task: Task, line: int) -> Iterator[Problem]:
+    """Stories that do not say the object of their side, so that there is nothing to learn."""
+    for side, name, stories in (
+        ("train", "new_object", task.train),
+        ("contrast", "true_object", task.contrast),
+    ):
+        object_ = getattr(task, name)
+        if not object_.strip():
+            yield Problem(f"empty {name}", line, name, "holds nothing but spaces")
+            continue
+        silent = [index for index, story in enumerate(stories) if not mentions(story, object_)]
+        everywhere = 1 < len(silent) == len(stories)
+        for index in silent[:1] if everywhere else silent:
+            field = f"{side}.{index}" + (f" to {side}.{silent[-1]}" if everywhere else "")
+            near = spelling_in(stories[index], object_)
+            yield Problem(name, line, field, f"does not say {name} {quoted(object_)}{near}")
+
+
+def quoted(text: str) -> str:
+    """A text as its file has it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def spelling_in(text: str, object_: str) -> str:
+    """` (it has: "...")`, with what is nearest to the object in a text; or nothing."""
+    said, length = re.findall(r"[^\s.,;:!?\"“”()]+", text), len(object_.split())
+    runs = [" ".join(said[i : i + length]) for i in range(len(said) - length + 1)]
+    plain = {unicodedata.normalize("NFKC", run).casefold(): run for run in reversed(runs)}
+    wanted = unicodedata.normalize("NFKC", object_.strip()).casefold()
+    close = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.6)
+    if not close:
+        return ""
+    near = plain[close[0]]
+    same = unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", object_.strip())
+    form = " in another Unicode form; write both in NFC" if same else ""
+    return f" (it has: {quoted(near)}{form})"
+
+
+def long_stories(task: Task, line: int, words: Words) -> Iterator[Problem]:
+    """Stories that are longer than the context."""
+    for side, stories in (("train", task.train), ("contrast", task.contrast)):
+        for index, story in enumerate(stories):
+            yield from words.too_long(words.encode(story), line, f"{side}.{index}")
+
+
+def misread(item: Item, line: int, field: str, words: Words) -> Iterator[Problem]:
+    """What is wrong with a probe's candidates behind its prompt."""
+    prompt = words.encode(item.prompt)
+    candidates = (item.answer, *item.foils)
+    if words.ends_marked(prompt) and not any(text[0].isspace() for text in candidates):
+        text = "ends in a space, which opens the next word here: let answer and foils begin with it"
+        yield Problem("mark", line, f"{field}.prompt", text)
+    read: dict[tuple[int, ...], str] = {}
+    for candidate in candidates:
+        apart = unjoined(item.prompt, candidate)
+        if apart:
+            yield Problem("joint", line, field, f"{quoted(candidate)} {apart}")
+        whole = words.encode(item.prompt + candidate)
+        yield from words.too_long(whole, line, field)
+        if not words.knows(candidate):
+            text = f"{candidate!r} is not in the vocabulary of the base"
+            yield Problem("unknown", line, field, text)
+        elif common_length(prompt, whole) == len(whole):
+            yield Problem("silent", line, field, f"{quoted(candidate)} is no token of the base")
+        elif (other := read.setdefault(tuple(whole), candidate)) != candidate:
+            text = f"{quoted(other)} and {quoted(candidate)} are the same to the base's tokenizer"
+            yield Problem("same", line, field, text)
+
+
+def unjoined(prompt: str, candidate: str) -> str:
+    """Why a candidate is no word of its own behind its prompt; nothing where it is one.
+
+    Signs may stand behind a word without a space ("'s", "."), words behind an opening sign.
+    """
+    last, first = prompt[-1], candidate[0]
+    if last.isspace() and first.isspace():
+        return "begins with a space, and so does its prompt end"
+    if candidate.startswith("  "):
+        return "begins with two spaces"
+    if re.match("n['’]t", candidate):
+        return ""
+    if glued(last, first) or (last in ".,;:!?)" and first.isalpha()):
+        return f"begins without a space, and its prompt ends with {quoted(prompt[-12:])}"
+    return ""
+
+
+def told(problems: list[Problem], num_rows: int, where: str) -> list[str]:
+    """A line each, at most LINES; what is wrong with every row is said once."""
+    lines = []
+    for kind in dict.fromkeys(problem.kind for problem in problems):
+        some = [problem for problem in problems if problem.kind == kind]
+        rows = len({problem.line for problem in some})
+        everywhere = f"all {num_rows} rows, as " if rows == num_rows > 1 else ""
+        for problem in some[:1] if everywhere else some:
+            lines.append(
+                f"{where}: {everywhere}line {problem.line}: {problem.field}: {problem.text}"
+            )
+    if len(lines) > LINES:
+        rest = len(lines) - LINES + 1
+        lines[LINES - 1 :] = [f"{where}: {rest} more problems of the same kinds"]
+    return lines
