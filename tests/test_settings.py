@@ -1,5 +1,6 @@
 """Every setting has one name, one value, and somebody who set it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -549,3 +550,30 @@ def test_a_grid_with_an_indexer_in_it_passes_and_keeps_its_settings_from_dense()
     assert all(text in told["dsa"] for text in sets)
     assert [text for text in sets if text in plan.common] == ["train.steps=100"]
     assert all(cli("pretrain", "--dry-run", *arguments).code == 0 for arguments in told.values())
+
+
+def test_every_setting_is_described_and_the_description_comes_back_as_settings(
+    tmp_path: Path,
+) -> None:
+    plain = cli("settings", "--preset", "mini", "--strategy", "ewc").out
+    described = cli("settings", "--preset", "mini", "--strategy", "ewc", "--describe").out
+    lines = described.splitlines()
+    values = [line for line in lines if line and line[0] not in "#["]
+    assert [line for line in plain.splitlines() if line and line[0] != "["] == values
+    for number, line in enumerate(lines):
+        if line in values:
+            assert lines[number - 1].startswith("# "), line
+        assert len(line) <= 100
+    (tmp_path / "a.toml").write_text(described, "utf-8")
+    again = cli("settings", "--config", tmp_path / "a.toml").out
+    assert [line.partition(" #")[0].rstrip() for line in again.splitlines()] == [
+        line.partition(" #")[0].rstrip() for line in plain.splitlines()
+    ]
+
+
+@pytest.mark.parametrize("name", ["a\x7fb.txt", 'a"b.txt', "a\\b.txt", "Grüße\t.txt", "a'b.txt"])
+def test_any_name_of_a_text_comes_back_from_printed_settings(name: str, tmp_path: Path) -> None:
+    printed = cli("settings", "--data", name).out
+    (tmp_path / "a.toml").write_text(printed, "utf-8")
+    again = json.loads(cli("settings", "--config", tmp_path / "a.toml", "--json").out)
+    assert again["settings"]["data.source"] == name

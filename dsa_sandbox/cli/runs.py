@@ -60,6 +60,9 @@ def settings_(
     config: Config = None,
     set_: Set = None,
     include: Include = None,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Say above each setting what it is.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Print every resolved setting and who set it, as TOML that --config accepts."""
@@ -84,9 +87,11 @@ def settings_(
     if as_json:
         values = resolve.as_flat(call.settings)
         sources = {key: call.resolved.sources.get(key, "default") for key in values}
-        console.emit_json({"command": "settings", "settings": values, "sources": sources})
+        about = {"descriptions": resolve.descriptions(call.settings)} if describe else {}
+        console.emit_json({"command": "settings", "settings": values, "sources": sources, **about})
     else:
-        console.emit(resolve.as_toml(call.settings, call.resolved.sources).rstrip())
+        text = resolve.as_toml(call.settings, call.resolved.sources, describe)
+        console.emit(text.rstrip())
 
 
 @app.command("rm", cls=Verb, epilog="Example: dsa-sandbox rm pretrain-dsa-smoke-s0-1234abcd")

@@ -3,16 +3,17 @@
 Precedence, lowest first: defaults, preset, TOML file, environment (machine only), command line.
 """
 
-import json
 import math
 import os
+import textwrap
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+import tomli_w
+from pydantic import BaseModel, ValidationError
 
 from dsa_sandbox.config import paths
 from dsa_sandbox.config.settings import SECTIONS, Machine, Settings, Tasks, Train
@@ -326,8 +327,14 @@ def as_flat(settings: Settings) -> dict[str, Any]:
     return flat(values | {name: part.model_dump() for name, part in settings.chosen.items()})
 
 
-def as_toml(settings: Settings, sources: Mapping[str, str] | None = None) -> str:
-    """TOML that `--config` accepts back; with `sources`, each value says who set it."""
+def as_toml(
+    settings: Settings, sources: Mapping[str, str] | None = None, describe: bool = False
+) -> str:
+    """TOML that `--config` accepts back.
+
+    With `sources`, each value says who set it; with `describe`, a comment above says what it is.
+    """
+    described = descriptions(settings) if describe else {}
     lines: list[str] = []
     current = ""
     for key, value in as_flat(settings).items():
@@ -335,11 +342,31 @@ def as_toml(settings: Settings, sources: Mapping[str, str] | None = None) -> str
         if section != current:
             lines += ["", f"[{section}]"]
             current = section
-        line = f"{field if dot else key} = {json.dumps(value, ensure_ascii=False)}"
+        if key in described:
+            lines += textwrap.wrap(described[key], 78, initial_indent="# ", subsequent_indent="# ")
+        line = f"{field if dot else key} = {toml_value(value)}"
         if sources is not None:
             line = f"{line:<40} # {sources.get(key, 'default')}"
         lines.append(line)
     return "\n".join(lines).strip() + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it, in one line."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
+
+
+def descriptions(settings: Settings) -> dict[str, str]:
+    """What each setting is, by its flat key; those of the chosen strategies among them."""
+    sections: dict[str, type[BaseModel]] = {**SECTIONS}
+    sections |= {name: type(part) for name, part in settings.chosen.items()}
+    found = {key: Settings.model_fields[key].description or "" for key in TOP_KEYS}
+    for section, cls in sections.items():
+        for name, field in cls.model_fields.items():
+            found[f"{section}.{name}"] = field.description or ""
+    return {key: text for key, text in found.items() if text}
 
 
 def from_toml(text: str, with_strategy: bool = False) -> Settings:
