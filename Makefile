@@ -1,9 +1,10 @@
 # make demo: the whole study at smoke scale.  make test: everything CI checks.  make fix: format.
+# make docs: the pages that are made from the code.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test fix clean
+.PHONY: demo test fix docs clean
 
 demo: .venv/installed
 	$(BIN)/dsa-sandbox run --preset smoke --count 8 --home runs/demo
@@ -17,6 +18,9 @@ test: .venv/installed-dev
 fix: .venv/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: .venv/installed-dev
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf .venv runs/demo
