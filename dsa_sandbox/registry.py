@@ -27,6 +27,10 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {written[close[0]]}?" if close else ""
 
 
+ADDED: list[tuple[dict[str, Any], str]] = []  # what the file that is being included has registered
+INCLUDED: dict[Path, tuple[str, list[tuple[dict[str, Any], str]]]] = {}  # sha256, and its entries
+
+
 class Registry(Generic[T]):
     """Entries of one kind by name; built-in ones by the module that registers them."""
 
@@ -41,6 +45,7 @@ class Registry(Generic[T]):
             if name in self.entries:
                 raise ValueError(f"{self.kind} {name} is registered twice")
             self.entries[name] = entry
+            ADDED.append((self.entries, name))
             return entry
 
         return add
@@ -101,11 +106,17 @@ def include(path: Path, code: bytes) -> None:
 
     `code` is what the file holds: it is compiled as it was read, since Python's own loader takes
     bytecode of an earlier version where size and time of the file are the same. Raises whatever the
-    code raises; the same code of one file is run once.
+    code raises. The same code of one file is run once; other code replaces what it registered.
     """
-    name = f"dsa_sandbox_include:{hashlib.sha256(code).hexdigest()[:16]}:{path.resolve()}"
-    if name in sys.modules:
+    file, sha256 = path.resolve(), hashlib.sha256(code).hexdigest()
+    name = f"dsa_sandbox_include:{file}"
+    known, entries = INCLUDED.pop(file, ("", []))
+    if known == sha256 and name in sys.modules:
+        INCLUDED[file] = known, entries
         return
+    for kind, entry in entries:
+        kind.pop(entry, None)
+    ADDED.clear()
     module = types.ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module
@@ -113,4 +124,7 @@ def include(path: Path, code: bytes) -> None:
         exec(compile(code, str(path), "exec"), module.__dict__)
     except BaseException:
         del sys.modules[name]
+        for kind, entry in ADDED:
+            kind.pop(entry, None)
         raise
+    INCLUDED[file] = sha256, [*ADDED]

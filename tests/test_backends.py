@@ -341,6 +341,10 @@ def test_a_run_is_the_same_run_whatever_computes_it_and_goes_on_as_it_began(
     assert begun.identity == job().identity
     begun.run.path.mkdir(parents=True)
     begun.run.update(
+        command="pretrain",
+        arch="dsa",
+        seed=0,
+        parents={},
         identity=begun.identity,
         state="interrupted",
         engine=begun.engine._asdict(),

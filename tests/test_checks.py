@@ -255,7 +255,7 @@ def test_a_folder_that_names_no_end_of_text_has_none(tmp_path: Path) -> None:
     named.add_tokens(["None"])
     (tmp_path / "tokenizer_config.json").write_text("{}", "utf-8")
     with pytest.raises(UserError, match="eos_token_id is missing"):
-        vocabulary.end_of(tmp_path, {}, named)
+        vocabulary.end_of(tmp_path, {}, {}, named)
 
 
 def test_an_object_that_no_foil_names_has_no_probability() -> None:

@@ -90,7 +90,7 @@ class Heard(Listener):
 
 
 def workers(listener: Listener) -> Workers:
-    plan = Plan(["dsa"], ["sgd"], [], [], [], [], [], [], [], Path("runs"), 1, 1, 1)
+    plan = Plan(["dsa"], ["sgd"], [], [], [], [], [], [], [], Path("runs"), 1, 1, 1, 128, None)
     return Workers(plan, listener)
 
 

@@ -79,7 +79,10 @@ def test_every_plot_marks_it_draws_the_others_and_keeps_their_axes(
 
 
 @pytest.mark.parametrize("value", [5000.0, 1e300, math.inf, math.nan])
-def test_eval_marks_it_and_shows_all(value: float, home: Path) -> None:
+def test_eval_marks_it_and_shows_all(
+    value: float, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     diverging(home, value=value)
     for more in ([], ["--all"]):
         answer = cli("eval", "--home", home, *more)
@@ -188,7 +191,7 @@ def test_a_base_that_has_diverged_with_its_last_step_fails_in_one_line(quick_hom
     assert "failed" in cli("ls", "--home", quick_home).out
 
 
-@pytest.mark.parametrize("temperature", ["0", "1e-40", "1e-320", "1e300", "inf"])
+@pytest.mark.parametrize("temperature", ["0", "1e-40", "1e-320", "1e300"])
 def test_any_temperature_tells_a_story(temperature: str, tiny_home: TinyHome) -> None:
     arguments = ("--max-tokens", "3", "--temperature", temperature, "--home", tiny_home.home)
     stories = cli("generate", "--json", *arguments).value["stories"]

@@ -575,7 +575,7 @@ def test_a_document_is_opened_by_what_opened_it_there(begin: int, end: int, tmp_
     assert "a text is opened by '<s>', and ended by '</s>'" in answer.err
     run = Run(answer.run)
     model, tokenizer = load.load_model(run).eval(), load.load_tokenizer(run)
-    text = load.corpus_of(run, load.run_settings(run), home)
+    text = load.corpus_of(run, home)
     assert base_quality.text_quality(model, text.valid)["nll"] == pytest.approx(right, abs=1e-4)
     documents = scoring.batch_rows(texts, tokenizer)
     nats, count = scoring.heldout_nll(model, documents)

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from dsa_sandbox.settings import Model
 from torch import Tensor
 
 from dsa_sandbox.core.indexer import kept_mask, select
 from dsa_sandbox.core.transformer import Transformer, group_of
-from dsa_sandbox.settings import Model
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.base import NoSettings
 from dsa_sandbox.strategies.sgd import Sequential

@@ -140,7 +140,7 @@ def test_a_collapsed_network_is_right_about_nothing(value: float, words: Tokeniz
     told = story_quality.tell(model, [np.arange(14) % 9], 2, seed=0)
     if math.isnan(value):
         assert [(story.ids, story.ended) for story in told] == [([], False)] * 2
-        figures = story_quality.figures(told, words, tiny_model("dense"))
+        figures = story_quality.figures(told, words, story_quality.Judge("d", tiny_model("dense")))
         assert figures["ended"] == figures["length"] == 0
         assert figures["repetition"] is figures["distinct"] is figures["judge_nll"] is None
 

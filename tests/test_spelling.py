@@ -163,7 +163,8 @@ def test_what_is_told_joins_its_prompt_as_the_ids_do(tokenizer: Tokenizer) -> No
 
 def hero_of(story: story_quality.Told, tokenizer: Tokenizer) -> float | None:
     """The share of pronouns that agree with the child that is named first."""
-    judge = network_of_nothing(tokenizer.get_vocab_size())
+    network = network_of_nothing(tokenizer.get_vocab_size())
+    judge = story_quality.Judge("nothing", network)
     return story_quality.figures([story], tokenizer, judge)["pronoun"]
 
 

@@ -178,8 +178,9 @@ def test_an_imported_network_tells_stories_unnamed_and_is_named_to_who_wants_a_b
     (tmp_path / "home" / tiny_home.run("pretrain dsa").name).symlink_to(
         tiny_home.run("pretrain dsa")
     )
+    again = cli("import", exported, "--force", *home).run
     value = cli("generate", "--max-tokens", "1", "--prompt", "Mia", "--json", *home).value
-    assert value["run"] == imported.name  # the newest of both
+    assert value["run"] == again.name  # the newest of both
     base = cli("finetune", "--dry-run", "--tasks", STREAM, "--json", *home).value["base"]
     assert base == tiny_home.run("pretrain dsa").name
 

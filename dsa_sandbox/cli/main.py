@@ -1,6 +1,7 @@
 """The command line as a whole: all commands, and what becomes of their problems."""
 
 import difflib
+import os
 import re
 import sys
 from typing import Annotated, Any, NoReturn
@@ -103,11 +104,14 @@ def run_app(arguments: list[str]) -> int:
 
 
 def check_text(arguments: list[str]) -> None:
-    """UserError where an argument is no text: neither a terminal nor a manifest could show it."""
+    """UserError where an argument is no UTF-8: neither a terminal nor a manifest could show it.
+
+    Asked of its bytes: under some locales Python takes UTF-8 for no text.
+    """
     for argument in arguments:
         try:
-            argument.encode("utf-8")
-        except UnicodeEncodeError:
+            os.fsencode(argument).decode("utf-8")
+        except UnicodeError:
             raise UserError(
                 f"{argument!a}: not UTF-8; give files and folders names that are"
             ) from None

@@ -91,8 +91,8 @@ class Corpus(NamedTuple):
     valid: Packed
     digest: str
     fact_stories: int  # grammar stories among the training documents
-    overlap: int  # validation stories that are training stories as well
     folder: Path
+    overlap: int = 0  # validation stories that are training stories as well
 
 
 def plain(tokenizer: Tokenizer) -> Tokenizer:
@@ -189,7 +189,7 @@ def packed_corpus(digest: str, cache: Path) -> Corpus:
     if altered:
         raise UserError(f"{folder / altered[0]}: torn or altered (sha256); remove {folder}")
     overlap = facts.get("overlap", 0)
-    return Corpus(plain(tokenizer), train, valid, digest, facts["fact_stories"], overlap, folder)
+    return Corpus(plain(tokenizer), train, valid, digest, facts["fact_stories"], folder, overlap)
 
 
 def sha256_of(path: Path) -> str:

@@ -1,5 +1,6 @@
 """The home: all runs, which is the newest, which one a name means."""
 
+import contextlib
 import math
 import os
 import shutil
@@ -85,15 +86,14 @@ def figure(manifest: Mapping[str, Any], key: str) -> float:
 def next_number(home: Path) -> int:
     """One more than any run of the home has had: what makes a run newer, whatever the clock says.
 
-    The last one given stands in a file; where that is gone, the runs tell.
+    The last one given stands in a file; runs may have been copied in that have greater ones.
     """
     path = home / COUNTER
     with waited_for(path.with_suffix(".lock")):
-        try:
-            last = int(path.read_text("utf-8"))
-        except (OSError, ValueError):
-            numbers = (figure(readable_manifest(run), "number") for run in all_runs(home))
-            last = int(max(numbers, default=0))
+        numbers = [int(figure(readable_manifest(run), "number")) for run in all_runs(home)]
+        with contextlib.suppress(OSError, ValueError):
+            numbers.append(int(path.read_text("utf-8")))
+        last = max(numbers, default=0)
         write_atomic(path, f"{last + 1}\n")
     return last + 1
 
