@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from dsa_sandbox.settings import Model
 from torch import Tensor
 
+from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.indexer import kept_mask, select
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
