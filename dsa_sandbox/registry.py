@@ -9,11 +9,13 @@ import hashlib
 import importlib
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+INCLUDED = "dsa_sandbox_include"  # what the names of included modules begin with
 
 
 class Unknown(LookupError):
@@ -38,7 +40,8 @@ class Registry(Generic[T]):
         """Decorator: make the decorated class or function the entry `name`."""
 
         def add(entry: T) -> T:
-            if name in self.entries:
+            taken = name in self.builtin and str(entry.__module__).startswith(INCLUDED)
+            if name in self.entries or taken:
                 raise ValueError(f"{self.kind} {name} is registered twice")
             self.entries[name] = entry
             return entry
@@ -65,10 +68,87 @@ class Registry(Generic[T]):
         return self.entries[name]
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """Facts about an architecture that commands need before its network is made."""
+
+    sentence: str = ""  # shown by `ls archs`
+    has_indexer: bool | None = None  # None: its layers tell (sizes.has_indexer)
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # settings, in place of the preset's
+    keeps_all: bool = False  # K is the whole context, whatever model.num_kept is
+    # of an included one: the file that registers it, and the run whose manifest led to that file
+    file: str = ""
+    sha256: str = ""
+    brought_by: str = ""
+
+
+class Architectures(Registry[Callable[[Any], Any]]):
+    """Attention layers by name, each made from `Model` settings; and facts, known without torch."""
+
+    def __init__(self, kind: str, builtin: dict[str, tuple[str, Architecture]]) -> None:
+        super().__init__(kind, {name: module for name, (module, _) in builtin.items()})
+        self.facts = {name: facts for name, (_, facts) in builtin.items()}
+
+    def register(
+        self,
+        name: str,
+        *,
+        has_indexer: bool | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        keeps_all: bool = False,
+    ) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
+        """Decorator: make a class (or function) that gives an attention layer the entry `name`.
+
+        The first line of its docstring is shown by `ls archs`. The facts of a built-in one stand
+        below, since its module is imported only where a network is made.
+        """
+        add = super().register(name)
+
+        def add_with_facts(attention: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            add(attention)
+            if name not in self.builtin:
+                sentence = (attention.__doc__ or "").strip().partition("\n")[0]
+                self.facts[name] = Architecture(sentence, has_indexer, defaults or {}, keeps_all)
+            return attention
+
+        return add_with_facts
+
+    def about(self, name: str) -> Architecture:
+        """The facts of an architecture; Unknown where there is none of that name."""
+        return self.facts.get(self.check(name), Architecture())
+
+
 CORE, VARIANTS = "dsa_sandbox.core.transformer", "dsa_sandbox.variants"
-archs: Registry[Any] = Registry(
+archs = Architectures(
     "architecture",
-    {"dense": CORE, "dsa": CORE, "dsa-full": CORE, "dsa-v32": f"{VARIANTS}.v32"},
+    {
+        "dense": (
+            CORE,
+            Architecture("Multi-head attention, the control: no indexer.", has_indexer=False),
+        ),
+        "dsa": (
+            CORE,
+            Architecture(
+                "A compressed flow over all past tokens and a selected flow over K of them.",
+                has_indexer=True,
+            ),
+        ),
+        "dsa-full": (
+            CORE,
+            Architecture(
+                "dsa with K = the context: no sparsity.", has_indexer=True, keeps_all=True
+            ),
+        ),
+        "dsa-v32": (
+            f"{VARIANTS}.v32",
+            Architecture(
+                "The topology of DeepSeek-V3.2: latent attention, K tokens for all heads.",
+                has_indexer=True,
+                # DeepSeek forces no token
+                defaults={"model.force_sink": 0, "model.force_local": 0},
+            ),
+        ),
+    },
 )
 strategies: Registry[Any] = Registry(
     "strategy",
@@ -103,14 +183,18 @@ def include(path: Path, code: bytes) -> None:
     bytecode of an earlier version where size and time of the file are the same. Raises whatever the
     code raises; the same code of one file is run once.
     """
-    name = f"dsa_sandbox_include:{hashlib.sha256(code).hexdigest()[:16]}:{path.resolve()}"
+    sha256 = hashlib.sha256(code).hexdigest()
+    name = f"{INCLUDED}:{sha256[:16]}:{path.resolve()}"
     if name in sys.modules:
         return
     module = types.ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module
+    before = set(archs.facts)
     try:
         exec(compile(code, str(path), "exec"), module.__dict__)
     except BaseException:
         del sys.modules[name]
         raise
+    for new in archs.facts.keys() - before:
+        archs.facts[new] = replace(archs.facts[new], file=str(path.absolute()), sha256=sha256)

@@ -131,7 +131,7 @@ def test_fine_tuning_stopped_at_any_step_ends_in_the_same_bytes(
     arch: str, strategy: str, tiny_home: TinyHome, tmp_path: Path
 ) -> None:
     if strategy == "anchor":
-        registry.include(ANCHOR)
+        registry.include(ANCHOR, ANCHOR.read_bytes())
     base = tiny_home.run(f"pretrain {arch}")
     home = with_cache(tmp_path / "first", tiny_home.home)
     expected = contents(tune(home, base, strategy).run.path)
