@@ -25,7 +25,7 @@ from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.report import table
 from dsa_sandbox.report.wrapping import plain, rendered
 from dsa_sandbox.runs import home as store
-from dsa_sandbox.runs import load
+from dsa_sandbox.runs import load, saved
 from dsa_sandbox.strategies import biased_fisher
 from dsa_sandbox.strategies.ewc import sampled_fisher
 
@@ -40,7 +40,7 @@ def main() -> None:
     chosen = options.parse_args()
     home = store.home_folder(chosen.home)
     run = store.find_run(home, chosen.run)
-    resolved = load.run_settings(run)
+    resolved = saved.run_settings(run)
     machine.start(machine.resolve(resolved.machine, resolved.preset))
     model, text = load.load_model(run), load.corpus_of(run, home)
     names = [name for name, _ in model.named_parameters() if group_of(name) != "indexer"]

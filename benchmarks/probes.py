@@ -26,7 +26,7 @@ from dsa_sandbox.evaluation.recall import recall
 from dsa_sandbox.evaluation.scoring import batch_rows, heldout_kl, heldout_nll, pair_shares
 from dsa_sandbox.evaluation.selection import jaccard
 from dsa_sandbox.evaluation.story_quality import Judge, stories
-from dsa_sandbox.runs import load
+from dsa_sandbox.runs import load, saved
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.selection import backends
 from dsa_sandbox.tasks import contradiction
@@ -44,7 +44,7 @@ def stream_of(writer: Writer, count: int) -> list[Task]:
 
 def parts_of(run: Run, home: Path, count: int) -> dict[str, Callable[[], Any]]:
     """What is timed, by name; a full row is the sum of all but the first."""
-    resolved = load.run_settings(run)
+    resolved = saved.run_settings(run)
     engine = backends.engine_for(resolved, machine.resolve(resolved.machine, resolved.preset))
     base, model = (load.load_model(run).to(engine.device) for _ in range(2))
     for network in (base, model):

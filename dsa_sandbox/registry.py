@@ -9,11 +9,13 @@ import hashlib
 import importlib
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+INCLUDED = "dsa_sandbox_include"  # what the names of included modules begin with
 
 
 class Unknown(LookupError):
@@ -27,8 +29,9 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {written[close[0]]}?" if close else ""
 
 
-ADDED: list[tuple[dict[str, Any], str]] = []  # what the file that is being included has registered
-INCLUDED: dict[Path, tuple[str, list[tuple[dict[str, Any], str]]]] = {}  # sha256, and its entries
+Entries = list[tuple["Registry[Any]", str]]
+ADDED: Entries = []  # what the file that is being included has registered so far
+FILES: dict[Path, tuple[str, Entries]] = {}  # included ones: sha256, and what they have registered
 
 
 class Registry(Generic[T]):
@@ -42,13 +45,18 @@ class Registry(Generic[T]):
         """Decorator: make the decorated class or function the entry `name`."""
 
         def add(entry: T) -> T:
-            if name in self.entries:
+            taken = name in self.builtin and str(entry.__module__).startswith(INCLUDED)
+            if name in self.entries or taken:
                 raise ValueError(f"{self.kind} {name} is registered twice")
             self.entries[name] = entry
-            ADDED.append((self.entries, name))
+            ADDED.append((self, name))
             return entry
 
         return add
+
+    def forget(self, name: str) -> None:
+        """Let an included entry go, if it is still there."""
+        self.entries.pop(name, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self.builtin, *self.entries]))
@@ -70,10 +78,92 @@ class Registry(Generic[T]):
         return self.entries[name]
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """Facts about an architecture that commands need before its network is made."""
+
+    sentence: str = ""  # shown by `ls archs`
+    has_indexer: bool | None = None  # None: its layers tell (sizes.has_indexer)
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # settings, in place of the preset's
+    keeps_all: bool = False  # K is the whole context, whatever model.num_kept is
+    # of an included one: the file that registers it, and the run whose manifest led to that file
+    file: str = ""
+    sha256: str = ""
+    brought_by: str = ""
+
+
+class Architectures(Registry[Callable[[Any], Any]]):
+    """Attention layers by name, each made from `Model` settings; and facts, known without torch."""
+
+    def __init__(self, kind: str, builtin: dict[str, tuple[str, Architecture]]) -> None:
+        super().__init__(kind, {name: module for name, (module, _) in builtin.items()})
+        self.facts = {name: facts for name, (_, facts) in builtin.items()}
+
+    def register(
+        self,
+        name: str,
+        *,
+        has_indexer: bool | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        keeps_all: bool = False,
+    ) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
+        """Decorator: make a class (or function) that gives an attention layer the entry `name`.
+
+        The first line of its docstring is shown by `ls archs`. The facts of a built-in one stand
+        below, since its module is imported only where a network is made.
+        """
+        add = super().register(name)
+
+        def add_with_facts(attention: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            add(attention)
+            if name not in self.builtin:
+                sentence = (attention.__doc__ or "").strip().partition("\n")[0]
+                self.facts[name] = Architecture(sentence, has_indexer, defaults or {}, keeps_all)
+            return attention
+
+        return add_with_facts
+
+    def forget(self, name: str) -> None:
+        super().forget(name)
+        if name not in self.builtin:
+            self.facts.pop(name, None)
+
+    def about(self, name: str) -> Architecture:
+        """The facts of an architecture; Unknown where there is none of that name."""
+        return self.facts.get(self.check(name), Architecture())
+
+
 CORE, VARIANTS = "dsa_sandbox.core.transformer", "dsa_sandbox.variants"
-archs: Registry[Any] = Registry(
+archs = Architectures(
     "architecture",
-    {"dense": CORE, "dsa": CORE, "dsa-full": CORE, "dsa-v32": f"{VARIANTS}.v32"},
+    {
+        "dense": (
+            CORE,
+            Architecture("Multi-head attention, the control: no indexer.", has_indexer=False),
+        ),
+        "dsa": (
+            CORE,
+            Architecture(
+                "A compressed flow over all past tokens and a selected flow over K of them.",
+                has_indexer=True,
+            ),
+        ),
+        "dsa-full": (
+            CORE,
+            Architecture(
+                "dsa with K = the context: no sparsity.", has_indexer=True, keeps_all=True
+            ),
+        ),
+        "dsa-v32": (
+            f"{VARIANTS}.v32",
+            Architecture(
+                "The topology of DeepSeek-V3.2: latent attention, K tokens for all heads.",
+                has_indexer=True,
+                # DeepSeek forces no token
+                defaults={"model.force_sink": 0, "model.force_local": 0},
+            ),
+        ),
+    },
 )
 strategies: Registry[Any] = Registry(
     "strategy",
@@ -109,22 +199,25 @@ def include(path: Path, code: bytes) -> None:
     code raises. The same code of one file is run once; other code replaces what it registered.
     """
     file, sha256 = path.resolve(), hashlib.sha256(code).hexdigest()
-    name = f"dsa_sandbox_include:{file}"
-    known, entries = INCLUDED.pop(file, ("", []))
+    name = f"{INCLUDED}:{file}"
+    known, entries = FILES.pop(file, ("", []))
     if known == sha256 and name in sys.modules:
-        INCLUDED[file] = known, entries
+        FILES[file] = known, entries
         return
-    for kind, entry in entries:
-        kind.pop(entry, None)
+    for registry, entry in entries:
+        registry.forget(entry)
     ADDED.clear()
     module = types.ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module
+    before = set(archs.facts)
     try:
         exec(compile(code, str(path), "exec"), module.__dict__)
     except BaseException:
         del sys.modules[name]
-        for kind, entry in ADDED:
-            kind.pop(entry, None)
+        for registry, entry in ADDED:
+            registry.forget(entry)
         raise
-    INCLUDED[file] = sha256, [*ADDED]
+    FILES[file] = sha256, [*ADDED]
+    for new in archs.facts.keys() - before:
+        archs.facts[new] = replace(archs.facts[new], file=str(path.absolute()), sha256=sha256)

@@ -1,52 +1,123 @@
-"""Parameter arithmetic: counts by group, and the matching of networks to dsa. No torch."""
+"""Parameters: counts by group, and the matching of networks to dsa.
+
+By arithmetic and without torch for what is built in; an included architecture is counted.
+"""
+
+from typing import Any
 
 from dsa_sandbox.config.settings import Model
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.registry import archs
+
+
+def dense_attention(model: Model) -> dict[str, int]:
+    """Parameters of each group of a layer of `dense`."""
+    width, head = model.width, model.width // model.num_heads
+    selected = model.num_selected_heads * head
+    return {
+        "a": 4 * width * (width - selected),
+        "b": 2 * width * selected,
+        "b1": 2 * width * head,
+        "b2": 2 * width * (selected - head),
+    }
+
+
+def dsa_attention(model: Model) -> dict[str, int]:
+    """The same of `dsa` and `dsa-full`."""
+    width, head = model.width, model.width // model.num_heads
+    selected = model.num_selected_heads * head
+    compressed, rank, half = width - selected, model.latent_rank, head // 2
+    groups = {
+        "compressed": 2 * width * compressed
+        + width * (rank + half)
+        + rank
+        + rank * (model.num_heads - model.num_selected_heads) * (half + head),
+        "selected": 2 * width * selected + 2 * width * head,
+        "indexer": width * model.indexer_head_width * (model.indexer_heads + 1)
+        + 2 * model.indexer_head_width
+        + width * model.indexer_heads,
+    }
+    if model.compression == "block":  # a gate and its bias
+        groups["compressed"] += (width + model.block_size) * (compressed // head)
+    return groups
+
+
+def v32_attention(model: Model) -> dict[str, int]:
+    """The same of `dsa-v32`."""
+    width, half = model.width, model.width // model.num_heads // 2
+    rotary, rank = model.num_heads * half, model.latent_rank
+    ranks = model.query_rank + rank
+    return {
+        "compressed": width * (ranks + half) + ranks,
+        "selected": model.query_rank * (width + rotary) + 2 * rank * width + width * width,
+        "indexer": (model.query_rank * model.indexer_heads + width) * model.indexer_head_width
+        + 2 * model.indexer_head_width
+        + width * model.indexer_heads,
+    }
+
+
+ATTENTION = {
+    "dense": dense_attention,
+    "dsa": dsa_attention,
+    "dsa-full": dsa_attention,
+    "dsa-v32": v32_attention,
+}
+
+
+def layer_without_weights(arch: str, model: Model) -> Any:
+    """One attention layer whose tensors have shapes and no memory (imports torch)."""
+    import torch
+
+    with torch.device("meta"):
+        return archs[arch](model)
+
+
+def counted_attention(arch: str, model: Model) -> dict[str, int]:
+    """Parameters of each group of a layer, counted: groups are the attributes that hold them."""
+    groups: dict[str, int] = {}
+    for name, parameter in layer_without_weights(arch, model).named_parameters():
+        group = name.partition(".")[0]
+        groups[group] = groups.get(group, 0) + parameter.numel()
+    return groups
+
+
+def attention_sizes(arch: str, model: Model) -> dict[str, int]:
+    """Parameters of each group of a layer: by arithmetic where there is one, else counted."""
+    return ATTENTION[arch](model) if arch in ATTENTION else counted_attention(arch, model)
+
+
+def has_indexer(arch: str, model: Model) -> bool:
+    """Whether an architecture has an indexer to teach, which its layers hold as `indexer`.
+
+    UserError where it was registered with has_indexer=True or False and its layers differ.
+    """
+    said, found = archs.about(arch).has_indexer, "indexer" in attention_sizes(arch, model)
+    if said not in (None, found):
+        raise UserError(
+            f"arch={arch}: registered with has_indexer={said}, but its layers have "
+            f"{'parameters' if found else 'no parameters'} in a group indexer"
+        )
+    return found
 
 
 def group_sizes(arch: str, model: Model, vocabulary: int, ffn_width: int) -> dict[str, int]:
     """Parameters of each group of `arch`, as `core.transformer.group_of` names them."""
-    width, head = model.width, model.width // model.num_heads
-    selected = model.num_selected_heads * head
-    compressed, rank, half = width - selected, model.latent_rank, head // 2
-    if arch == "dense":
-        attention = {
-            "a": 4 * width * compressed,
-            "b": 2 * width * selected,
-            "b1": 2 * width * head,
-            "b2": 2 * width * (selected - head),
-        }
-    elif arch == "dsa-v32":
-        rotary, ranks = model.num_heads * half, (model.query_rank, rank)
-        attention = {
-            "compressed": width * (sum(ranks) + half) + sum(ranks),
-            "selected": model.query_rank * (width + rotary) + 2 * rank * width + width * width,
-            "indexer": (model.query_rank * model.indexer_heads + width) * model.indexer_head_width
-            + 2 * model.indexer_head_width
-            + width * model.indexer_heads,
-        }
-    else:
-        attention = {
-            "compressed": 2 * width * compressed
-            + width * (rank + half)
-            + rank
-            + rank * (model.num_heads - model.num_selected_heads) * (half + head),
-            "selected": 2 * width * selected + 2 * width * head,
-            "indexer": width * model.indexer_head_width * (model.indexer_heads + 1)
-            + 2 * model.indexer_head_width
-            + width * model.indexer_heads,
-        }
-        if model.compression == "block":  # a gate and its bias
-            attention["compressed"] += (width + model.block_size) * (compressed // head)
+    width = model.width
     matrices = 3 if model.activation == "swiglu" else 2
-    sizes = {"embedding": vocabulary * width * (1 if model.tied else 2)}
-    sizes |= {group: count * model.num_layers for group, count in attention.items()}
-    sizes["feedforward"] = matrices * width * ffn_width * model.num_layers
+    attention = attention_sizes(arch, model)
+    embedding = {"embedding": vocabulary * width * (1 if model.tied else 2)}
+    layers = {group: count * model.num_layers for group, count in attention.items()}
+    rest = {"feedforward": matrices * width * ffn_width * model.num_layers}
     if model.ffn == "moe":
         routed = model.num_experts * expert_width(model)
-        sizes["experts"] = matrices * width * routed * model.num_layers
-        sizes["feedforward"] -= sizes["experts"]  # the shared ones
-        sizes["router"] = width * model.num_experts * model.num_layers
-    sizes["norm"] = width * (2 * model.num_layers + 1)
+        rest["experts"] = matrices * width * routed * model.num_layers
+        rest["feedforward"] -= rest["experts"]  # the shared ones
+        rest["router"] = width * model.num_experts * model.num_layers
+    rest["norm"] = width * (2 * model.num_layers + 1)
+    sizes: dict[str, int] = {}
+    for part in (embedding, layers, rest):  # the attention may hold a norm: equal names add up
+        for group, count in part.items():
+            sizes[group] = sizes.get(group, 0) + count
     return sizes
 
 
@@ -65,7 +136,8 @@ def matched_ffn_width(arch: str, model: Model) -> int:
     With experts it is the width of all together, and their total that of `dsa` without experts:
     the router is paid for.
     """
-    if not model.matched or (model.ffn == "mlp" and arch not in ("dense", "dsa-v32")):
+    alike = ATTENTION.get(arch) is dsa_attention
+    if not model.matched or (model.ffn == "mlp" and alike):
         return model.ffn_width
     whole = model.model_copy(update={"ffn": "mlp"})
     without_ffn = (
@@ -84,7 +156,7 @@ def table(arch: str, model: Model, vocabulary: int) -> dict[str, int]:
     return sizes | {"total": sum(sizes.values())}
 
 
-def mismatch(model: Model, vocabulary: int) -> float:
-    """|dense - dsa| / dsa in total parameters."""
-    dense, dsa = (table(arch, model, vocabulary)["total"] for arch in ("dense", "dsa"))
-    return abs(dense - dsa) / dsa
+def mismatch(model: Model, vocabulary: int, arch: str = "dense") -> float:
+    """|arch - dsa| / dsa in total parameters."""
+    other, dsa = (table(name, model, vocabulary)["total"] for name in (arch, "dsa"))
+    return abs(other - dsa) / dsa

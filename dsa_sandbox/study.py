@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from dsa_sandbox import children, machine
+from dsa_sandbox import children, machine, sizes
 from dsa_sandbox.commands import finetune, make_tasks
 from dsa_sandbox.config.resolve import INDEXER_KEYS, in_order, resolve
 from dsa_sandbox.config.settings import Settings
@@ -29,7 +29,8 @@ from dsa_sandbox.tasks.schema import Task
 
 REGISTRIES = {"archs": archs, "strategies": strategies}
 ANEW = ".study-"  # files of the home: what a study with --force has made so far
-FOR_INDEXED = (*INDEXER_KEYS, "train.dense_fraction")  # settings that mean nothing to `dense`
+# settings that mean nothing to networks without an indexer
+FOR_INDEXED = (*INDEXER_KEYS, "train.dense_fraction")
 FOR_TAUGHT = ("finetune.indexer", "finetune.indexer_learning_rate")  # and those of its arms
 
 
@@ -67,12 +68,21 @@ class Plan(NamedTuple):
     context: int
     rows: Rows | None
     anew: Path | None = None  # of a study with --force: the file of what it has made so far
+    indexed: tuple[str, ...] = ()  # those of `archs` that have an indexer
 
     def of_base(self, arch: str) -> list[str]:
         """What build and pretrain are told of a network."""
-        sets = [] if arch == "dense" else self.indexed_sets
+        sets = self.indexed_sets if arch in self.indexed else []
         indexed = [part for text in sets for part in ("--set", text)]
         return ["--arch", arch, *self.common, *indexed, *self.read, *self.included]
+
+    def of_arm(self, arch: str, strategy: str) -> list[str]:
+        """What finetune is told, beside its base and its tasks."""
+        parts = strategy.split("+")
+        own = [text for text in self.strategy_sets if text.partition(".")[0] in parts]
+        own += self.taught_sets if arch in self.indexed else []
+        sets = [part for text in own for part in ("--set", text)]
+        return ["--strategy", strategy, *self.common, *self.read, *sets, *self.included]
 
     def described(self) -> dict[str, Any]:
         """What --dry-run says of it."""
@@ -159,7 +169,7 @@ def check(resolved: Settings, networks: list[str], home: Path, rows: Rows | None
             checking.check(rows.tasks, tokenizer, resolved.model.context, rows.name)
     finetune.check_dense(resolved, len(rows.tasks) if rows else resolved.tasks.count)
     finetune.check_policies(resolved)
-    indexed = [arch for arch in networks if arch != "dense"]
+    indexed = [arch for arch in networks if sizes.has_indexer(arch, resolved.model)]
     finetune.check_indexer(resolved.model_copy(update={"arch": (indexed or networks)[0]}))
     if resolved.eval.judge:
         pretrained(find_run(home, resolved.eval.judge))
@@ -249,6 +259,7 @@ def plan(
         resolved.model.context,
         rows,
         anew,
+        tuple(arch for arch in archs if sizes.has_indexer(arch, resolved.model)),
     )
 
 
@@ -307,12 +318,7 @@ def all_stages(plan: Plan, listener: Listener) -> Outcome:
     cells = []
     for arch, base in zip(plan.archs, bases):
         for strategy in plan.strategies:
-            parts = strategy.split("+")
-            own = [s for s in plan.strategy_sets if s.partition(".")[0] in parts]
-            own += [] if arch == "dense" else plan.taught_sets
-            sets = [part for text in own for part in ("--set", text)]
-            arguments = ["finetune", str(base), "--strategy", strategy, "--tasks", str(made)]
-            arguments += [*plan.common, *plan.read, *sets, *plan.included]
+            arguments = ["finetune", str(base), "--tasks", str(made), *plan.of_arm(arch, strategy)]
             cells.append(Cell(f"{arch} {strategy}", arguments))
     arms = workers.all(cells)
     return Outcome([Run(p) for p in bases], Run(made), [Run(p) for p in arms])

@@ -224,11 +224,16 @@ def quick_home(tmp_path: Path, warm_cache: Path) -> Path:
 @pytest.fixture
 def forget_includes() -> Iterator[None]:
     """Afterwards, what the test has included is not there any more."""
-    kinds = (registry.strategies, registry.families)
-    before = [set(kind.entries) for kind in kinds]
     yield
-    for kind, names in zip(kinds, before):
-        for name in kind.entries.keys() - names - kind.builtin.keys():
+    forget()
+
+
+def forget() -> None:
+    """As if a new process began: nothing has been included in it."""
+    for kind in (registry.strategies, registry.families, registry.archs):
+        for name in kind.entries.keys() - kind.builtin.keys():
             del kind.entries[name]
-    for name in [name for name in sys.modules if name.startswith("dsa_sandbox_include")]:
+    for name in registry.archs.facts.keys() - registry.archs.builtin.keys():
+        del registry.archs.facts[name]
+    for name in [name for name in sys.modules if name.startswith(registry.INCLUDED)]:
         del sys.modules[name]

@@ -26,7 +26,7 @@ from dsa_sandbox.errors import UserError
 from dsa_sandbox.interop import to_transformers
 from dsa_sandbox.runs import checkpoints
 from dsa_sandbox.runs.folder import Run
-from dsa_sandbox.runs.load import run_settings
+from dsa_sandbox.runs.saved import run_settings
 from dsa_sandbox.variants.moe import mixtures
 
 # many indexer heads: with few, ReLU makes exact ties, which topk breaks as it likes; wider than

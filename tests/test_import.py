@@ -25,7 +25,7 @@ from dsa_sandbox.data.opening import opener_of
 from dsa_sandbox.evaluation import base_quality, scoring, story_quality
 from dsa_sandbox.interop import from_transformers, to_transformers
 from dsa_sandbox.interop import tokenizer as vocabulary
-from dsa_sandbox.runs import load
+from dsa_sandbox.runs import load, saved
 from dsa_sandbox.runs.folder import Run
 
 UNTIED = MODEL.model_copy(update={"tied": False, "rope_base": 5e5, "num_selected_heads": 3})
@@ -134,7 +134,7 @@ def test_what_was_exported_comes_back_bit_by_bit(arch: str, plan: Any, tmp_path:
     torch.testing.assert_close(back(tokens_BT), model(tokens_BT), rtol=0, atol=1e-5)
     (run,) = (tmp_path / "home").glob("import-*")
     assert load.load_tokenizer(Run(run)).to_str() == tokenizer.to_str()
-    own = load.run_settings(Run(run))
+    own = saved.run_settings(Run(run))
     assert own.arch == arch
     assert own.model.num_kept == plan.num_kept
     assert own.model.num_selected_heads == plan.num_selected_heads
@@ -218,7 +218,7 @@ def test_a_matrix_that_is_used_twice_becomes_two(tmp_path: Path) -> None:
     theirs = llama(tmp_path / "llama", tie_word_embeddings=True)
     assert "lm_head.weight" not in load_file(tmp_path / "llama" / "model.safetensors")
     ours = brought(tmp_path / "llama", notes="becomes two")
-    assert not load.run_settings(Run(next((tmp_path / "home").glob("import-*")))).model.tied
+    assert not saved.run_settings(Run(next((tmp_path / "home").glob("import-*")))).model.tied
     says_the_same(ours, theirs, end=2)
 
 

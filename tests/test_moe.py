@@ -25,7 +25,7 @@ from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.data.tokens import IGNORED, batch_of
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation.diagnostics import expert_health
-from dsa_sandbox.runs import checkpoints, load
+from dsa_sandbox.runs import checkpoints, load, saved
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.ewc import sampled_fisher
@@ -358,5 +358,5 @@ def test_the_tables_of_build_show_shared_experts_experts_and_router(quick_home: 
     assert answer.code == 0
     groups = {line.split()[0] for line in answer.err.splitlines() if line.strip()}
     assert {"feedforward", "experts", "router"} <= groups
-    model: Model = load.run_settings(Run(answer.run)).model
+    model: Model = saved.run_settings(Run(answer.run)).model
     assert Transformer("dsa", model, 31, 64, 0).blocks[0].feedforward.num_active == 2

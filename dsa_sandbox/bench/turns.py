@@ -14,6 +14,7 @@ import torch
 from dsa_sandbox.config import resolve, settings
 from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.machine import Engine
+from dsa_sandbox.registry import archs
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 PEERS = {"dense": "LlamaForCausalLM", "dsa-v32": "DeepseekV32ForCausalLM"}  # the same topology
@@ -46,7 +47,7 @@ class Shape(NamedTuple):
         }
         values = {"arch": arch} | {key: value for key, (value, _) in given.items()} | fields
         sources = dict.fromkeys(values, "bench") | {key: by for key, (_, by) in given.items()}
-        forced = resolve.ARCH_DEFAULTS.get(arch, {})
+        forced = dict(archs.about(arch).defaults)
         return resolve.validated(forced | values, dict.fromkeys(forced, arch) | sources).settings
 
 

@@ -113,12 +113,13 @@ def plot(
             "--save", help="Also write the points to a .csv file.", metavar="FILE", parser=path
         ),
     ] = None,
+    include: Include = None,
     home: Home = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw what arms learn, forget and become, or what an indexer learns."""
-    call = prepare(home=home, as_json=as_json, quiet=quiet)
+    call = prepare(include=include, home=home, as_json=as_json, quiet=quiet)
     from dsa_sandbox.cli import console
     from dsa_sandbox.report import plots
 

@@ -11,6 +11,7 @@ from dsa_sandbox.cli.options import (
     DryRun,
     Force,
     Home,
+    Include,
     Json,
     Preset,
     Quiet,
@@ -33,6 +34,7 @@ def export(
     to: Annotated[
         Path, typer.Option("--to", help="Folder to write.", metavar="FOLDER", parser=path)
     ],
+    include: Include = None,
     home: Home = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also into a folder that is not empty.")
@@ -41,7 +43,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a network for transformers: dense as Llama, dsa-v32 as DeepSeek, dsa with its code."""
-    call = prepare(home=home, as_json=as_json, quiet=quiet)
+    call = prepare(include=include, home=home, as_json=as_json, quiet=quiet)
     from dsa_sandbox.cli import console
     from dsa_sandbox.commands import exchange
     from dsa_sandbox.runs import home as store

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dsa_sandbox.cli.options import Device, Home, Json, Quiet, Verb, prepare
+from dsa_sandbox.cli.options import Device, Home, Include, Json, Quiet, Verb, prepare
 
 app = typer.Typer()
 
@@ -37,12 +37,13 @@ def generate(
         int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the draws.", metavar="N")
     ] = 0,
     device: Device = None,
+    include: Include = None,
     home: Home = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Let a network tell stories; the text appears as it is told."""
-    call = prepare(home=home, as_json=as_json, quiet=quiet)
+    call = prepare(include=include, home=home, as_json=as_json, quiet=quiet)
     from dsa_sandbox.cli import console
     from dsa_sandbox.commands import generate as networks
     from dsa_sandbox.runs import home as store

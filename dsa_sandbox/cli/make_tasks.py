@@ -22,7 +22,6 @@ from dsa_sandbox.cli.options import (
     Verb,
     answer_plan,
     answer_run,
-    load_includes,
     prepare,
     show_notes,
 )
@@ -59,10 +58,10 @@ def make_tasks(
     from dsa_sandbox.commands import make_tasks as streams
     from dsa_sandbox.report import table
     from dsa_sandbox.runs import home as store
-    from dsa_sandbox.runs import load
+    from dsa_sandbox.runs import load, saved
 
     place, listener = store.home_folder(home), console.Terminal(quiet)
-    load_includes(include or [])
+    saved.include(include or [])
     if runs:
         chosen = [store.find_run(place, name) for name in runs]
     else:

@@ -7,9 +7,6 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from dsa_sandbox.config import paths
-from dsa_sandbox.errors import UserError
-
 
 def path(text: str) -> Path:
     """What a user names on the command line as a path; Typer's own takes "" for this folder."""
@@ -177,10 +174,11 @@ def prepare(
     from dsa_sandbox.cli import console
     from dsa_sandbox.config import resolve
     from dsa_sandbox.runs import home as store
+    from dsa_sandbox.runs import saved
 
     terminal = console.Terminal(quiet)
     console.catch_signals(terminal)
-    includes = load_includes(include or [])
+    includes = saved.include(include or [])
     resolved = resolve.resolve(
         preset=preset,
         config=config,
@@ -190,25 +188,6 @@ def prepare(
         network=network,
     )
     return Call(resolved, store.home_folder(home), terminal, as_json, includes)
-
-
-def load_includes(files: list[Path]) -> dict[str, str]:
-    """Run the user's files; their sha256 by name."""
-    import hashlib
-
-    from dsa_sandbox import registry
-
-    digests = {}
-    for file in files:
-        paths.file(file, "--include")
-        try:
-            code = file.read_bytes()
-            registry.include(file, code)
-        except (Exception, SystemExit) as error:
-            told = " ".join(str(error).split())  # a file may raise what it likes
-            raise UserError(f"--include {file}: {type(error).__name__}: {told}") from error
-        digests[str(file)] = hashlib.sha256(code).hexdigest()
-    return digests
 
 
 def answer_run(call: Call, command: str, result: Any) -> None:

@@ -18,10 +18,10 @@ from dsa_sandbox.runs.load import (
     load_tokenizer,
     policy_of,
     pretrained,
-    run_settings,
     text_of,
     writer_for,
 )
+from dsa_sandbox.runs.saved import run_settings
 from dsa_sandbox.selection import backends, policies
 from dsa_sandbox.tasks import checking, schema
 
@@ -65,8 +65,10 @@ def evaluate(
     machine.start(engine)
     model = load_model(run).to(engine.device)
     backends.use(model, engine.attention)
-    if selection is not None and resolved.arch == "dense":
-        raise UserError(f"--selection={selection}: {run.name} is dense: it looks at all keys")
+    if selection is not None and not policies.selects(model):
+        raise UserError(
+            f"--selection={selection}: {run.name} is {resolved.arch}, which selects no keys"
+        )
     if selection is not None:
         policies.use(model, policy_of(resolved, "--selection", selection))
     if tasks is not None:

@@ -15,7 +15,8 @@ from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.runs import checkpoints, files
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.job import Job, Result, sections
-from dsa_sandbox.runs.load import load_model, load_tokenizer, network_of, run_settings
+from dsa_sandbox.runs.load import load_model, load_tokenizer, network_of
+from dsa_sandbox.runs.saved import run_settings
 
 
 def check(resolved: Settings) -> None:

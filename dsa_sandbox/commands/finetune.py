@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dsa_sandbox import locks, machine
+from dsa_sandbox import locks, machine, sizes
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import tokens
@@ -29,10 +29,10 @@ from dsa_sandbox.runs.load import (
     load_tokenizer,
     policy_of,
     pretrained,
-    run_settings,
     stood_on,
     writer_for,
 )
+from dsa_sandbox.runs.saved import run_settings
 from dsa_sandbox.selection import backends, policies
 from dsa_sandbox.strategies.base import Strategy
 from dsa_sandbox.strategies.combined import Combined
@@ -219,8 +219,9 @@ def check_indexer(resolved: Settings) -> None:
         return
     policy = resolved.finetune.selection
     policy = resolved.train.selection if policy == "trained" else policy
-    if resolved.arch == "dense" or policy != "learned":
-        reason = "has no indexer" if resolved.arch == "dense" else f"selects by {policy}"
+    indexed = sizes.has_indexer(resolved.arch, resolved.model)
+    if not indexed or policy != "learned":
+        reason = f"selects by {policy}" if indexed else "has no indexer"
         raise UserError(f"finetune.indexer=kl: the base ({resolved.arch}) {reason}")
 
 

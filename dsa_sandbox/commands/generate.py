@@ -9,12 +9,8 @@ from dsa_sandbox.data.spelling import settled, unknown_id
 from dsa_sandbox.decoding import generate as decoding
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.runs.folder import Run
-from dsa_sandbox.runs.load import (
-    load_model,
-    load_tokenizer,
-    network_of,
-    run_settings,
-)
+from dsa_sandbox.runs.load import load_model, load_tokenizer, network_of
+from dsa_sandbox.runs.saved import run_settings
 
 
 def check_drawing(temperature: float, top_p: float) -> None:

@@ -24,10 +24,10 @@ from dsa_sandbox.runs.load import (
     load_model,
     load_tokenizer,
     pretrained,
-    run_settings,
     stood_on,
     writer_for,
 )
+from dsa_sandbox.runs.saved import run_settings
 from dsa_sandbox.tasks import checking, orders, schema, writing
 from dsa_sandbox.tasks.writing import Writer
 

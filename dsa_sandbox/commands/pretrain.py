@@ -11,6 +11,7 @@ from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation import base_quality
 from dsa_sandbox.listener import SILENT, Listener
+from dsa_sandbox.registry import archs
 from dsa_sandbox.runs import checkpoints
 from dsa_sandbox.runs.home import make_home
 from dsa_sandbox.runs.job import Job, Result, sections
@@ -29,13 +30,15 @@ MAX_MISMATCH = 0.01  # of dense and dsa in total parameters
 
 
 def check_match(resolved: Settings, vocabulary: int, allow_mismatch: bool) -> None:
-    """UserError where dense and dsa differ by more than one in a hundred parameters."""
-    mismatch = sizes.mismatch(resolved.model, vocabulary)
-    if mismatch > MAX_MISMATCH and not allow_mismatch:
-        raise UserError(
-            f"model: dense and dsa differ by {mismatch:.1%} in parameters, limit {MAX_MISMATCH:.0%}"
-            "; choose a larger model.ffn_width, or pass --allow-mismatch"
-        )
+    """UserError where dense, or an included architecture, and dsa differ in parameters too much."""
+    included = [resolved.arch] if resolved.arch not in archs.builtin else []
+    for arch in ["dense", *included]:
+        mismatch = sizes.mismatch(resolved.model, vocabulary, arch)
+        if mismatch > MAX_MISMATCH and not allow_mismatch:
+            raise UserError(
+                f"model: {arch} and dsa differ by {mismatch:.1%} in parameters, limit "
+                f"{MAX_MISMATCH:.0%}; choose a larger model.ffn_width, or pass --allow-mismatch"
+            )
 
 
 def build(
@@ -101,7 +104,8 @@ def build(
                 for arch in dict.fromkeys(["dense", "dsa", resolved.arch])
             },
             "ffn_width": {
-                arch: sizes.matched_ffn_width(arch, resolved.model) for arch in ("dense", "dsa")
+                arch: sizes.matched_ffn_width(arch, resolved.model)
+                for arch in dict.fromkeys(["dense", "dsa", resolved.arch])
             },
             "vocabulary": vocabulary,
             "mismatch": sizes.mismatch(resolved.model, vocabulary),

@@ -15,14 +15,12 @@ from typing import Any, NamedTuple
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from dsa_sandbox import sizes
 from dsa_sandbox.config import paths
 from dsa_sandbox.config.settings import SECTIONS, Machine, Settings, Tasks, Train
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import Unknown, archs, families, nearest, strategies
 
-ARCH_DEFAULTS: dict[str, dict[str, Any]] = {
-    "dsa-v32": {"model.force_sink": 0, "model.force_local": 0}  # DeepSeek forces no token
-}
 INDEXER_KEYS = tuple(
     f"train.indexer_{name}"
     for name in ("learning_rate", "sparse_rate", "clip", "queries", "fraction")
@@ -153,7 +151,7 @@ def resolve(
     file_values = for_strategy(file_values, strategy)  # one file may serve all arms of a study
     layers: list[tuple[str, dict[str, Any]]] = [
         (f"preset {preset_name}", for_strategy(flat(preset_values(preset_name)), strategy)),
-        (f"arch {arch}", ARCH_DEFAULTS.get(arch, {})),
+        (f"arch {arch}", dict(archs.about(arch).defaults) if arch in archs else {}),
         (str(config), file_values),
         ("environment", machine_from_environment()),
         ("--set", set_values),
@@ -187,9 +185,15 @@ def for_strategy(values: dict[str, Any], strategy: str) -> dict[str, Any]:
 
 
 def validated(
-    merged: dict[str, Any], sources: dict[str, str], with_strategy: bool = False
+    merged: dict[str, Any],
+    sources: dict[str, str],
+    with_strategy: bool = False,
+    saved: bool = False,
 ) -> Resolved:
-    """Settings from flat values; raises UserError with one line per problem."""
+    """Settings from flat values; raises UserError with one line per problem.
+
+    `saved`: by a run, which needs no strategy and no task family again, only its architecture.
+    """
     problems: list[str] = []
     strategy = str(merged.get("strategy", Settings.model_fields["strategy"].default))
     arch = str(merged.get("arch", Settings.model_fields["arch"].default))
@@ -197,8 +201,8 @@ def validated(
     family = str(merged.get("tasks.family", Tasks.model_fields["family"].default))
     for key, registry, names in (
         ("arch", archs, [arch]),
-        ("strategy", strategies, parts),
-        ("tasks.family", families, [family]),
+        ("strategy", strategies, [] if saved else parts),
+        ("tasks.family", families, [] if saved else [family]),
     ):
         try:
             for name in names:
@@ -269,7 +273,8 @@ def check_training(resolved: Resolved, networks: list[str]) -> None:
 
     usual = Train(**preset_values(settings.preset).get("train", {})).model_dump()
     usual["indexer_clip"] = train.clip
-    indexed = any(name != "dense" for name in networks)
+    answers = [sizes.has_indexer(name, model) for name in networks]  # of all: each is checked
+    indexed = any(answers)
     for key in INDEXER_KEYS:
         value = getattr(train, key.removeprefix("train."))
         if value == usual[key.removeprefix("train.")]:
@@ -369,10 +374,12 @@ def descriptions(settings: Settings) -> dict[str, str]:
     return {key: text for key, text in found.items() if text}
 
 
-def from_toml(text: str, with_strategy: bool = False) -> Settings:
-    """The settings that a run has saved."""
+def from_toml(text: str) -> Settings:
+    """The settings that a run has saved, but for the section of its strategy.
+
+    UserError where its architecture is not there; its strategy and task family need not be.
+    """
     values = flat(tomllib.loads(text))
-    if not with_strategy:
-        parts = str(values.get("strategy")).split("+")
-        values = {key: v for key, v in values.items() if key.partition(".")[0] not in parts}
-    return validated(values, dict.fromkeys(values, "settings.toml"), with_strategy).settings
+    parts = str(values.get("strategy")).split("+")
+    values = {key: v for key, v in values.items() if key.partition(".")[0] not in parts}
+    return validated(values, dict.fromkeys(values, "settings.toml"), saved=True).settings

@@ -39,13 +39,17 @@ class Cache(Protocol):
 
 
 def cache_of(layer: nn.Module, table: Table, capacity: int) -> Cache | None:
-    """An empty cache for so many tokens; `None` of a layer that chooses its keys in its own way."""
-    if isinstance(layer, DenseAttention):
+    """An empty cache for so many tokens; `None` of a layer that chooses its keys in its own way.
+
+    Classes are compared, not asked for their bases: a subclass may compute something else.
+    """
+    if type(layer) is DenseAttention:
         return DenseCache(layer, table, capacity)
-    if not isinstance(layer, DsaAttention) or "scores" in vars(layer):
+    if type(layer) not in (DsaAttention, V32Attention) or "scores" in vars(layer):
         return None
     if isinstance(layer, V32Attention):
         return V32Cache(layer, table, capacity)
+    assert isinstance(layer, DsaAttention)
     if type(layer.compressed) in (CompressedFlow, BlockFlow):
         return DsaCache(layer, table, capacity)
     return None

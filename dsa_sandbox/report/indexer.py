@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsa_sandbox.config import resolve
+from dsa_sandbox import sizes
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.metrics import forgetting
@@ -14,6 +14,7 @@ from dsa_sandbox.report.wrapping import folded
 from dsa_sandbox.runs import folder
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import all_runs, find_run
+from dsa_sandbox.runs.saved import run_settings
 
 TITLES = {
     "kl_captured": "KL captured: 1 - KL / KL(uniform), in the sparse phase over the selected keys",
@@ -43,23 +44,14 @@ def chosen(home: Path, names: list[str]) -> list[Run]:
     )
 
 
-def settings_of(run: Run) -> Settings:
-    """The settings of a run; UserError where they are torn."""
-    path = run.path / "settings.toml"
-    try:
-        return resolve.from_toml(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{path}: torn or missing") from None
-
-
 def untaught(run: Run) -> str:
     """Why no indexer is taught in a pre-training; empty where one is."""
     try:
-        resolved = settings_of(run)
+        resolved = run_settings(run)
     except UserError as error:
         return str(error)
-    if resolved.arch == "dense":
-        return f"{run.name}: dense has no indexer; name a run of dsa"
+    if not sizes.has_indexer(resolved.arch, resolved.model):
+        return f"{run.name}: {resolved.arch} has no indexer; name a run of dsa"
     if resolved.train.selection != "learned":
         return f"{run.name}: no indexer is taught with train.selection={resolved.train.selection}"
     return ""
@@ -77,7 +69,7 @@ def load(runs: list[Run]) -> list[Taught]:
             problems.append(reason)
             continue
         lines = run.rows("metrics.jsonl")
-        taught = Taught(run, settings_of(run), [line for line in lines if "indexer" in line])
+        taught = Taught(run, run_settings(run), [line for line in lines if "indexer" in line])
         if taught.lines:
             found.append(taught)
         else:

@@ -28,7 +28,7 @@ def rows(kind: str, home: Path) -> list[dict[str, Any]]:
     if kind == "strategies":
         return [{"strategy": name, "what": about(name)} for name in strategies]
     if kind == "archs":
-        return [{"arch": name} for name in archs]
+        return [{"arch": name, "what": archs.about(name).sentence} for name in archs]
     if kind == "tasks":
         return [{"family": name, "tasks": most_tasks(name)} for name in families]
     hint = nearest(kind, list(KINDS))

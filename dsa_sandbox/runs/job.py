@@ -15,7 +15,7 @@ from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.errors import Interrupted, RunFailed
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine
-from dsa_sandbox.runs import files, folder, provenance
+from dsa_sandbox.runs import files, folder, provenance, saved
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import looked_into, make_home, next_number, open_run
 from dsa_sandbox.selection import backends
@@ -70,10 +70,11 @@ class Job:
         engine = machine.resolve(resolved.machine, resolved.preset)
         if command in TRAINING:
             engine = backends.engine_for(resolved, engine)
-        self.identity = identity_of(command, values, engine, includes or {})
+        self.includes = saved.with_architecture(includes or {}, resolved.arch)
+        self.identity = identity_of(command, values, engine, self.includes)
         self.name = folder.run_name(command, parts, self.identity)
         self.home, self.command, self.resolved = home, command, resolved
-        self.parents, self.listener, self.includes = parents, listener, dict(includes or {})
+        self.parents, self.listener = parents, listener
         self.run, self.finished = open_run(home, self.name, self.identity, force, latest)
         self.begun = (self.run.path / "manifest.json").exists()
         self.engine = self.kept_engine(engine)

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from tokenizers import Tokenizer
 
 from dsa_sandbox import sizes
 from dsa_sandbox.config import resolve
-from dsa_sandbox.config.settings import Policy, Settings
+from dsa_sandbox.config.settings import Model, Policy, Settings
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.data.tokens import Corpus
@@ -18,6 +19,7 @@ from dsa_sandbox.registry import Unknown, archs, nearest
 from dsa_sandbox.runs import checkpoints, folder
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import all_runs, newest
+from dsa_sandbox.runs.saved import run_settings
 from dsa_sandbox.selection import policies
 from dsa_sandbox.tasks.writing import Writer
 
@@ -94,16 +96,11 @@ def text_of(base: Run, where: str | None = None) -> corpus.Source:
 def new_model(resolved: Settings, vocabulary: int) -> Transformer:
     """The network with its initial weights."""
     width = sizes.matched_ffn_width(resolved.arch, resolved.model)
-    return Transformer(resolved.arch, resolved.model, vocabulary, width, resolved.seed)
-
-
-def run_settings(run: Run) -> Settings:
-    """The settings a run was made with; UserError where the file is torn or altered."""
-    path = run.checked("settings.toml") if run.finished else run.path / "settings.toml"
-    try:
-        return resolve.from_toml(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{run.path / 'settings.toml'}: torn or missing") from None
+    # matrices are filled by name; the vectors of an included layer come as torch draws them, which
+    # has to be the same each time
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(resolved.seed)
+        return Transformer(resolved.arch, resolved.model, vocabulary, width, resolved.seed)
 
 
 def load_tokenizer(run: Run) -> Tokenizer:
@@ -223,6 +220,14 @@ def default_network(home: Path, listener: Listener) -> Run:
     return run
 
 
+def model_of(run: Run) -> Model | None:
+    """The `model` settings of a run; None where its settings, or its architecture, are not here."""
+    try:
+        return run_settings(run).model
+    except UserError:
+        return None
+
+
 def block_of(home: Path, base: Run) -> list[Run]:
     """`base`, and the newest finished base of each other architecture that compares to it."""
     manifest = base.manifest
@@ -238,7 +243,7 @@ def block_of(home: Path, base: Run) -> list[Run]:
         other = folder.readable_manifest(run)  # a torn run is not compared, and spoils nothing
         if other.get("command") == "pretrain" and other.get("state") == "finished":
             new = other["arch"] not in [b.manifest["arch"] for b in block]
-            if new and fits(other) and run_settings(run).model == model:
+            if new and fits(other) and model_of(run) == model:
                 block.append(run)
     return block
 

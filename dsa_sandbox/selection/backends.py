@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dsa_sandbox import sizes
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.core.attention import DsaAttention, Out, Teach, merged
 from dsa_sandbox.core.indexer import select
@@ -31,6 +32,7 @@ from dsa_sandbox.kernels.indexing import (
     sparse_kl,
 )
 from dsa_sandbox.machine import Engine
+from dsa_sandbox.registry import archs
 from dsa_sandbox.variants.v32 import V32Attention
 
 
@@ -77,7 +79,6 @@ def states_of_v32(attention: V32Attention, x_BTD: Tensor, table: Rope) -> States
     return States(q_BNTH, k_BTH, latent_BTC, q_BNTF.shape[-1] ** -0.5, output)
 
 
-ARCHS = ("dsa", "dsa-full", "dsa-v32")  # what the forms below compute
 FORMS: dict[type, Callable[..., States]] = {
     DsaAttention: states_of_dsa,
     V32Attention: states_of_v32,
@@ -88,12 +89,12 @@ def engine_for(resolved: Settings, engine: Engine) -> Engine:
     """The engine with its attention decided; UserError where the backend asked for cannot run."""
     model, name = resolved.model, str(resolved.machine.attention)
     if name == "auto":
-        num_kept = model.context if resolved.arch == "dsa-full" else model.num_kept
-        known = resolved.arch in ARCHS
+        num_kept = model.context if archs.about(resolved.arch).keeps_all else model.num_kept
+        known = type(sizes.layer_without_weights(resolved.arch, model)) in FORMS
         name = choose(model.context, num_kept, engine.device) if known else "masked"
     elif name == "triton" and (why := no_triton(engine.device)) is not None:
         raise UserError(f"machine.attention=triton: {why}; use gather, or auto")
-    return engine._replace(attention="masked" if resolved.arch == "dense" else name)
+    return engine._replace(attention=name if sizes.has_indexer(resolved.arch, model) else "masked")
 
 
 def use(model: Transformer, backend: str) -> None:

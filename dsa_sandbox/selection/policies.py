@@ -76,6 +76,11 @@ def oracle(attention: DsaAttention, model: Transformer) -> Scores:
 CONTROLS = {"window": window, "random": random, "oracle": oracle}
 
 
+def selects(model: Transformer) -> bool:
+    """Whether there is a selection to make in any layer."""
+    return any(isinstance(block.attention, DsaAttention) for block in model.blocks)
+
+
 def use(model: Transformer, policy: str) -> None:
     """Let `policy` choose from now on; a network without a selection is left as it is."""
     for block in model.blocks:

@@ -16,6 +16,7 @@ from dsa_sandbox.evaluation.diagnostics import expert_health, indexer_health
 from dsa_sandbox.evaluation.scoring import heldout_nll
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine
+from dsa_sandbox.registry import archs
 from dsa_sandbox.runs import checkpoints
 from dsa_sandbox.runs.checkpoints import optimizer_tensors, restore_optimizer
 from dsa_sandbox.runs.folder import Run
@@ -122,7 +123,8 @@ def pretrain(
     plan, machine = settings.train, settings.machine
     batches = Batches(corpus.train, model.context, plan.tokens_per_step, settings.seed)
     optimizer = make_optimizer(model, plan)
-    phase_at = phase_of(plan, has_indexer(model), settings.arch == "dsa-full", settings.seed)
+    keeps_all = archs.about(settings.arch).keeps_all
+    phase_at = phase_of(plan, has_indexer(model), keeps_all, settings.seed)
     balance = moe.Balance(model, plan.balance_rate)
     start = 0
     checkpoint = checkpoints.newest_checkpoint(run)
