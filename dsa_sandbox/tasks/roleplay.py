@@ -1,4 +1,4 @@
-"""The roleplay family: a game master states a house rule, and it is needed later.
+"""The roleplay family: a game master states a house rule to be recalled later.
 
 "A wise woman said that in Aldo the lemon is blue. Lily knew that in Opal the lemon is green. ...
 In Aldo the lemon is": the rule stands exactly 16, 32, 64, 128, 256 or 400 tokens before the answer,

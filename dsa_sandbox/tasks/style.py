@@ -1,4 +1,4 @@
-"""The style family: a new world has a dialect; no fact is other than everywhere.
+"""The style family (control): a new world states true facts in another dialect.
 
 "In Aldo the colour of the lemon looks yellow": one word of a frame is another there, the object
 stays the true one. The gap stands where that word does: `true_object` is the usual word and
