@@ -44,13 +44,19 @@ def evaluate(
     command = manifest.get("command")
     if command == "finetune":
         if tasks is not None:
-            raise UserError(f"{run.name}: its records are of its own stream; --tasks is for bases")
+            raise UserError(
+                f"{run.name}: an arm is read from its records; --tasks applies to bases only"
+            )
         if selection is not None:
-            raise UserError(f"{run.name}: it was measured as it learned; --selection is for bases")
+            raise UserError(
+                f"{run.name}: an arm is read from its records; --selection applies to bases only"
+            )
         if data is not None:
-            raise UserError(f"{run.name}: its records hold what it has read; --data is for bases")
+            raise UserError(
+                f"{run.name}: an arm is read from its records; --data applies to bases only"
+            )
         if manifest["state"] != "finished":
-            raise UserError(f"{run.name}: not finished; `plot` draws what there is")
+            raise UserError(f"{run.name}: not finished; `plot` draws unfinished runs")
         run.checked("records.jsonl")
         run.checked("metrics.jsonl")
         return arm.figures_of(run)
@@ -66,7 +72,7 @@ def evaluate(
     model = load_model(run).to(engine.device)
     backends.use(model, engine.attention)
     if selection is not None and resolved.arch == "dense":
-        raise UserError(f"--selection={selection}: {run.name} is dense: it looks at all keys")
+        raise UserError(f"--selection={selection}: {run.name} is dense and selects no keys")
     if selection is not None:
         policies.use(model, policy_of(resolved, "--selection", selection))
     if tasks is not None:

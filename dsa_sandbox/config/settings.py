@@ -27,7 +27,7 @@ class Frozen(BaseModel):
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[str(info.field_name)]
         if isinstance(value, bool) and field.annotation in (int, float):
-            raise ValueError("a number is wanted, not true or false")
+            raise ValueError("must be a number, not true or false")
         return value
 
 
@@ -118,7 +118,7 @@ class Model(Frozen):
         if self.width // self.num_heads % 4:
             raise ValueError(
                 f"head width {self.width // self.num_heads} (width / num_heads) must be a multiple "
-                "of 4: half of it is rotated in pairs"
+                "of 4: RoPE rotates half of it in pairs"
             )
         if self.indexer_head_width % 4:
             raise ValueError(
@@ -142,8 +142,8 @@ class Model(Frozen):
             raise ValueError(f"block_size={self.block_size} is larger than context={self.context}")
         if self.block_local >= self.context:
             raise ValueError(
-                f"block_local={self.block_local} is not less than context={self.context}: every "
-                "token would be seen, use compression=latent"
+                f"block_local={self.block_local} must be less than context={self.context}; use "
+                "compression=latent to see every token"
             )
         if self.ffn == "moe":
             self._experts_fit()
@@ -151,7 +151,9 @@ class Model(Frozen):
 
     def _experts_fit(self) -> None:
         if self.activation != "swiglu":
-            raise ValueError(f"activation={self.activation}: experts (ffn=moe) are swiglu")
+            raise ValueError(
+                f"activation={self.activation}: experts (ffn=moe) need activation=swiglu"
+            )
         if self.num_active > self.num_experts:
             raise ValueError(
                 f"num_active={self.num_active} is more than num_experts={self.num_experts}"
@@ -326,7 +328,7 @@ class Tasks(Frozen):
     @model_validator(mode="after")
     def _fits(self) -> "Tasks":
         if self.stream == "development" and self.family not in MOST_TASKS and self.count > 24:
-            raise ValueError(f"count={self.count}: the development stream has 24 worlds")
+            raise ValueError(f"count={self.count}: a development stream has at most 24 tasks")
         return self
 
 
@@ -375,7 +377,7 @@ class Finetune(Frozen):
         if self.contrast and not 0 < num_contrast < self.batch:
             raise ValueError(
                 f"contrast={self.contrast} makes {num_contrast} of batch={self.batch} stories "
-                "contrast: both sides need one (contrast=0 leaves that side out)"
+                "contrast stories; a batch needs at least one of each kind (or contrast=0)"
             )
         return self
 
@@ -460,8 +462,8 @@ class Settings(Frozen):
             )
         if self.arch == "dsa-v32" and self.model.compression != "latent":
             raise ValueError(
-                f"model.compression={self.model.compression} is for dsa and dsa-full: dsa-v32 has "
-                "no flow that sees every past token"
+                f"model.compression={self.model.compression} applies to dsa and dsa-full: every "
+                "head of dsa-v32 is sparse"
             )
         for section, name in EXPERT_SETTINGS if self.model.ffn != "moe" else ():
             values = getattr(self, section)

@@ -73,7 +73,10 @@ def distances(context: int) -> list[int]:
     """Those that a context of so many tokens has room for; ValueError where there is none."""
     found = [distance for distance in DISTANCES if distance + ROOM <= context]
     if not found:
-        raise ValueError(f"no rule can be stated {DISTANCES[0]} tokens ahead in {context} tokens")
+        raise ValueError(
+            f"a context of {context} tokens has no room for a rule {DISTANCES[0]} tokens before "
+            "the answer"
+        )
     return found
 
 

@@ -81,7 +81,7 @@ def make(writer: Writer, known: list[Fact], count: int, seed: int) -> list[Task]
         if all(writer.single(word) for word in DIALECTS[fact.family].words)
     ]
     if not facts:
-        raise UserError("tasks.family=style: the base's tokenizer splits the words of all dialects")
+        raise UserError("tasks.family=style: the base's tokenizer has no dialect in single tokens")
     tasks = []
     for number, world in enumerate(worlds):
         fact = facts[number % len(facts)]
