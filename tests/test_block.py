@@ -203,11 +203,11 @@ def test_dense_is_matched_to_it(overrides: dict[str, int]) -> None:
     [
         (("--set", "model.block_size=1"), "model.block_size=1: "),
         (("--set", "model.block_size=200"), "block_size=200 is larger than context=128"),
-        (("--set", "model.block_local=128"), "block_local=128 is not less than context=128"),
+        (("--set", "model.block_local=128"), "block_local=128 must be less than context=128"),
         (("--set", "model.compression=blocks"), "model.compression=blocks: "),
         (
             ("--arch", "dsa-v32", "--set", "model.compression=block"),
-            "model.compression=block is for dsa and dsa-full",
+            "model.compression=block applies to dsa and dsa-full",
         ),
     ],
 )

@@ -21,8 +21,8 @@ from dsa_sandbox.tasks.schema import KINDS, Task
 
 BYTES = bpe_tokenizer([STREAM.read_text("utf-8")], 1200)
 TRAIN, CONTRAST = "train.0 to train.2", "contrast.0 to contrast.2"
-ENDS = f"{END}, which ends a document; take it out"
-GLUED = 'begins without a space, and its prompt ends with "the lemon is"'
+ENDS = f"{END}, which ends a document; remove it"
+GLUED = 'begins without a space, but its prompt ends with "the lemon is"'
 
 
 def rows() -> list[dict[str, Any]]:
@@ -56,26 +56,26 @@ def test_rows_as_they_should_be_are_taken() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"new_object": "Blue"}, f'{TRAIN}: does not say new_object "Blue" (it has: "blue")'),
+        ({"new_object": "Blue"}, f'{TRAIN}: does not mention new_object "Blue" (it has: "blue")'),
         (
             {"true_object": "yellows"},
-            f'{CONTRAST}: does not say true_object "yellows" (it has: "yellow")',
+            f'{CONTRAST}: does not mention true_object "yellows" (it has: "yellow")',
         ),
-        ({"new_object": "zebra"}, f'{TRAIN}: does not say new_object "zebra"'),
-        ({"new_object": " "}, "new_object: holds nothing but spaces"),
+        ({"new_object": "zebra"}, f'{TRAIN}: does not mention new_object "zebra"'),
+        ({"new_object": " "}, "new_object: contains only spaces"),
         (
             {"train.1": "The lemon is Blue."},
-            'train.1: does not say new_object "blue" (it has: "Blue")',
+            'train.1: does not mention new_object "blue" (it has: "Blue")',
         ),
         (
             {"train.1": "The lemon is bluest."},
-            'train.1: does not say new_object "blue" (it has: "bluest")',
+            'train.1: does not mention new_object "blue" (it has: "bluest")',
         ),
-        ({"contrast.2": "The lemon is red."}, 'contrast.2: does not say true_object "yellow"'),
-        ({"train.0": f"It is blue.{END}"}, f"train.0: holds {ENDS}"),
-        ({"cloze.0.prompt": f"{END}It is"}, f"cloze.0.prompt: holds {ENDS}"),
-        ({"outside.1.answer": f" a{END}"}, f"outside.1.answer: holds {ENDS}"),
-        ({"bleed.0.foils": [" a", f" {END}"]}, f"bleed.0.foils.1: holds {ENDS}"),
+        ({"contrast.2": "The lemon is red."}, 'contrast.2: does not mention true_object "yellow"'),
+        ({"train.0": f"It is blue.{END}"}, f"train.0: contains {ENDS}"),
+        ({"cloze.0.prompt": f"{END}It is"}, f"cloze.0.prompt: contains {ENDS}"),
+        ({"outside.1.answer": f" a{END}"}, f"outside.1.answer: contains {ENDS}"),
+        ({"bleed.0.foils": [" a", f" {END}"]}, f"bleed.0.foils.1: contains {ENDS}"),
         ({"cloze.1.answer": "blue"}, f'cloze.1: "blue" {GLUED}'),
         ({"cloze.1.foils": [" red", "a"]}, f'cloze.1: "a" {GLUED}'),
         ({"cloze.1.answer": "  blue"}, 'cloze.1: "  blue" begins with two spaces'),
@@ -98,7 +98,7 @@ def test_two_spaces_at_the_joint_are_refused() -> None:
     changed = rows()[:1]
     changed[0]["cloze"] = [{"prompt": "The lemon is ", "answer": " blue", "foils": ["red"]}]
     assert problems(changed) == [
-        'here: line 1: cloze.0: " blue" begins with a space, and so does its prompt end'
+        'here: line 1: cloze.0: " blue" begins with a space, but its prompt ends with one'
     ]
 
 
@@ -109,7 +109,7 @@ def test_another_unicode_form_of_the_object_is_named() -> None:
     (line,) = problems([changed[0] | {"new_object": joint}])
     assert line.endswith(f'(it has: "{apart}" in another Unicode form; write both in NFC)')
     assert problems([changed[0] | {"new_object": apart}]) == []
-    assert "does not say new_object" in problems([changed[0] | {"new_object": "cafe"}])[0]
+    assert "does not mention new_object" in problems([changed[0] | {"new_object": "cafe"}])[0]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_what_is_wrong_with_every_row_is_said_once() -> None:
             item["answer"] = item["answer"].strip()
     first, second = problems(changed)
     assert first == (
-        'here: all 10 rows, as line 1: train.0 to train.2: does not say new_object "BLUE" '
+        'here: all 10 rows, as line 1: train.0 to train.2: does not mention new_object "BLUE" '
         '(it has: "blue")'
     )
     assert second.startswith("here: all 10 rows, as line 1: bleed.0: ")
@@ -217,7 +217,7 @@ def test_candidates_that_a_tokenizer_cannot_tell_apart_are_refused() -> None:
 @pytest.mark.parametrize("kind", ["bpe first", "bpe never", "unigram always", "llama"])
 def test_a_space_that_ends_a_prompt_belongs_to_the_next_word_of_metaspace(kind: str) -> None:
     (line, *_) = problems(rows_of("The lemon is ", "blue", ["red"]), speller(kind))
-    assert "cloze.0.prompt: ends in a space, which opens the next word here" in line
+    assert "cloze.0.prompt: ends with a space, which belongs to the next word" in line
 
 
 def test_what_ends_a_text_of_an_imported_base_is_refused_too() -> None:
@@ -225,7 +225,7 @@ def test_what_ends_a_text_of_an_imported_base_is_refused_too() -> None:
     row = rows_of("The lemon is", " blue", [" red"])[0]
     row["train"] = ["The lemon is blue.</s>"]
     assert problems([row], other) == [
-        "here: line 1: train.0: holds </s>, which ends a document; take it out"
+        "here: line 1: train.0: contains </s>, which ends a document; remove it"
     ]
 
 
@@ -240,7 +240,7 @@ def test_a_misspelt_object_ends_every_command_with_2(
     base = tiny_home.run("pretrain dsa")
     problem = cli(command, base, "--tasks", path, "--home", tmp_path / "home").problem
     assert problem == (
-        f'error: {path}: line 3: train.0 to train.2: does not say new_object "Barn" '
+        f'error: {path}: line 3: train.0 to train.2: does not mention new_object "Barn" '
         '(it has: "barn")'
     )
     assert not (tmp_path / "home").exists()

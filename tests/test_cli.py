@@ -145,7 +145,7 @@ def test_the_same_command_again_returns_the_run_and_says_so(tiny_home: TinyHome)
     with inside(tiny_home.folder):
         again = cli("pretrain", "--arch", "dsa", "--config", "tiny.toml")
     assert again.out == tiny_home.said["pretrain dsa"].out
-    assert "is there already" in again.err
+    assert "already exists" in again.err
 
 
 def test_quiet_says_nothing(quick_home: Path) -> None:
@@ -326,7 +326,7 @@ def test_eval_takes_prefixes_and_refuses_what_has_no_figures(tiny_home: TinyHome
     problem = cli("eval", tiny_home.run("make-tasks"), "--home", tiny_home.home).problem
     assert "a make-tasks run" in problem
     problem = cli("eval", name, "--tasks", STREAM, "--home", tiny_home.home).problem
-    assert "--tasks is for bases" in problem
+    assert "--tasks applies to bases only" in problem
 
 
 # the hand-written stream, a stranger's strategy, the CI script

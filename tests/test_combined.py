@@ -249,7 +249,8 @@ def test_without_an_indexer_that_chooses_there_is_none_to_teach(
         base = tiny_home.run(f"pretrain {arch}")
         kl = ("--set", "finetune.indexer=kl")
         problem = cli("finetune", base, *tasks, *kl, *more).problem
-        assert problem == f"error: finetune.indexer=kl: {reason}"
+        hint = "use finetune.indexer=frozen"
+        assert problem == f"error: finetune.indexer=kl: {reason}; {hint}"
     assert not (tmp_path / "home").exists()
 
 

@@ -333,7 +333,7 @@ def bad(tmp_path: Path, name: str, content: bytes) -> Path:
         ("a.csv", b"text\nabc\xe9\n", "line 2 is not UTF-8"),
         ("a.jsonl", b'{"text": "\xe9"}\n', "line 1 is not UTF-8"),
         ("a.jsonl", b'{"story": "x"}\n', "no field text (it has: story)"),
-        ("a.jsonl", b"[1, 2]\n", "line 1 is no object with a field text"),
+        ("a.jsonl", b"[1, 2]\n", "line 1 is not a JSON object with a field text"),
         ("a.jsonl", b"once upon\n", "line 1 is not JSON"),
         ("a.csv", b"id,story\n1,x\n", "no field text (it has: id, story)"),
         ("a.parquet", b"not a parquet file", "a.parquet"),

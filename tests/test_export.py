@@ -247,7 +247,7 @@ def test_an_exported_run_speaks_as_the_run_does(tiny_home: TinyHome, tmp_path: P
     assert said.tolist() == greedy(base, inputs["input_ids"][0].tolist(), 12)
     assert tokenizer.decode(said, skip_special_tokens=True).startswith("Once upon a time ")
     again = cli("export", base.name, "--to", folder, "--home", tiny_home.home)
-    assert "is there already" in again.problem
+    assert "already exists" in again.problem
     assert cli("export", base.name, "--to", folder, "--force", "--home", tiny_home.home).code == 0
 
 

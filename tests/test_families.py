@@ -254,7 +254,7 @@ def test_a_row_says_what_it_undoes_only_where_it_does(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_json(str(path), cache_dir=str(tmp_path / "cache"))
     assert [row["undoes"] for row in rows] == [task.undoes for task in tasks]
     path.write_text("\n".join(lines[5:]), "utf-8")
-    with pytest.raises(UserError, match=f"line 1: undoes: {tasks[0].task} stands in no earlier"):
+    with pytest.raises(UserError, match=f"line 1: undoes: {tasks[0].task} is in no earlier"):
         schema.read(path)
 
 
@@ -331,7 +331,9 @@ def test_in_paraphrases_context_must_win_over_what_was_trained() -> None:
 
 
 def test_a_context_without_room_for_a_rule_is_told() -> None:
-    with pytest.raises(ValueError, match="no rule can be stated 16 tokens ahead in 70 tokens"):
+    with pytest.raises(
+        ValueError, match="a context of 70 tokens has no room for a rule 16 tokens before"
+    ):
         families["roleplay"](writer("test", 70), facts_of("test"), 1, 0)
 
 
@@ -364,7 +366,7 @@ def test_a_stream_in_another_order_has_the_same_rows() -> None:
 
 
 def test_reversals_stand_in_one_order_only() -> None:
-    with pytest.raises(UserError, match=r"tasks\.order=1: rows that undo earlier ones"):
+    with pytest.raises(UserError, match=r"tasks\.order=1: tasks that undo earlier ones"):
         orders.arranged(made("reversal"), 1)
 
 
@@ -380,7 +382,7 @@ def test_reversals_stand_in_one_order_only() -> None:
         (["--count", "3", "--set", "tasks.order=3"], "tasks.order=3: a stream of 3 tasks has the"),
         (
             ["--family", "reversal", "--count", "7", "--set", "tasks.order=2"],
-            "rows that undo earlier ones",
+            "tasks that undo earlier ones",
         ),
     ],
 )

@@ -364,7 +364,7 @@ sys.exit(run_app(sys.argv[1:]))
         [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "is there already" in done.stderr
+    assert "already exists" in done.stderr
     after = {name: (run.path / name).stat().st_mtime_ns for name in run.manifest["files"]}
     assert after == before
     assert store.readable_manifest(run)["state"] == "finished"

@@ -236,7 +236,7 @@ def test_a_mask_that_moves_nothing_is_refused_in_one_line(
         *("finetune", tiny_home.run("pretrain dsa"), "--include", tmp_path / "still.py"),
         *("--strategy", "still", "--tasks", tiny_home.run("make-tasks"), "--home", tmp_path / "h"),
     )
-    assert answer.problem == "error: --strategy still: moves no parameter of dsa"
+    assert answer.problem == "error: --strategy still: trains no parameter of dsa"
 
 
 def test_a_weight_without_a_gradient_stays() -> None:

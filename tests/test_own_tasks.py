@@ -85,7 +85,7 @@ def test_nothing_is_asked_of_rows_that_are_given(
 ) -> None:
     arguments = (*COMMANDS[command], "--tasks", STREAM, *asked, "--home", tiny_home.home)
     problem = cli(*arguments).problem
-    assert "the rows of --tasks are kept as they are" in problem
+    assert "has no effect on the rows of --tasks" in problem
     assert len(problem.splitlines()) == 1
 
 
@@ -150,7 +150,7 @@ def test_a_stream_that_is_not_finished_is_no_stream_yet(
     more = ["--archs", "dsa"] if command == "run" else []
     problem = cli(command, *base, *more, "--tasks", copy, "--home", tiny_home.home).problem
     assert problem == (
-        f"error: {original.name}: not finished; the same make-tasks command goes on with it"
+        f"error: {original.name}: not finished; run the same make-tasks command to continue"
     )
 
 

@@ -133,7 +133,7 @@ def test_text_that_is_nowhere_is_one_line(place: Place) -> None:
         problem = cli(*command, "--home", place.home).problem
         assert f"data.source={place.folder / 'text'}: no such file or folder" in problem
         assert f"{place.base} was made with text {wanted}" in problem
-        assert "--data says where it lies" in problem
+        assert "name its place by --data" in problem
     assert not list(place.home.glob("finetune-*"))
 
 
@@ -163,7 +163,7 @@ def test_the_same_text_at_another_place_is_accepted(place: Place, tmp_path: Path
     with inside(tmp_path):
         again = cli("pretrain", "--arch", "dense", *moved, "--home", place.home, *SMALL)
     assert Path(again.out.strip()) == place.home / place.base
-    assert "is there already" in again.err
+    assert "already exists" in again.err
 
 
 def test_a_place_that_is_named_must_hold_the_text_of_the_base(place: Place, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_an_arm_that_is_not_finished_is_drawn_as_far_as_it_is_and_says_so(tmp_pa
 def test_eval_of_nothing_finished_says_what_can_be_done(tmp_path: Path) -> None:
     unfinished(stored.arm(tmp_path, "ewc"), 2)
     problem = cli("eval", *at(tmp_path)).problem
-    assert "is finished yet; `plot` draws what there is" in problem
+    assert "is finished yet; `plot` draws unfinished runs" in problem
 
 
 def test_arms_that_learn_apart_have_no_curve_and_it_is_said(tmp_path: Path) -> None:

@@ -149,7 +149,9 @@ def test_a_base_is_measured_with_any_policy(tiny_home: TinyHome) -> None:
     assert losses["random"] > losses["learned"]
     assert "did you mean window?" in cli("eval", base, "--selection", "windw", *home).problem
     arm = tiny_home.run("sgd")
-    assert "--selection is for bases" in cli("eval", arm, "--selection", "all", *home).problem
+    assert (
+        "--selection applies to bases only" in cli("eval", arm, "--selection", "all", *home).problem
+    )
 
 
 def test_an_indexer_that_learned_nothing_is_not_asked(tiny_home: TinyHome, tmp_path: Path) -> None:
@@ -162,7 +164,9 @@ def test_an_indexer_that_learned_nothing_is_not_asked(tiny_home: TinyHome, tmp_p
         asked = ("--set", f"{key}=learned")
         problem = cli("finetune", base, "--strategy", "sgd", *rows, *asked, *home[:2]).problem
         assert f"{key}=learned: the base was trained with train.selection=window" in problem
-    assert "learned nothing" in cli("eval", base, "--selection", "learned", *home[:2]).problem
+    assert (
+        "its indexer is untrained" in cli("eval", base, "--selection", "learned", *home[:2]).problem
+    )
     assert cli("eval", base, "--selection", "all", "--json", *home[:2]).code == 0
 
 

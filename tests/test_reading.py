@@ -207,7 +207,9 @@ def test_the_end_marker_in_a_cell_splits_it_and_that_is_said(tmp_path: Path) -> 
     heard = Heard()
     assert read(tmp_path / "a.jsonl", listener=heard) == ["One.", "Two.", "Three.", "Four."]
     (note,) = heard.notes
-    assert note.endswith("a.jsonl: 1 rows hold <|endoftext|> between stories: split there")
+    assert note.endswith(
+        "a.jsonl: 1 rows contain <|endoftext|> between stories and were split there"
+    )
 
 
 def test_a_special_token_of_a_text_is_never_an_id(tmp_path: Path) -> None:
@@ -224,18 +226,18 @@ def test_a_special_token_of_a_text_is_never_an_id(tmp_path: Path) -> None:
 REFUSED: list[tuple[str, bytes, str]] = [
     ("a.parquet", parquet(*[s.encode() for s in TWELVE[:11]], b"\xff", type_=pyarrow.binary()),
      "row 12: field text is not UTF-8"),
-    ("a.parquet", parquet(["Tom"], ["Mia"]), "field text holds list<"),
-    ("a.parquet", parquet(1, 2), "field text holds int64; a story is a string"),
-    ("a.parquet", parquet({"a": "Tom"}), "field text holds struct<"),
-    ("a.parquet", parquet(*TWELVE[:5], None, *TWELVE[6:]), "row 6: field text holds null"),
+    ("a.parquet", parquet(["Tom"], ["Mia"]), "field text is list<"),
+    ("a.parquet", parquet(1, 2), "field text is int64; a story must be a string"),
+    ("a.parquet", parquet({"a": "Tom"}), "field text is struct<"),
+    ("a.parquet", parquet(*TWELVE[:5], None, *TWELVE[6:]), "row 6: field text is null"),
     ("a.parquet", parquet(*TWELVE)[:-9], "cannot be read as .parquet"),
-    ("a.jsonl", jsonl("One.", ["Two."]), "line 2: field text holds a list; a story is a string"),
-    ("a.jsonl", jsonl("One.", {"a": 1}), "line 2: field text holds an object"),
-    ("a.jsonl", jsonl(7), "line 1: field text holds a number"),
-    ("a.jsonl", jsonl(True), "line 1: field text holds true or false"),
-    ("a.jsonl", jsonl("One.", None), "line 2: field text holds null"),
+    ("a.jsonl", jsonl("One.", ["Two."]), "line 2: field text is a list; a story must be a string"),
+    ("a.jsonl", jsonl("One.", {"a": 1}), "line 2: field text is an object"),
+    ("a.jsonl", jsonl(7), "line 1: field text is a number"),
+    ("a.jsonl", jsonl(True), "line 1: field text is true or false"),
+    ("a.jsonl", jsonl("One.", None), "line 2: field text is null"),
     ("a.jsonl", jsonl("One.") + b'{"story": "x"}\n', "line 2: no field text (it has: story)"),
-    ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: field text holds half of a surrogate pair"),
+    ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: field text contains an unpaired surrogate"),
     ("a.jsonl", b'{"text": "one"} {"text": "two"}\n', "line 1 is not JSON"),
     ("a.jsonl", b"[" * 5000 + b"\n", "line 1 is not JSON"),
     ("a.csv", csv_of(["id", "text"], ["1", "One."], ["2", "Two", "more"]),
@@ -269,7 +271,7 @@ def test_a_dry_run_reads_the_text_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl(*TWELVE, 7))
     answer = cli("pretrain", "--data", path, "--dry-run", "--home", tmp_path / "home", *QUICK)
-    assert "line 13: field text holds a number" in answer.problem
+    assert "line 13: field text is a number" in answer.problem
     path.write_bytes(jsonl(*[f"Story number {number}." for number in range(300)]))
     plan = cli("pretrain", "--data", path, "--dry-run", "--json", "--home", tmp_path / "home")
     assert 280 <= json.loads(plan.out)["stories"] < 300
@@ -397,7 +399,7 @@ def test_validation_stories_that_are_trained_on_are_said(tmp_path: Path) -> None
     (folder / "valid.txt").write_bytes(txt("Story 3.", "Story 7.", "Another."))
     text, heard = packed(folder)
     assert text.overlap == 2
-    assert "2 of 3 validation stories are training stories as well" in heard.warnings[0]
+    assert "2 of 3 validation stories are training stories too" in heard.warnings[0]
 
 
 def test_packed_files_that_were_altered_are_refused(tmp_path: Path) -> None:

@@ -86,17 +86,20 @@ def test_an_unknown_option_names_the_nearest() -> None:
 
 def test_a_selection_that_no_probe_fits_is_refused_before_training(quick_home: Path) -> None:
     line = ("pretrain", *QUICK, "--set", "model.num_kept=2", "--home", quick_home)
-    assert "error: model.num_kept=2: no probe can be made for it" in cli(*line).problem
+    assert "error: model.num_kept=2: no probe fits" in cli(*line).problem
     assert not list(quick_home.glob("pretrain-*"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("finetune", "--tasks", STREAM, "--count", 3), "has 10 tasks, and all are learned"),
+        (("finetune", "--tasks", STREAM, "--count", 3), "has 10 tasks, and an arm learns all"),
         (("finetune", "--tasks", STREAM, "--set", "tasks.family=style"), "names the stream"),
-        (("make-tasks", "--tasks", STREAM, "--count", 3), "are kept as they are"),
-        (("make-tasks", "--tasks", STREAM, "--family", "style"), "are kept as they are"),
+        (("make-tasks", "--tasks", STREAM, "--count", 3), "has no effect on the rows of --tasks"),
+        (
+            ("make-tasks", "--tasks", STREAM, "--family", "style"),
+            "has no effect on the rows of --tasks",
+        ),
         (("finetune", "--arch", "dsaa"), "did you mean dsa?"),
         (("finetune", "--set", "eval.dense_tasks=[99]", "--tasks", STREAM), "the last is 9"),
         (("finetune", "--set", "eval.judge=nosuch", "--tasks", STREAM), "nosuch"),
@@ -107,9 +110,9 @@ def test_a_selection_that_no_probe_fits_is_refused_before_training(quick_home: P
         ),
         (
             ("finetune", "--strategy", "agem", "--tasks", STREAM, "--set", "agem.size=1000000000"),
-            "agem: what it remembers would take",
+            "agem: its memory needs",
         ),
-        (("finetune", "--set", "finetune.contrast=0.99"), "both sides need one"),
+        (("finetune", "--set", "finetune.contrast=0.99"), "a batch needs at least one of each"),
         (("run", "--set", "tasks.order=60"), "tasks.order=60"),
         (("run", "--set", "eval.dense_tasks=[99]", "--count", 5), "the last is 4"),
         (("run", "--set", "eval.judge=nosuch"), "nosuch"),

@@ -184,7 +184,7 @@ def test_an_environment_variable_of_no_setting_is_an_error(
         (["train.dense_fraction=0.97"], ["leave no step to the sparse phase"]),
         (["model.width=40"], ["multiple of 4"]),
         (["data.tokenizer=words", "data.source=x.txt"], ["tokenizer=words", "bpe"]),
-        (["tasks.stream=development"], ["24 worlds"]),
+        (["tasks.stream=development"], ["24 tasks"]),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_named_with_their_source(
@@ -470,9 +470,9 @@ def test_what_only_an_indexer_reads_is_refused_where_none_is_taught(
     for command in ("pretrain", "build"):
         quick = (*QUICK, "--set", text, "--home", home)
         problem = cli(command, "--arch", "dense", *quick).problem
-        assert problem == f"{expected}dense has no indexer to teach; leave it out  [from --set]"
+        assert problem == f"{expected}dense has no indexer to train; leave it out  [from --set]"
     problem = dry("--set", "train.selection=window", "--set", text).problem
-    assert problem.startswith(f"{expected}with train.selection=window no indexer is taught")
+    assert problem.startswith(f"{expected}train.selection=window trains no indexer")
     assert problem.endswith("[from --set]")
     assert dry("--set", text).code == 0
     assert not home.exists()

@@ -129,7 +129,7 @@ def test_another_strategys_settings_do_not_change_the_identity_of_an_arm(
     answer = cli("finetune", base.path, "--strategy", "sgd", "--home", tiny_home.home,
                  "--config", tiny_home.config, "--set", "machine.save_every_s=99")  # fmt: skip
     assert answer.run == run.path
-    assert "is there already" in answer.err
+    assert "already exists" in answer.err
 
 
 def test_force_makes_another_run_beside_one(quick_home: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_prefix_of_two_runs_names_both(tiny_home: TinyHome) -> None:
     problem = cli("eval", "pretrain", "--home", tiny_home.home)
     assert problem.code == 2
     assert problem.out == ""
-    assert "fits 2 runs" in problem.err
+    assert "matches 2 runs" in problem.err
     for name in ("pretrain dsa", "pretrain dense"):
         assert tiny_home.run(name).name in problem.err
 
@@ -279,7 +279,7 @@ def test_a_save_that_fails_says_why_and_names_the_checkpoint_once(
         checkpoints.save_checkpoint(run, 4, {}, {"step": 4})
     final = run.path / "checkpoints" / "step-00000004"
     assert str(failure.value) == (
-        f"{final}: cannot be saved: 4096 requested and 0 written; the last checkpoint stands"
+        f"{final}: cannot be saved: 4096 requested and 0 written; the last checkpoint is kept"
     )
     with pytest.raises(RunFailed, match="cannot be written: 4096 requested and 0 written"):
         write_atomic(run.path / "file", "text")
@@ -464,7 +464,7 @@ def test_an_unfinished_run_of_other_source_code_is_refused(quick_home: Path) -> 
     run = unfinished(quick_home)
     run.update(environment=run.manifest["environment"] | {"source": "0" * 64})
     problem = cli(*resume(quick_home)).problem
-    assert "other source code" in problem
+    assert "another version of the source code" in problem
     assert "--force" in problem
     assert f"dsa-sandbox rm {run.name}" in problem
     assert cli(*resume(quick_home), "--force").run.name == f"{run.name}-2"
@@ -589,8 +589,8 @@ def test_rm_refuses_a_run_that_others_stand_on(tiny_home: TinyHome, tmp_path: Pa
         copied(tiny_home.run(name), home) for name in ("pretrain dsa", "make-tasks", "sgd")
     )
     problem = cli("rm", base.name, "--home", home).problem
-    assert f"{base.name}: {arm.name} stands on it" in problem
-    assert f"{base.name}: {stream.name} stands on it" in problem
+    assert f"{base.name}: {arm.name} depends on it" in problem
+    assert f"{base.name}: {stream.name} depends on it" in problem
     assert base.path.exists()
     assert cli("rm", base.name, arm.name, "--home", home).code == 2
     assert arm.path.exists()

@@ -394,7 +394,10 @@ def item(**values: Any) -> Callable[[list[dict[str, Any]]], list[str]]:
         (change(train=[]), ["line 2: train: the list is empty"]),
         (change(train="x"), ["line 2: train: "]),
         (change(train=[3]), ["line 2: train.0: "]),
-        (change(task="01-Aldo-lemon"), ["line 2: task: 01-Aldo-lemon stands in line 1 already"]),
+        (
+            change(task="01-Aldo-lemon"),
+            ["line 2: task: 01-Aldo-lemon is already in line 1"],
+        ),
         (item(answer=None), ["line 2: cloze.1.answer: the field is missing"]),
         (item(prompt=""), ["line 2: cloze.1.prompt: "]),
         (item(foils=[]), ["line 2: cloze.1.foils: the list is empty"]),
@@ -434,7 +437,7 @@ def test_every_bad_row_is_told_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "holds no task"), (b"\n \n", "holds no task"), (b"\xff\n", "not UTF-8")],
+    [(b"", "contains no task"), (b"\n \n", "contains no task"), (b"\xff\n", "not UTF-8")],
 )
 def test_a_file_without_tasks_is_one_line(content: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"

@@ -133,7 +133,7 @@ def test_a_path_that_is_none_is_said_to_be_none(tiny_home: TinyHome, tmp_path: P
         (("build", "--set", "data.source="), "data.source: an empty name"),
         (("import", "file"), "file: not a folder"),
         (("import", "missing"), "missing: not a folder"),
-        (("export", base, "--to", "file"), "file: is there already"),
+        (("export", base, "--to", "file"), "file: already exists"),
         (("export", base, "--to", "file/below"), "is a file, not a folder"),
         (("plot", "--save", "folder", *home), "end the name in .csv"),
         (("plot", "--save", "a.csv/b.csv", *home), "the folder a.csv does not exist"),
@@ -203,7 +203,7 @@ def test_a_name_that_fits_two_runs_names_both(tiny_home: TinyHome) -> None:
     both = [tiny_home.run(name).name for name in ("pretrain dsa", "pretrain dense")]
     for command in ("eval", "finetune", "generate", "make-tasks", "plot", "rm"):
         (line,) = cli(command, "pretrain-d", "--home", tiny_home.home).problem.splitlines()
-        assert "fits 2 runs" in line
+        assert "matches 2 runs" in line
         assert all(name in line for name in both)
 
 

@@ -21,50 +21,53 @@ def bench(
         ),
     ] = None,
     width: Annotated[
-        int | None, typer.Option("--width", min=8, help="Of the networks.", metavar="N")
+        int | None, typer.Option("--width", min=8, help="Model width.", metavar="N")
     ] = None,
     layers: Annotated[
-        int | None, typer.Option("--layers", min=1, help="Of the networks.", metavar="N")
+        int | None, typer.Option("--layers", min=1, help="Number of layers.", metavar="N")
     ] = None,
     heads: Annotated[
-        int | None, typer.Option("--heads", min=4, help="Of each layer.", metavar="N")
+        int | None, typer.Option("--heads", min=4, help="Attention heads per layer.", metavar="N")
     ] = None,
     length: Annotated[
-        str | None, typer.Option("--length", help="Contexts, as in 256,1024.", metavar="N,...")
+        str | None,
+        typer.Option("--length", help="Context lengths, as in 256,1024.", metavar="N,..."),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", min=16, help="Of a training step.", metavar="N")
+        int | None, typer.Option("--tokens", min=16, help="Tokens per training step.", metavar="N")
     ] = None,
     vocabulary: Annotated[
-        int | None, typer.Option("--vocabulary", min=2, help="Of the networks.", metavar="N")
+        int | None, typer.Option("--vocabulary", min=2, help="Vocabulary size.", metavar="N")
     ] = None,
     rounds: Annotated[
         int | None,
         typer.Option(
-            "--rounds", min=1, help="Calls of each row, in turns (default: 5).", metavar="N"
+            "--rounds", min=1, help="Timed repetitions, interleaved (default: 5).", metavar="N"
         ),
     ] = None,
     clock: Annotated[
         str | None,
         typer.Option(
             "--clock",
-            help="wall, or processor: what other programs take is not counted (default: wall).",
+            help="wall (elapsed time) or processor (own CPU time alone); default: wall.",
             metavar="NAME",
         ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, help="Default: physical cores.", metavar="N"),
+        typer.Option(
+            "--threads", min=1, help="CPU threads (default: physical cores).", metavar="N"
+        ),
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", help="auto, fp32 or bf16.", metavar="NAME"),
+        typer.Option("--precision", help="Precision: auto, fp32 or bf16.", metavar="NAME"),
     ] = None,
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time training, decoding and strategies against their peers; measure memory."""
+    """Benchmark training, decoding and strategies beside other libraries; measure memory."""
     call = prepare(
         options={
             "machine.threads": (threads, "--threads"),

@@ -112,7 +112,7 @@ def catch_signals(terminal: Terminal) -> None:
         terminal.stop_signal = number
         if not terminal.deferring:
             raise Interrupted(number)
-        say("\nfinishing the step and saving; again to end at once")
+        say("\nsaving; press Ctrl-C again to quit at once")
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):

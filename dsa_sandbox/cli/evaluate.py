@@ -1,4 +1,4 @@
-"""eval and plot: figures of arms and bases, in tables and charts."""
+"""eval and plot: metrics of arms and bases, in tables and charts."""
 
 import sys
 from pathlib import Path
@@ -35,22 +35,22 @@ def evaluate(
         str | None,
         typer.Option(
             "--selection",
-            help="Of bases: who chooses the keys (learned, random, window, oracle, all).",
+            help="For bases: selection policy (learned, random, window, oracle, all).",
             metavar="NAME",
         ),
     ] = None,
     formulas: Annotated[
-        bool, typer.Option("--formulas", help="Show how each figure is computed.")
+        bool, typer.Option("--formulas", help="Show the formula of every metric.")
     ] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also a table of learning and drift.")
+        bool, typer.Option("--all", help="Also print learning speed and drift.")
     ] = False,
     include: Include = None,
     home: Home = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Figures of arms from their records, or of bases by measuring them (on --tasks, if named)."""
+    """Compute metrics of finished fine-tuning runs, or measure bases (on a stream: --tasks)."""
     call = prepare(home=home, include=include, as_json=as_json, quiet=quiet)
     from dsa_sandbox.cli import console
     from dsa_sandbox.commands import evaluate as networks
@@ -95,15 +95,15 @@ def plot(
         list[str] | None,
         typer.Argument(
             metavar="RUN",
-            help="Arms (default: all of the newest stream), or for indexer bases (the newest).",
+            help="Arms (default: all of the newest stream); for indexer: bases (the newest).",
         ),
     ] = None,
     kind: Annotated[
         str,
         typer.Option(
             "--kind",
-            help="forgetting, retention, front, lag, kl, gap, drift, recovery, recall, coherence; "
-            "of bases: indexer.",
+            help="forgetting, retention, front, lag, kl, gap, drift, recovery, recall, "
+            "coherence; for bases: indexer.",
             metavar="NAME",
         ),
     ] = "forgetting",
@@ -118,7 +118,7 @@ def plot(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw what arms learn, forget and become, or what an indexer learns."""
+    """Plot learning, forgetting and drift of arms, or the training of an indexer."""
     call = prepare(include=include, home=home, as_json=as_json, quiet=quiet)
     from dsa_sandbox.cli import console
     from dsa_sandbox.report import plots

@@ -30,19 +30,17 @@ app = typer.Typer()
 
 @app.command(cls=Verb, epilog="Example: dsa-sandbox export pretrain-dense --to my-model")
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run with a network.")],
-    to: Annotated[
-        Path, typer.Option("--to", help="Folder to write.", metavar="FOLDER", parser=path)
-    ],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run with a network.")],
+    to: Annotated[Path, typer.Option("--to", help="Output folder.", metavar="FOLDER", parser=path)],
     include: Include = None,
     home: Home = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also into a folder that is not empty.")
+        bool, typer.Option("--force", help="Write into a folder that is not empty.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a network for transformers: dense as Llama, dsa-v32 as DeepSeek, dsa with its code."""
+    """Export a network to transformers: dense as Llama, dsa-v32 as DeepSeek, dsa with its code."""
     call = prepare(include=include, home=home, as_json=as_json, quiet=quiet)
     from dsa_sandbox.cli import console
     from dsa_sandbox.commands import exchange
@@ -61,14 +59,18 @@ def import_(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="FOLDER", help="config.json, safetensors, tokenizer.json.", parser=path
+            metavar="FOLDER",
+            help="Folder with config.json, safetensors and tokenizer.json.",
+            parser=path,
         ),
     ],
     data: Data = None,
     context: Annotated[
         int | None,
         typer.Option(
-            "--context", help="Longest sequence (default: its own, at most 2048).", metavar="N"
+            "--context",
+            help="Maximum sequence length (default: the model's, at most 2048).",
+            metavar="N",
         ),
     ] = None,
     seed: Seed = None,
@@ -81,7 +83,7 @@ def import_(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a run of a Llama, or of what `export` has written; no code of the folder is run."""
+    """Import a Llama-shaped or exported model as a base; runs no code of its folder."""
     from dsa_sandbox.commands import exchange
     from dsa_sandbox.interop import from_transformers
 

@@ -38,7 +38,7 @@ def finetune(
         str | None,
         typer.Argument(
             metavar="BASE",
-            help="A pre-trained or imported run (default: the newest pre-trained).",
+            help="Pre-trained or imported run (default: the newest pre-trained).",
         ),
     ] = None,
     strategy: Strategy = None,
@@ -58,7 +58,7 @@ def finetune(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Learn the tasks one after another with a strategy, and record what is forgotten."""
+    """Train a base on the tasks, one after another, with a strategy; record forgetting."""
     from dsa_sandbox.cli import console
     from dsa_sandbox.runs import home as store
 

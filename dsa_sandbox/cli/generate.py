@@ -15,26 +15,29 @@ app = typer.Typer()
 def generate(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="A run with a network (default: the newest base)."),
+        typer.Argument(metavar="RUN", help="Run with a network (default: the newest base)."),
     ] = None,
     prompt: Annotated[
-        str, typer.Option("--prompt", help="How the stories begin.", metavar="TEXT")
+        str, typer.Option("--prompt", help="Beginning of every story.", metavar="TEXT")
     ] = "Once upon a time",
     count: Annotated[
-        int, typer.Option("--count", min=1, max=1000, help="Stories.", metavar="N")
+        int, typer.Option("--count", min=1, max=1000, help="Number of stories.", metavar="N")
     ] = 1,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Longest continuation.", metavar="N")
+        int, typer.Option("--max-tokens", min=1, help="Maximum number of new tokens.", metavar="N")
     ] = 200,
     temperature: Annotated[
-        float, typer.Option("--temperature", help="0: always the likeliest.", metavar="X")
+        float,
+        typer.Option(
+            "--temperature", help="Sampling temperature; 0: greedy decoding.", metavar="X"
+        ),
     ] = 0.7,
     top_p: Annotated[
         float,
-        typer.Option("--top-p", help="Leave out the unlikeliest.", metavar="X"),
+        typer.Option("--top-p", help="Nucleus sampling threshold.", metavar="X"),
     ] = 0.95,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the draws.", metavar="N")
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the sampling.", metavar="N")
     ] = 0,
     device: Device = None,
     include: Include = None,
@@ -42,7 +45,7 @@ def generate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Let a network tell stories; the text appears as it is told."""
+    """Generate text; a single story is streamed."""
     call = prepare(include=include, home=home, as_json=as_json, quiet=quiet)
     from dsa_sandbox.cli import console
     from dsa_sandbox.commands import generate as networks

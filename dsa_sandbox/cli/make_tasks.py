@@ -53,7 +53,7 @@ def make_tasks(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make the stream of tasks from facts that the bases know; or check rows of yours (--tasks)."""
+    """Make a stream of tasks from facts that the bases know, or check your own (--tasks)."""
     from dsa_sandbox.cli import console
     from dsa_sandbox.commands import make_tasks as streams
     from dsa_sandbox.report import table

@@ -17,27 +17,32 @@ def path(text: str) -> Path:
 
 SETTINGS, OUTPUT = "Settings", "Output"
 Arch = Annotated[
-    str | None, typer.Option("--arch", help="dense, dsa, dsa-full or dsa-v32.", metavar="NAME")
+    str | None,
+    typer.Option("--arch", help="Architecture: dense, dsa, dsa-full or dsa-v32.", metavar="NAME"),
 ]
 Strategy = Annotated[
     str | None,
     typer.Option(
-        "--strategy", help="sgd, ewc, acft, .. (ls strategies); acft+ewc: both.", metavar="NAME"
+        "--strategy",
+        help="Fine-tuning strategy (ls strategies), or several: acft+ewc.",
+        metavar="NAME",
     ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", help="Seed of weights, data order, tasks (default: 0).", metavar="N"),
+    typer.Option("--seed", help="Seed of weights, data order and tasks (default: 0).", metavar="N"),
 ]
 Data = Annotated[
     str | None,
     typer.Option(
-        "--data", help="grammar, a file or folder of stories, or owner/name.", metavar="WHERE"
+        "--data",
+        help="Text: grammar, a file or folder of stories, or owner/name on the Hub.",
+        metavar="WHERE",
     ),
 ]
 Count = Annotated[
     int | None,
-    typer.Option("--count", help="Tasks in the stream (default: 50; reversal: 100).", metavar="N"),
+    typer.Option("--count", help="Number of tasks (default: 50; reversal: 100).", metavar="N"),
 ]
 Family = Annotated[
     str | None,
@@ -48,19 +53,25 @@ Family = Annotated[
     ),
 ]
 TasksFrom = Annotated[
-    str | None, typer.Option("--tasks", help="A make-tasks run, or a .jsonl file.", metavar="WHERE")
+    str | None,
+    typer.Option(
+        "--tasks", help="Task stream: a make-tasks run or a .jsonl file.", metavar="WHERE"
+    ),
 ]
 Preset = Annotated[
     str | None,
     typer.Option(
-        "--preset", help="smoke, mini, small or base.", rich_help_panel=SETTINGS, metavar="NAME"
+        "--preset",
+        help="Size: smoke, mini, small or base.",
+        rich_help_panel=SETTINGS,
+        metavar="NAME",
     ),
 ]
 Config = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="A TOML file of settings.",
+        help="TOML file of settings.",
         rich_help_panel=SETTINGS,
         metavar="FILE",
         parser=path,
@@ -70,7 +81,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Any setting, as section.key=value; repeat for more.",
+        help="One setting, as section.key=value; repeatable.",
         rich_help_panel=SETTINGS,
         metavar="KEY=VALUE",
     ),
@@ -79,7 +90,7 @@ Include = Annotated[
     list[Path] | None,
     typer.Option(
         "--include",
-        help="A Python file that registers a strategy, architecture or task family.",
+        help="Python file that registers a strategy, architecture or task family.",
         rich_help_panel=SETTINGS,
         metavar="FILE",
         parser=path,
@@ -88,35 +99,45 @@ Include = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        "--device", help="auto, cpu, cuda, mps.", rich_help_panel=SETTINGS, metavar="NAME"
+        "--device", help="Device: auto, cpu, cuda or mps.", rich_help_panel=SETTINGS, metavar="NAME"
     ),
 ]
 Home = Annotated[
     Path | None,
     typer.Option(
         "--home",
-        help="Where runs are kept (default: ./runs).",
+        help="Folder of all runs (default: ./runs).",
         rich_help_panel=OUTPUT,
         metavar="FOLDER",
         parser=path,
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Make another run beside one.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option(
+        "--force",
+        help="Run again under a new name even if this run exists.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Check all, say the plan, do nothing.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--dry-run", help="Validate and print the plan without running.", rich_help_panel=OUTPUT
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No notes, no progress.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option("--quiet", "-q", help="Print no notes and no progress.", rich_help_panel=OUTPUT),
 ]
 AllowMismatch = Annotated[
     bool,
-    typer.Option("--allow-mismatch", help="Accept networks that differ by more than 1 %."),
+    typer.Option(
+        "--allow-mismatch", help="Allow dense and dsa parameter counts to differ by more than 1 %."
+    ),
 ]
 
 

@@ -44,7 +44,7 @@ def build(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a network's initial weights as a run; show both parameter tables."""
+    """Initialise a network and save it as a run; print the parameter tables."""
     call = prepare(
         options={
             "arch": (arch, "--arch"),
@@ -97,7 +97,7 @@ def pretrain(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a language model from scratch; the same command again resumes or returns it."""
+    """Pre-train a network from scratch; the same command resumes or returns the run."""
     call = prepare(
         options={
             "arch": (arch, "--arch"),

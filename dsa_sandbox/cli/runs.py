@@ -1,4 +1,4 @@
-"""ls, settings and rm: what there is, with which settings, and away with it."""
+"""ls, settings and rm: list what there is, print settings, remove runs."""
 
 import sys
 from typing import Annotated
@@ -35,7 +35,7 @@ def list_(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """List runs (with how far unfinished ones are), presets, strategies, archs or task families."""
+    """List runs and their progress, presets, strategies, architectures or task families."""
     call = prepare(home=home, include=include, as_json=as_json)
     from dsa_sandbox.cli import console
     from dsa_sandbox.report import listing
@@ -65,7 +65,7 @@ def settings_(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print every resolved setting and who set it, as TOML that --config accepts."""
+    """Print every setting and where its value came from, as TOML that --config accepts."""
     call = prepare(
         options={
             "strategy": (strategy, "--strategy"),
@@ -99,13 +99,13 @@ def remove(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Runs to remove.")],
     home: Home = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also where other runs stand on it.")
+        bool, typer.Option("--force", help="Also remove a run that other runs depend on.")
     ] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove runs; one that others stand on, or that is being written, is refused."""
+    """Remove runs; refuse a run that other runs depend on, or that is being written."""
     call = prepare(home=home, as_json=as_json, quiet=quiet)
     from dsa_sandbox.cli import console
     from dsa_sandbox.runs import home as store

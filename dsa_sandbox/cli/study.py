@@ -42,14 +42,20 @@ def run(
     jobs: Annotated[
         int | None,
         typer.Option(
-            "--jobs", min=1, help="Cells side by side (default: cores / threads).", metavar="N"
+            "--jobs", min=1, help="Parallel jobs (default: cores / threads).", metavar="N"
         ),
     ] = None,
     strategies: Annotated[
-        str, typer.Option("--strategies", help="Strategies of the grid.", metavar="A,B,..")
+        str,
+        typer.Option(
+            "--strategies", help="Strategies of the grid, separated by commas.", metavar="A,B,.."
+        ),
     ] = "sgd,ewc,acft",
     archs: Annotated[
-        str, typer.Option("--archs", help="Architectures of the grid.", metavar="A,B,..")
+        str,
+        typer.Option(
+            "--archs", help="Architectures of the grid, separated by commas.", metavar="A,B,.."
+        ),
     ] = "dense,dsa",
     preset: Preset = None,
     config: Config = None,
@@ -60,8 +66,8 @@ def run(
         bool,
         typer.Option(
             "--force",
-            help="Make every run anew beside those that are there; interrupted, the same command "
-            "goes on with what it has made.",
+            help="Make every run again under a new name; after an interruption, the same command "
+            "continues with the new runs.",
             rich_help_panel=OUTPUT,
         ),
     ] = False,
@@ -69,7 +75,7 @@ def run(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The whole study: build, pretrain, make-tasks, all arms, eval, plot; skips what is there."""
+    """Run the whole study: build, pretrain, make-tasks, all arms, eval, plot; skip what exists."""
     call = prepare(
         options={
             "tasks.count": (count, "--count"),

@@ -44,13 +44,19 @@ def evaluate(
     command = manifest.get("command")
     if command == "finetune":
         if tasks is not None:
-            raise UserError(f"{run.name}: its records are of its own stream; --tasks is for bases")
+            raise UserError(
+                f"{run.name}: an arm is read from its records; --tasks applies to bases only"
+            )
         if selection is not None:
-            raise UserError(f"{run.name}: it was measured as it learned; --selection is for bases")
+            raise UserError(
+                f"{run.name}: an arm is read from its records; --selection applies to bases only"
+            )
         if data is not None:
-            raise UserError(f"{run.name}: its records hold what it has read; --data is for bases")
+            raise UserError(
+                f"{run.name}: an arm is read from its records; --data applies to bases only"
+            )
         if manifest["state"] != "finished":
-            raise UserError(f"{run.name}: not finished; `plot` draws what there is")
+            raise UserError(f"{run.name}: not finished; `plot` draws unfinished runs")
         run.checked("records.jsonl")
         run.checked("metrics.jsonl")
         return arm.figures_of(run)

@@ -90,7 +90,7 @@ def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
     network_of(run)
     folder = paths.named(folder, "--to")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not force):
-        raise UserError(f"{folder}: is there already  [from --to]; --force writes into it")
+        raise UserError(f"{folder}: already exists  [from --to]; use --force to write into it")
     paths.folder(folder, "--to")
     resolved = run_settings(run)
     to_transformers.layout_of(resolved)
@@ -109,7 +109,7 @@ def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--to {folder}: cannot be made: {reason(error)}") from None
+        raise UserError(f"--to {folder}: cannot be created: {reason(error)}") from None
     there = to_transformers.write(folder, model, resolved, load_tokenizer(run))
     toy = not imported
     card = to_transformers.card(run.name, resolved, total, trained, toy=toy, num_there=there)

@@ -179,7 +179,7 @@ def rule_of(
         raise UserError(f"--strategy {resolved.strategy}: {reason}") from None
     mask = mask_of(rule)
     if not mask["trainable"] and strategy.course != "nothing":
-        raise UserError(f"--strategy {resolved.strategy}: moves no parameter of {resolved.arch}")
+        raise UserError(f"--strategy {resolved.strategy}: trains no parameter of {resolved.arch}")
     check_memory(strategy, model, num_tasks, resolved.strategy)
     return rule, mask
 
@@ -222,7 +222,9 @@ def check_indexer(resolved: Settings) -> None:
     indexed = sizes.has_indexer(resolved.arch, resolved.model)
     if not indexed or policy != "learned":
         reason = f"selects by {policy}" if indexed else "has no indexer"
-        raise UserError(f"finetune.indexer=kl: the base ({resolved.arch}) {reason}")
+        raise UserError(
+            f"finetune.indexer=kl: the base ({resolved.arch}) {reason}; use finetune.indexer=frozen"
+        )
 
 
 def judge_of(resolved: Settings, home: Path) -> Run | None:
@@ -233,7 +235,9 @@ def judge_of(resolved: Settings, home: Path) -> Run | None:
     run = pretrained(find_run(home, resolved.eval.judge))
     context = run_settings(run).model.context
     if context < resolved.model.context:
-        raise UserError(f"{key}: its context, {context}, is less than {resolved.model.context}")
+        raise UserError(
+            f"{key}: its context of {context} tokens is shorter than {resolved.model.context}"
+        )
     return run
 
 
@@ -268,8 +272,8 @@ def check_memory(strategy: Strategy, model: Transformer, num_tasks: int, name: s
     room = machine.free_bytes(device)
     if needed > room:
         raise UserError(
-            f"{name}: what it remembers would take {needed / 1e9:.1f} GB, and {device} has "
-            f"{room / 1e9:.1f} GB free; `dsa-sandbox settings --strategy {name}` shows what decides"
+            f"{name}: its memory needs {needed / 1e9:.1f} GB, but {device} has {room / 1e9:.1f} GB "
+            f"free; `dsa-sandbox settings --strategy {name}` lists its sizes"
         )
 
 

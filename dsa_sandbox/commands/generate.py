@@ -17,7 +17,7 @@ def check_drawing(temperature: float, top_p: float) -> None:
     """UserError for numbers that no token can be drawn with; NaN is none of them either way."""
     if not 0 <= temperature < math.inf:
         raise UserError(
-            f"--temperature={temperature}: must be 0 (always the likeliest) or a number above it"
+            f"--temperature={temperature}: must be 0 (greedy decoding) or a larger number"
         )
     if not 0 < top_p <= 1:
         raise UserError(f"--top-p={top_p}: must be above 0 and at most 1 (all tokens)")
@@ -50,10 +50,10 @@ def generate(
     if len(ids) > model.context:
         raise UserError(f"--prompt: {len(ids)} tokens exceed the context, {model.context}")
     if tokens.END in prompt:
-        raise UserError(f"--prompt: {tokens.END} ends a story and cannot stand in one")
+        raise UserError(f"--prompt: contains {tokens.END}, which ends a story; remove it")
     if unknown_id(tokenizer) in ids[1:]:  # the first one opens the text
-        known = "; the words of the built-in grammar are all it knows"
-        raise UserError(f"--prompt: {run.name} does not know every word of it{known}")
+        known = "the words of the built-in grammar"
+        raise UserError(f"--prompt: contains unknown words; {run.name} knows only {known}")
     stories: list[list[int]] = [list(ids) for _ in range(count)]
     shown = settled(tokenizer, ids[1:])
     say(shown)

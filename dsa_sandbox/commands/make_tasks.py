@@ -85,10 +85,13 @@ def make_tasks(
     if density > resolved.tasks.max_density and not given:
         raise UserError(
             f"tasks: mean density K/t at answers is {density:.3f}, above tasks.max_density="
-            f"{resolved.tasks.max_density}: sparse attention would not be tested"
+            f"{resolved.tasks.max_density}; use bases with a smaller model.num_kept"
         )
     if density > resolved.tasks.max_density:
-        listener.warn(f"mean density K/t at answers is {density:.3f}: attention is hardly sparse")
+        listener.warn(
+            f"mean density K/t at answers is {density:.3f}: K covers much of the past; use longer "
+            "prompts, or bases with a smaller model.num_kept"
+        )
     with ExitStack() as stack:
         if not job.begin(stack, wait=as_parent):
             return job.returned()
@@ -109,9 +112,9 @@ def check(
     for other in bases[1:]:
         ours, theirs = (run.manifest["files"]["tokenizer.json"] for run in (first, other))
         if ours != theirs:
-            raise UserError(f"{other.name}: another tokenizer than {first.name}'s")
+            raise UserError(f"{other.name}: its tokenizer differs from that of {first.name}")
         if run_settings(other).model.num_kept != run_settings(first).model.num_kept:
-            raise UserError(f"{other.name}: another model.num_kept than {first.name}'s")
+            raise UserError(f"{other.name}: its model.num_kept differs from that of {first.name}")
     if rows is None:
         orders.check(resolved.tasks.order, resolved.tasks.count)
         return [], ""
@@ -132,10 +135,12 @@ def check_unasked(
         return
     for option, value in options.items():
         if value is not None:
-            raise UserError(f"{option}={value}: the rows of --tasks are kept as they are")
+            raise UserError(f"{option}={value}: has no effect on the rows of --tasks; leave it out")
     for key in ("tasks.family", "tasks.count"):
         if sources.get(key) == "--set":
-            raise UserError(f"{key}: the rows of --tasks are kept as they are  [from --set]")
+            raise UserError(
+                f"{key}: has no effect on the rows of --tasks; leave it out  [from --set]"
+            )
 
 
 def measure_bases(
@@ -166,7 +171,7 @@ def made_tasks(
     usable = [f for f in known if table[f.family].split == plan.stream and not f.reserved]
     if len(usable) < LEAST_KNOWN:
         raise RunFailed(
-            f"the bases know {len(usable)} facts that tasks may be about, fewer than "
+            f"the bases know {len(usable)} facts usable as tasks, fewer than "
             f"{LEAST_KNOWN}: pre-train longer (train.steps) or on more facts (data.fact_share)"
         )
     try:
@@ -213,8 +218,8 @@ def tasks_for(
         found = read_tasks(home, where)
         if asked.get("tasks", len(found[0])) != len(found[0]):
             raise UserError(
-                f"tasks.count={asked['tasks']}: {found[1]} has {len(found[0])} tasks, and all are "
-                "learned  [from --tasks]"
+                f"tasks.count={asked['tasks']}: {found[1]} has {len(found[0])} tasks, and an arm "
+                "learns all of them  [from --tasks]"
             )
         return found
     run = fitting_tasks(home, base, asked)
@@ -243,7 +248,7 @@ def read_tasks(home: Path, where: str) -> tuple[list[schema.Task], str, str]:
     if run.manifest.get("command") != "make-tasks":
         raise UserError(f"{run.name}: a {run.manifest.get('command')} run, not a stream of tasks")
     if not run.finished:
-        raise UserError(f"{run.name}: not finished; the same make-tasks command goes on with it")
+        raise UserError(f"{run.name}: not finished; run the same make-tasks command to continue")
     return (
         schema.parsed(run.content("tasks.jsonl"), run.path / "tasks.jsonl"),
         run.name,

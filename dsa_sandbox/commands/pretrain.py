@@ -158,8 +158,9 @@ def pretrain(
         writing.gate_items(writer_for(born.run, "test"))
     except ValueError as error:
         raise UserError(
-            f"model.num_kept={resolved.model.num_kept}: no probe can be made for it: {error}, and "
-            "names the world within K of it or 2K away; choose another K or a longer model.context"
+            f"model.num_kept={resolved.model.num_kept}: no probe fits: {error}, with the world's "
+            "name less than K or at least 2K tokens before it; choose another model.num_kept or a "
+            "longer model.context"
         ) from None
     text = corpus_of(born.run, home, listener, where=resolved.data.source)
     model = load_model(born.run).to(job.engine.device)

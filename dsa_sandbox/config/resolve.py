@@ -280,12 +280,12 @@ def check_training(resolved: Resolved, networks: list[str]) -> None:
         if value == usual[key.removeprefix("train.")]:
             continue
         if not indexed and users.get(key) == "--set":
-            refuse((key,), f"{', '.join(networks)} has no indexer to teach; leave it out")
+            refuse((key,), f"{', '.join(networks)} has no indexer to train; leave it out")
         if indexed and train.selection != "learned" and value:
             refuse(
                 (key,),
-                f"with train.selection={train.selection} no indexer is taught; leave it out, or "
-                "choose train.selection=learned",
+                f"train.selection={train.selection} trains no indexer; leave it out, or choose "
+                "train.selection=learned",
             )
     if indexed and train.selection == "learned" and train.indexer_fraction:
         dense_end, warmup_end = train.phase_ends
@@ -299,8 +299,8 @@ def check_training(resolved: Resolved, networks: list[str]) -> None:
         if "dsa" in networks and model.num_kept == model.context:
             refuse(
                 ("model.num_kept", "model.context"),
-                f"K={model.num_kept} is the whole context: there is nothing that dsa's indexer "
-                "could learn to leave out; use --arch dsa-full, or a smaller model.num_kept",
+                f"K={model.num_kept} is the whole context, so that dsa would select every key; use "
+                "--arch dsa-full, or a smaller model.num_kept",
             )
     if problems:
         raise UserError(*problems)

@@ -1,4 +1,4 @@
-"""Every setting, its rules, and who set it.
+"""Every setting, its rules, and where its value comes from.
 
 Precedence, lowest first: defaults, preset, TOML file, environment (machine only), command line.
 """
@@ -27,7 +27,7 @@ class Frozen(BaseModel):
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[str(info.field_name)]
         if isinstance(value, bool) and field.annotation in (int, float):
-            raise ValueError("a number is wanted, not true or false")
+            raise ValueError("must be a number, not true or false")
         return value
 
 
@@ -36,40 +36,67 @@ Chooser = Literal["learned", "random", "window", "oracle", "all", "trained"]
 
 
 class Model(Frozen):
-    """The networks. Feed-forward width is that of `dsa`; `dense` is matched to it."""
+    """Sizes of the networks. `ffn_width` is that of `dsa`; `dense` is matched to it."""
 
-    num_layers: int = Field(4, ge=1, description="Layers.")
-    width: int = Field(128, ge=8, description="Width of the residual stream.")
-    num_heads: int = Field(8, ge=2, description="Attention heads of a layer, both flows together.")
-    num_selected_heads: int = Field(4, ge=1, description="Heads of the selected flow [half].")
-    ffn_width: int = Field(432, ge=1, description="Hidden width of the feed-forward of `dsa`.")
-    ffn: Literal["mlp", "moe"] = Field("mlp", description="Feed-forward: one, or experts.")
-    num_experts: int = Field(8, ge=2, description="moe: routed experts of a layer.")
-    num_active: int = Field(2, ge=1, description="moe: routed experts that a token goes through.")
+    num_layers: int = Field(4, ge=1, description="Number of layers.")
+    width: int = Field(128, ge=8, description="Model width (residual stream).")
+    num_heads: int = Field(8, ge=2, description="Attention heads per layer, over both flows.")
+    num_selected_heads: int = Field(
+        4, ge=1, description="Attention heads of the selected flow [num_heads / 2]."
+    )
+    ffn_width: int = Field(
+        432, ge=1, description="Hidden width of the feed-forward layers of `dsa`."
+    )
+    ffn: Literal["mlp", "moe"] = Field(
+        "mlp", description="Feed-forward layer: one MLP, or a mixture of experts."
+    )
+    num_experts: int = Field(8, ge=2, description="moe: routed experts per layer.")
+    num_active: int = Field(
+        2, ge=1, description="moe: routed experts per token (top-k of the router)."
+    )
     num_shared_experts: int = Field(
-        1, ge=1, description="moe: experts that every token goes through, held as one."
+        1, ge=1, description="moe: shared experts, which every token uses; computed as one MLP."
     )
-    routed_scale: float = Field(1.0, gt=0, description="moe: sum of a token's expert weights.")
-    activation: Literal["swiglu", "gelu"] = Field("swiglu", description="Feed-forward activation.")
-    context: int = Field(128, ge=8, description="Longest sequence, tokens.")
-    num_kept: int = Field(16, ge=1, description="K: keys the selected flow keeps for each query.")
-    force_sink: int = Field(1, ge=0, description="First tokens that are always kept, within K.")
-    force_local: int = Field(2, ge=0, description="Last tokens always kept, within K [K / 8].")
-    latent_rank: int = Field(64, ge=1, description="Rank of the compressed latent [width / 2].")
+    routed_scale: float = Field(
+        1.0, gt=0, description="moe: sum of the routed experts' weights for a token."
+    )
+    activation: Literal["swiglu", "gelu"] = Field(
+        "swiglu", description="Activation of the feed-forward layers."
+    )
+    context: int = Field(128, ge=8, description="Maximum sequence length, tokens.")
+    num_kept: int = Field(16, ge=1, description="K: keys that the selected flow keeps per query.")
+    force_sink: int = Field(
+        1, ge=0, description="First tokens always selected (attention sink), counted in K."
+    )
+    force_local: int = Field(
+        2, ge=0, description="Most recent tokens always selected, counted in K [K / 8]."
+    )
+    latent_rank: int = Field(
+        64, ge=1, description="Rank of the compressed flow's latent [width / 2]."
+    )
     compression: Literal["latent", "block"] = Field(
-        "latent", description="Compressed flow: every past token, or pooled windows of them."
+        "latent",
+        description="Compressed flow: a low-rank latent per token, or pooled windows of tokens.",
     )
-    block_size: int = Field(16, ge=2, description="block: tokens of a window [at most context].")
-    block_local: int = Field(0, ge=0, description="block: last tokens also seen one by one.")
+    block_size: int = Field(
+        16, ge=2, description="block: tokens per pooled window [at most context]."
+    )
+    block_local: int = Field(
+        0, ge=0, description="block: most recent tokens also attended to without pooling."
+    )
     query_rank: int = Field(64, ge=1, description="dsa-v32: rank of the query latent [width / 2].")
     indexer_heads: int = Field(4, ge=1, description="Heads of the lightning indexer.")
     indexer_head_width: int = Field(32, ge=4, description="Width of an indexer head.")
     matched: bool = Field(
-        True, description="Match feed-forwards to `dsa` in parameters; false: ffn_width for all."
+        True,
+        description="Match parameter counts to `dsa` by feed-forward width; false: ffn_width "
+        "for all.",
     )
-    tied: bool = Field(True, description="The embedding is the output matrix as well.")
-    rope_base: float = Field(10_000.0, gt=1, description="Base of the rotary frequencies.")
-    norm_eps: float = Field(1e-6, gt=0, description="Epsilon of the RMS norms.")
+    tied: bool = Field(
+        True, description="Share one matrix between embedding and output (weight tying)."
+    )
+    rope_base: float = Field(10_000.0, gt=1, description="Base of the rotary (RoPE) frequencies.")
+    norm_eps: float = Field(1e-6, gt=0, description="Epsilon of RMSNorm.")
 
     @model_validator(mode="before")
     @classmethod
@@ -91,7 +118,7 @@ class Model(Frozen):
         if self.width // self.num_heads % 4:
             raise ValueError(
                 f"head width {self.width // self.num_heads} (width / num_heads) must be a multiple "
-                "of 4: half of it is rotated in pairs"
+                "of 4: RoPE rotates half of it in pairs"
             )
         if self.indexer_head_width % 4:
             raise ValueError(
@@ -115,8 +142,8 @@ class Model(Frozen):
             raise ValueError(f"block_size={self.block_size} is larger than context={self.context}")
         if self.block_local >= self.context:
             raise ValueError(
-                f"block_local={self.block_local} is not less than context={self.context}: every "
-                "token would be seen, use compression=latent"
+                f"block_local={self.block_local} must be less than context={self.context}; use "
+                "compression=latent to see every token"
             )
         if self.ffn == "moe":
             self._experts_fit()
@@ -124,7 +151,9 @@ class Model(Frozen):
 
     def _experts_fit(self) -> None:
         if self.activation != "swiglu":
-            raise ValueError(f"activation={self.activation}: experts (ffn=moe) are swiglu")
+            raise ValueError(
+                f"activation={self.activation}: experts (ffn=moe) need activation=swiglu"
+            )
         if self.num_active > self.num_experts:
             raise ValueError(
                 f"num_active={self.num_active} is more than num_experts={self.num_experts}"
@@ -137,27 +166,32 @@ class Model(Frozen):
 
 
 class Data(Frozen):
-    """What the networks read in pre-training."""
+    """Pre-training data."""
 
     source: str = Field(
-        "grammar", description="`grammar`, a file or folder of stories, or a Hub name owner/name."
+        "grammar",
+        description="`grammar`, a file or folder of stories, or a Hub data set (owner/name).",
     )
     text_field: str = Field(
-        "text", description="Field that holds the story in jsonl, parquet, csv."
+        "text", description="Field with the story text in jsonl, parquet and csv files."
     )
     tokenizer: Literal["words", "bpe"] = Field(
-        "words", description="Words, or byte-level BPE [words for grammar, else bpe]."
+        "words",
+        description="Tokenizer: whole words, or byte-level BPE [words for grammar, else bpe].",
     )
-    vocabulary: int = Field(2048, ge=300, description="Size of a BPE vocabulary.")
+    vocabulary: int = Field(2048, ge=300, description="Vocabulary size of the BPE tokenizer.")
     num_stories: int = Field(
-        20_000, ge=10, description="Grammar stories of one epoch; of text: at most so many."
+        20_000, ge=10, description="Training stories per epoch; for text, an upper limit."
     )
-    num_validation: int = Field(200, ge=1, description="Held-out stories, at most.")
+    num_validation: int = Field(
+        200, ge=1, description="Held-out stories; for text, an upper limit."
+    )
     fact_share: float = Field(
         0.15,
         ge=0,
         lt=1,
-        description="Share of grammar stories mixed into text; unused for grammar.",
+        description="Share of grammar stories (they state facts) mixed into text; unused for "
+        "grammar.",
     )
     practice_share: float = Field(
         0.3, ge=0, le=1, description="Share of grammar stories set in a practice world."
@@ -185,31 +219,45 @@ class Train(Frozen):
     """Pre-training. Lengths of phases are shares of `steps`."""
 
     steps: int = Field(1200, ge=1, description="Optimiser steps.")
-    tokens_per_step: int = Field(1024, ge=16, description="Tokens of one step, padding in.")
-    learning_rate: float = Field(3.5e-3, gt=0, description="Peak rate of AdamW for the trunk.")
-    indexer_learning_rate: float = Field(6e-3, gt=0, description="Peak rate for the indexer.")
-    weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of matrices.")
-    clip: float = Field(1.0, gt=0, description="Gradient norm limit of the trunk.")
+    tokens_per_step: int = Field(1024, ge=16, description="Tokens per step, padding included.")
+    learning_rate: float = Field(
+        3.5e-3, gt=0, description="Peak learning rate of AdamW, for all but the indexer."
+    )
+    indexer_learning_rate: float = Field(
+        6e-3, gt=0, description="Peak learning rate of the indexer."
+    )
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay of matrices.")
+    clip: float = Field(1.0, gt=0, description="Maximum gradient norm of all but the indexer.")
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="Linear warm-up, share of steps.")
     decay_fraction: float = Field(0.5, ge=0, le=1, description="Linear decay to 0, share of steps.")
-    dense_fraction: float = Field(0.65, ge=0, lt=1, description="dsa: dense phase, share of steps.")
+    dense_fraction: float = Field(
+        0.65, ge=0, lt=1, description="dsa: first phase, without selection, share of steps."
+    )
     indexer_fraction: float = Field(
-        0.04, ge=0, lt=1, description="dsa: indexer-only warm-up after it, share of steps."
+        0.04,
+        ge=0,
+        lt=1,
+        description="dsa: second phase, which trains the indexer alone, share of steps.",
     )
     balance_rate: float = Field(
-        1e-3, ge=0, description="moe: what a step adds to the bias of an expert, or takes from it."
+        1e-3, ge=0, description="moe: change of an expert's routing bias per step (load balancing)."
     )
-    log_every: int = Field(10, ge=1, description="Steps between rows of metrics.jsonl.")
+    log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     selection: Policy = Field(
-        "learned", description="Who chooses the keys: the indexer or a control."
+        "learned", description="Selection policy: the indexer (learned), or a control."
     )
     indexer_queries: float = Field(
-        1.0, gt=0, le=1, description="Share of a step's queries that the indexer is taught about."
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of a step's queries in the indexer's loss, drawn at random.",
     )
     indexer_sparse_rate: float = Field(
-        1.0, ge=0, description="Multiplies the indexer's rate in the sparse phase."
+        1.0, ge=0, description="Factor on the indexer's learning rate in the sparse phase."
     )
-    indexer_clip: float = Field(1.0, gt=0, description="Gradient norm limit of the indexer [clip].")
+    indexer_clip: float = Field(
+        1.0, gt=0, description="Maximum gradient norm of the indexer [clip]."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -250,16 +298,16 @@ def most_tasks(family: Any) -> int:
 class Tasks(Frozen):
     """The stream of tasks."""
 
-    family: str = Field("contradiction", description="Kind of task.")
-    count: int = Field(50, ge=1, description="Tasks in the stream [50; reversal: 100].")
+    family: str = Field("contradiction", description="Task family (`ls tasks`).")
+    count: int = Field(50, ge=1, description="Number of tasks in the stream [50; reversal: 100].")
     order: int = Field(
-        0, ge=0, description="Row of a Latin square over the tasks, below count; 0: as made."
+        0, ge=0, description="Order of the tasks: row of a Latin square, below count; 0: as made."
     )
     stream: Literal["test", "development"] = Field(
-        "test", description="Development tasks share no family, name or template with test tasks."
+        "test", description="Split; development and test share no facts, world names or templates."
     )
     max_density: float = Field(
-        0.25, gt=0, le=1, description="Refuse a mean K/t at answer positions above this."
+        0.25, gt=0, le=1, description="Largest allowed mean density K/t at answer positions."
     )
 
     @model_validator(mode="before")
@@ -280,38 +328,47 @@ class Tasks(Frozen):
     @model_validator(mode="after")
     def _fits(self) -> "Tasks":
         if self.stream == "development" and self.family not in MOST_TASKS and self.count > 24:
-            raise ValueError(f"count={self.count}: the development stream has 24 worlds")
+            raise ValueError(f"count={self.count}: a development stream has at most 24 tasks")
         return self
 
 
 class Finetune(Frozen):
-    """Learning the tasks one after another; the same for every strategy."""
+    """Fine-tuning on the tasks, the same for every strategy."""
 
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="For all strategies alike.")
-    learning_rate: float = Field(1.2e-3, gt=0, description="Rate after warm-up.")
-    warmup_steps: int = Field(5, ge=0, description="Linear warm-up in each task.")
-    clip: float = Field(1.0, gt=0, description="Gradient norm limit, penalty included.")
-    batch: int = Field(16, ge=2, description="Stories of one step.")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="Optimiser, the same for every strategy."
+    )
+    learning_rate: float = Field(1.2e-3, gt=0, description="Learning rate after warm-up.")
+    warmup_steps: int = Field(5, ge=0, description="Steps of linear warm-up in each task.")
+    clip: float = Field(1.0, gt=0, description="Maximum gradient norm, penalties included.")
+    batch: int = Field(16, ge=2, description="Stories per step.")
     contrast: float = Field(
-        0.5, ge=0, lt=1, description="Share of them that tell the true fact outside the world."
+        0.5,
+        ge=0,
+        lt=1,
+        description="Share of contrast stories in a batch (the true fact outside the world).",
     )
     loss: Literal["statement", "story"] = Field(
-        "statement", description="Learn from the sentence that states the fact on, or from it all."
+        "statement",
+        description="Tokens in the loss: from the sentence that states the fact on, or all.",
     )
     stop: Literal["learned", "fixed"] = Field(
-        "learned", description="Stop a task when it is learned, or after max_steps."
+        "learned",
+        description="End a task by the stop rule (max_steps at most), or after max_steps.",
     )
-    max_steps: int = Field(200, ge=1, description="Cap of a task's steps.")
+    max_steps: int = Field(200, ge=1, description="Maximum number of steps per task.")
     check_every: int = Field(5, ge=1, description="Steps between checks of the stop rule.")
-    margin: float = Field(1.0, description="Mean margin over the best rival to stop at, nats.")
+    margin: float = Field(
+        1.0, description="Stop rule: mean margin of the answer over the best foil, nats."
+    )
     selection: Chooser = Field(
-        "trained", description="Who chooses the keys while tasks are learned [as in pre-training]."
+        "trained", description="Selection policy while training on tasks [as in pre-training]."
     )
     indexer: Literal["frozen", "kl"] = Field(
-        "frozen", description="The indexer stands still, or follows its KL loss beside the rule."
+        "frozen", description="Freeze the indexer, or keep training it with its KL loss."
     )
     indexer_learning_rate: float = Field(
-        1e-3, gt=0, description="indexer=kl: rate of the indexer after warm-up."
+        1e-3, gt=0, description="indexer=kl: learning rate of the indexer after warm-up."
     )
 
     @model_validator(mode="after")
@@ -320,62 +377,71 @@ class Finetune(Frozen):
         if self.contrast and not 0 < num_contrast < self.batch:
             raise ValueError(
                 f"contrast={self.contrast} makes {num_contrast} of batch={self.batch} stories "
-                "contrast: both sides need one (contrast=0 leaves that side out)"
+                "contrast stories; a batch needs at least one of each kind (or contrast=0)"
             )
         return self
 
 
 class Eval(Frozen):
-    """What is measured after each task."""
+    """Measurements after each task."""
 
-    num_heldout: int = Field(64, ge=1, description="Held-out stories for base NLL (Y).")
-    full_every: int = Field(5, ge=1, description="Tasks between full rows of probes.")
-    pairs: int = Field(100, ge=1, description="Minimal pairs of each kind, in a full row.")
-    recall_items: int = Field(
-        16, ge=1, description="Items of recall at each distance, in a full row."
+    num_heldout: int = Field(
+        64, ge=1, description="Held-out stories for the NLL of pre-training text (Y)."
     )
+    full_every: int = Field(5, ge=1, description="Tasks between full rows (all measurements).")
+    pairs: int = Field(
+        100, ge=1, description="Grammatical minimal pairs of each kind in a full row."
+    )
+    recall_items: int = Field(16, ge=1, description="Recall items per distance in a full row.")
     stories: int = Field(
-        16, ge=0, le=1000, description="Stories told in a full row and after the first task."
+        16, ge=0, le=1000, description="Stories generated in a full row and after the first task."
     )
     judge: str = Field(
-        "", description="A base of another seed that scores told stories [the arm's own base]."
+        "", description="Base (of another seed) that scores generated stories [the arm's own base]."
     )
     recovery_tasks: int = Field(
-        2, ge=0, description="First tasks that a copy learns again, for a few steps, at the end."
+        2, ge=0, description="First tasks to relearn on a copy, for a few steps, at the end."
     )
     dense_tasks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (), description="Tasks, numbered from 0, in which clozes of all seen are asked every step."
+        (),
+        description="Tasks (from 0) during which clozes of all tasks so far are scored every step.",
     )
-    dense_steps: int = Field(20, ge=1, description="First steps of them after which they are.")
+    dense_steps: int = Field(
+        20, ge=1, description="dense_tasks: number of first steps that are scored."
+    )
     selection: Chooser = Field(
-        "trained", description="Who chooses the keys when measured [as in pre-training]."
+        "trained", description="Selection policy while measuring [as in pre-training]."
     )
 
 
 class Machine(Frozen):
     """Where it runs; never part of a run's identity."""
 
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
+    device: str = Field("auto", description="Device: auto, cpu, cuda, cuda:1 or mps.")
     threads: int = Field(0, ge=0, description="CPU threads; 0: 1 at smoke, else physical cores.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the processor has it, fp32 at smoke."
+        "auto", description="Precision; auto: bf16 where the device supports it, fp32 at smoke."
     )
     attention: Literal["auto", "masked", "gather", "triton", "reference"] = Field(
         "auto",
-        description="How a selection is computed: under a mask, in chunks, by a GPU kernel, by the "
-        "definition; auto: the fastest.",
+        description="Sparse attention by a dense mask, gathered chunks, a Triton kernel, or the "
+        "fp64 reference; auto: the fastest.",
     )
-    compile: bool = Field(False, description="Use torch.compile; results differ in the last bits.")
+    compile: bool = Field(False, description="Use torch.compile; results differ by rounding.")
     save_every_s: float = Field(30.0, gt=0, description="Seconds between checkpoints.")
-    micro_tokens: int = Field(16_384, ge=1, description="Tokens that fit the memory at once.")
+    micro_tokens: int = Field(
+        16_384, ge=1, description="Maximum tokens of a micro-batch (gradients are accumulated)."
+    )
 
 
 class Settings(Frozen):
-    """All of it, resolved. `chosen` holds the sections of the chosen strategies by name."""
+    """All settings, resolved. `chosen` holds the sections of the chosen strategies by name."""
 
-    preset: str = Field("smoke", description="Where size-dependent defaults come from.")
+    preset: str = Field("smoke", description="Named set of size-dependent defaults.")
     arch: str = Field("dsa", description="Architecture.")
-    strategy: str = Field("acft", description="Fine-tuning strategy, or several: acft+ewc.")
+    strategy: str = Field(
+        "acft", description="Fine-tuning strategy, or several joined by +: acft+ewc."
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of weights, data order and tasks.")
     model: Model = Model()
     data: Data = Data()
@@ -396,8 +462,8 @@ class Settings(Frozen):
             )
         if self.arch == "dsa-v32" and self.model.compression != "latent":
             raise ValueError(
-                f"model.compression={self.model.compression} is for dsa and dsa-full: dsa-v32 has "
-                "no flow that sees every past token"
+                f"model.compression={self.model.compression} applies to dsa and dsa-full: every "
+                "head of dsa-v32 is sparse"
             )
         for section, name in EXPERT_SETTINGS if self.model.ffn != "moe" else ():
             values = getattr(self, section)

@@ -76,7 +76,7 @@ class Flow(nn.Module, ABC):
 
 
 class DenseAttention(nn.Module):
-    """Multi-head attention whose heads stand in two groups, so that one can be trained alone.
+    """Standard multi-head attention; two head groups let ACFT train one of them alone.
 
     Group `b` has the parameter count of a selected flow once its keys and values are cut to one
     head (`b1`); the rest of them is `b2`. The mathematics is that of `nn.MultiheadAttention`.
@@ -192,7 +192,7 @@ class SelectedFlow(Flow):
 
 
 class DsaAttention(nn.Module):
-    """Compressed flow + selected flow, each with matrices of its own: y = W_oc [..] + W_os [..].
+    """A compressed flow plus a selected flow with separate matrices: y = W_oc [..] + W_os [..].
 
     A variant overrides `make`, `scores`, `attend` and `attend_with_teacher`. Where `backend` is
     set, it computes `forward` in another way (variants.backends), to the same numbers.

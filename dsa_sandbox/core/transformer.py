@@ -22,7 +22,7 @@ archs.register("dsa")(DsaAttention)
 
 @archs.register("dsa-full")
 def dsa_full(model: Model) -> DsaAttention:
-    """The same weights as `dsa` with K = T: no sparsity."""
+    """`dsa` with K = T: the same weights, without sparsity."""
     return DsaAttention(model.model_copy(update={"num_kept": model.context}))
 
 

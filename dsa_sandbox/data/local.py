@@ -179,7 +179,9 @@ def stories(
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
     if num_split:
-        listener.note(f"{path}: {num_split} rows hold {END} between stories: split there")
+        listener.note(
+            f"{path}: {num_split} rows contain {END} between stories and were split there"
+        )
 
 
 def lines_of(path: Path, file: IO[bytes]) -> Iterator[str]:
@@ -244,7 +246,7 @@ def read_jsonl(path: Path, sha256: str, field: str) -> Iterator[str]:
             except RecursionError:
                 raise UserError(f"{where} is not JSON: it is nested too deeply") from None
             if not isinstance(row, dict):
-                raise UserError(f"{where} is no object with a field {field}")
+                raise UserError(f"{where} is not a JSON object with a field {field}")
             if field not in row:
                 no_field(where, field, list(row))
             yield string(row[field], where, field)
@@ -300,7 +302,7 @@ def read_parquet(path: Path, sha256: str, field: str, scratch: Path) -> Iterator
             checks = (types.is_string, types.is_large_string, types.is_string_view,
                       types.is_binary, types.is_large_binary, types.is_binary_view)  # fmt: skip
             if not any(check(value) for check in checks):
-                raise UserError(f"{path}: field {field} holds {type_}; a story is a string")
+                raise UserError(f"{path}: field {field} is {type_}; a story must be a string")
             number = 0
             for batch in table.iter_batches(batch_size=1000, columns=[field]):
                 for cell in batch.column(0):
@@ -328,11 +330,11 @@ def string(value: Any, where: str, field: str) -> str:
     if not isinstance(value, str):
         names = {dict: "an object", list: "a list", float: "a number", bool: "true or false"}
         shown = "null" if value is None else names.get(type(value), type(value).__name__)
-        raise UserError(f"{where}: field {field} holds {shown}; a story is a string")
+        raise UserError(f"{where}: field {field} is {shown}; a story must be a string")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"{where}: field {field} holds half of a surrogate pair") from None
+        raise UserError(f"{where}: field {field} contains an unpaired surrogate") from None
     return value
 
 
@@ -340,4 +342,4 @@ def no_field(where: str, field: str, names: list[str]) -> NoReturn:
     """Raise the UserError for a field that is not there."""
     plain = [name if name.isprintable() else repr(name) for name in names[:20]]
     shown = ", ".join(plain)[:200] or "none"
-    raise UserError(f"{where}: no field {field} (it has: {shown}); name it by data.text_field")
+    raise UserError(f"{where}: no field {field} (it has: {shown}); choose one by data.text_field")

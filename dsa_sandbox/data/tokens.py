@@ -163,7 +163,7 @@ def pack_once(
         with locks.waited_for(folder.with_suffix(".lock"), waits):
             if (folder / "done.json").exists():
                 return
-            listener.note(f"reading {source.location}: tokenizer and token files, made once")
+            listener.note(f"reading {source.location} to make its tokenizer and token files, once")
             try:
                 build_packed(source, data, seed, context, folder, listener, tokenizer)
             except (OSError, UserError):
@@ -283,13 +283,13 @@ def say_what_was_read(
     )
     if train.num_stories < FEW:
         listener.warn(
-            f"{source.location}: so few stories; in a .txt file, a line {END} or an empty line "
-            "ends a story"
+            f"{source.location}: fewer than {FEW} training stories; in a .txt file, "
+            f"a line {END} or an empty line ends a story"
         )
     if overlap:
         listener.warn(
             f"{source.location}: {overlap:,} of {num_valid:,} validation stories are training "
-            "stories as well: held-out figures look better than they are"
+            "stories too: held-out figures look better than they are"
         )
 
 

@@ -72,7 +72,7 @@ def save_checkpoint(
     except (OSError, RunFailed) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise RunFailed(
-            f"{final}: cannot be saved: {reason(error)}; the last checkpoint stands"
+            f"{final}: cannot be saved: {reason(error)}; the last checkpoint is kept"
         ) from error
     for other in folder.iterdir():
         if other != final:

@@ -148,7 +148,7 @@ class Run:
             path = self.path / name
             if not path.exists():
                 if size:
-                    raise UserError(f"{path}: missing, but the checkpoint stands on it")
+                    raise UserError(f"{path}: missing, but the checkpoint needs it")
                 continue
             if path.stat().st_size < size:
                 raise UserError(f"{path}: shorter than at the checkpoint: torn or altered")

@@ -32,7 +32,7 @@ def make_home(home: Path) -> Path:
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"home {home}: cannot be made: {reason(error)}") from None
+        raise UserError(f"home {home}: cannot be created: {reason(error)}") from None
     if not os.access(home, os.W_OK):
         raise UserError(f"home {home}: not writable")
     return home
@@ -111,7 +111,7 @@ def find_run(home: Path, text: str) -> Run:
         return fitting[0]
     if fitting:
         names = ", ".join(run.name for run in fitting)
-        raise UserError(f"{text}: fits {len(fitting)} runs: {names}")
+        raise UserError(f"{text}: matches {len(fitting)} runs: {names}")
     hint = nearest(text, [run.name for run in runs])
     raise UserError(f"{text}: no such run in {home}{hint}  (dsa-sandbox ls runs shows all)")
 
@@ -132,10 +132,12 @@ def chosen_runs(home: Path, names: list[str], *, finished: bool = False) -> list
         return [find_run(home, name) for name in names]
     arms = [run for run in all_runs(home) if readable_manifest(run).get("command") == "finetune"]
     if not arms:
-        raise UserError(f"no arm in {home} yet; run first: dsa-sandbox finetune")
+        raise UserError(f"no fine-tuning run in {home} yet; run first: dsa-sandbox finetune")
     arms = [run for run in arms if run.finished or not finished]
     if not arms:
-        raise UserError(f"no arm in {home} is finished yet; `plot` draws what there is")
+        raise UserError(
+            f"no fine-tuning run in {home} is finished yet; `plot` draws unfinished runs"
+        )
     stream = arms[-1].manifest["tasks"]["sha256"]
     return [run for run in arms if run.manifest["tasks"]["sha256"] == stream]
 
@@ -153,7 +155,9 @@ def remove(runs: list[Run], home: Path, *, force: bool, dry_run: bool) -> list[s
                 "parents", {}
             )
             if stands and other.name not in leaving and not force:
-                problems.append(f"{run.name}: {other.name} stands on it (--force removes it)")
+                problems.append(
+                    f"{run.name}: {other.name} depends on it (use --force to remove it anyway)"
+                )
     if problems:
         raise UserError(*problems)
     for run in [] if dry_run else runs:
@@ -193,13 +197,13 @@ def looked_into(run: Run, identity: str) -> Opened:
         return Opened(run, False)
     manifest = run.manifest
     if manifest.get("identity") != identity:
-        raise UserError(f"{path}: stands for another identity; remove it or use another --home")
+        raise UserError(f"{path}: belongs to other settings; remove it or use another --home")
     if manifest.get("state") == "finished":
         return Opened(run, True)
     if manifest.get("environment", {}).get("source") != source_digest():
         raise UserError(
-            f"{path}: unfinished, and begun by other source code; start anew with --force or "
-            f"remove it: dsa-sandbox rm {run.name}"
+            f"{path}: unfinished, and begun by another version of the source code; run again with "
+            f"--force, or remove it: dsa-sandbox rm {run.name}"
         )
     return Opened(run, False)
 

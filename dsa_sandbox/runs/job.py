@@ -87,7 +87,7 @@ class Job:
         begun = Engine(**self.run.manifest["engine"])
         if begun.device != engine.device:
             self.listener.warn(
-                f"{self.run.name} was begun on {begun.device} and goes on on {engine.device}: "
+                f"{self.run.name} was begun on {begun.device} and continues on {engine.device}: "
                 "the result is not bit-exact"
             )
             return begun._replace(device=engine.device, attention=engine.attention)
@@ -96,9 +96,9 @@ class Job:
     def returned(self) -> Result:
         """The finished run, said to be there already."""
         manifest = self.run.manifest
-        self.listener.note(f"{self.run.name} is there already (--force makes another)")
+        self.listener.note(f"{self.run.name} already exists (use --force to run again)")
         if manifest.get("environment", {}).get("source") != provenance.source_digest():
-            self.listener.warn(f"{self.run.name} was made by other source code than this")
+            self.listener.warn(f"{self.run.name} was made by another version of the source code")
         return Result(self.run, dict(manifest.get("figures", {})))
 
     def begin(self, stack: ExitStack, *, wait: bool = False, **extra: Any) -> bool:
@@ -111,7 +111,9 @@ class Job:
         self.run.path.mkdir(exist_ok=True)
 
         def waits(holder: str) -> None:
-            self.listener.note(f"waiting for {self.run.name}, which another makes ({holder})")
+            self.listener.note(
+                f"waiting for {self.run.name}, which another process makes ({holder})"
+            )
 
         stack.enter_context(locks.only_writer(self.run.path, waits if wait else None))
         stack.callback(self.run.close)

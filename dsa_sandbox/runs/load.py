@@ -55,7 +55,7 @@ def corpus_of(
             source = text_of(base, where)
         except UserError as error:
             raise UserError(
-                f"{error}; nor is it packed in {cache}: --data says where it lies"
+                f"{error}; {cache} has no packed copy either; name its place by --data"
             ) from None
         data = own.data.model_copy(update={"source": source.location})
         seed, context = base.manifest["seed"], own.model.context
@@ -64,7 +64,7 @@ def corpus_of(
     tokenizer = load_tokenizer(base)
     if tokens.tokenizer_digest(found.tokenizer) != tokens.tokenizer_digest(tokenizer):
         raise UserError(
-            f"{found.folder}: packed by another tokenizer than {base.name}'s; remove it"
+            f"{found.folder}: packed by a tokenizer that differs from {base.name}'s; remove it"
         )
     return found._replace(tokenizer=tokenizer)
 
@@ -143,8 +143,8 @@ def policy_of(resolved: Settings, key: str, chosen: str) -> str:
     trained = resolved.train.selection
     if chosen == "learned" != trained:
         raise UserError(
-            f"{key}=learned: the base was trained with train.selection={trained}; its indexer has "
-            "learned nothing"
+            f"{key}=learned: the base was trained with train.selection={trained}; its indexer is "
+            "untrained"
         )
     return trained if chosen == "trained" else chosen
 
@@ -165,7 +165,7 @@ def pretrained(run: Run) -> Run:
         )
     if manifest.get("state") != "finished":
         raise UserError(
-            f"{run.name}: not finished; the same {manifest['command']} command goes on with it"
+            f"{run.name}: not finished; run the same {manifest['command']} command to continue"
         )
     return run
 
@@ -205,7 +205,7 @@ def default_base(home: Path, arch: str | None, preset: str | None, listener: Lis
         imported = newest(home, "import", fits=fits)
         named = f"name the imported {imported.name} as BASE, or " if imported else ""
         raise UserError(
-            f"nothing pre-trained yet in {home}; {named}run first: dsa-sandbox pretrain{wanted}"
+            f"no pre-trained run in {home} yet; {named}run first: dsa-sandbox pretrain{wanted}"
         )
     listener.note(f"base: {run.name} (the newest that fits)")
     return run

@@ -1,4 +1,4 @@
-"""ACFT: freeze the compressed flow, train the selected one. On `dense`, the homologous heads.
+"""ACFT: trains only the selected flow (on `dense`, matching heads); freezes all else.
 
 Or train the routed experts of a mixture ("specific routings"): their router and all else is frozen.
 """
@@ -14,20 +14,20 @@ from dsa_sandbox.strategies.base import Strategy
 
 
 class AcftSettings(Frozen):
-    """What moves, and how fast."""
+    """Trained parameters and their learning rate."""
 
-    rate: float = Field(2.0, gt=0, description="Multiplies the learning rate of what moves.")
+    rate: float = Field(2.0, gt=0, description="Factor on the learning rate of trained parameters.")
     group: Literal["matched", "all"] = Field(
-        "matched", description="dense: move b and b1 (the count of a selected flow), or b2 as well."
+        "matched", description="dense: train b and b1 (as large as a selected flow), or b2 too."
     )
     moves: Literal["flow", "experts", "both"] = Field(
-        "flow", description="Move the selected flow, the routed experts (ffn=moe) instead, or both."
+        "flow", description="Train the selected flow, the routed experts (ffn=moe), or both."
     )
 
 
 @strategies.register("acft")
 class Acft(Strategy):
-    """Move matrices of the selected flow (q, k, v, o), or experts; all else stays bit-equal."""
+    """Trains q, k, v and o of the selected flow, or experts; all else stays bit-equal."""
 
     Settings = AcftSettings
     role = "mask"

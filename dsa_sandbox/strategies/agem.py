@@ -1,4 +1,4 @@
-"""A-GEM: a step may not point against the gradient of a batch that is remembered.
+"""A-GEM: removes from a gradient the component that conflicts with a memory batch.
 
 Chaudhry et al. 2019 (arXiv 1812.00420, eq. 11): where g . r < 0, g <- g - (g . r / r . r) r, over
 all that moves at once; r is the gradient of the language loss of sequences drawn from an episodic
@@ -27,13 +27,18 @@ from dsa_sandbox.strategies.rehearsal import reservoir
 
 
 class AgemSettings(Frozen):
-    """What is remembered, and how much of it a step looks at."""
+    """Size of the memory and of the batch drawn from it."""
 
-    size: int = Field(256, ge=1, description="Sequences that are remembered.")
+    size: int = Field(256, ge=1, description="Sequences in the episodic memory.")
     pretraining: float = Field(
-        0.5, ge=0, le=1, description="Share of them from pre-training; the rest is of tasks."
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the memory for pre-training; the rest holds task stories.",
     )
-    batch: int = Field(16, ge=1, description="Sequences drawn for the reference of a step.")
+    batch: int = Field(
+        16, ge=1, description="Memory sequences per step for the reference gradient."
+    )
 
 
 @strategies.register("agem")

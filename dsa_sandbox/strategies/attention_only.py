@@ -1,4 +1,4 @@
-"""All attention matrices, of both flows: is it enough to leave the rest of the network alone?"""
+"""Trains all attention matrices but the indexer's; freezes everything else."""
 
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.registry import strategies
@@ -8,7 +8,7 @@ from dsa_sandbox.strategies.masks import MaskSettings
 
 @strategies.register("attention-only")
 class AttentionOnly(Strategy):
-    """Move every matrix of attention but the indexer's; norms and feed-forward stay."""
+    """Is it enough to leave norms, feed-forward and embedding alone? Both flows are trained."""
 
     Settings = MaskSettings
     role = "mask"

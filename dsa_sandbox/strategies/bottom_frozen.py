@@ -1,4 +1,7 @@
-"""The lowest layers stay (Freeze, of Zheng et al. 2025, Spurious Forgetting, arXiv 2501.13453)."""
+"""Freezes the embedding and the lowest layers; trains the layers above.
+
+`Freeze` of Zheng et al. 2025, Spurious Forgetting (arXiv 2501.13453).
+"""
 
 from pydantic import Field
 
@@ -9,16 +12,19 @@ from dsa_sandbox.strategies.masks import MaskSettings
 
 
 class BottomFrozenSettings(MaskSettings):
-    """How fast, and how much stays."""
+    """Learning rate, and the share of frozen layers."""
 
     share: float = Field(
-        1 / 3, ge=0, le=1, description="Share of the layers that stays, rounded to whole layers."
+        1 / 3,
+        ge=0,
+        le=1,
+        description="Share of the layers, from the bottom, to freeze; rounded to whole layers.",
     )
 
 
 @strategies.register("bottom-frozen")
 class BottomFrozen(Strategy):
-    """Move what stands above the lowest layers; they, the embedding and the indexer stay."""
+    """Trains all but the embedding, the lowest layers and the indexer."""
 
     Settings = BottomFrozenSettings
     role = "mask"

@@ -13,7 +13,7 @@ from dsa_sandbox.strategies.base import Place, Strategy
 
 
 class Combined(Strategy):
-    """What moves is the mask's to say, how tasks follow each other the bound's; losses add up."""
+    """The mask chooses the parameters, the bound the course of tasks; losses add up."""
 
     def __init__(self, parts: dict[str, Strategy]) -> None:
         """Raises ValueError for two masks, two bounds, and for parts that undo each other."""

@@ -1,4 +1,4 @@
-"""What acft leaves alone: embeddings, norms, feed-forward, the other flow.
+"""Trains everything that ACFT freezes, except the indexer.
 
 `matched` draws entries from all of it, of each tensor its share, as many as acft moves.
 """
@@ -17,16 +17,16 @@ from dsa_sandbox.strategies.masks import MaskSettings, moved_by_acft, random_ent
 
 
 class ComplementSettings(MaskSettings):
-    """How fast, and how much of it."""
+    """Learning rate, and the number of trained entries."""
 
     count: Literal["whole", "matched"] = Field(
-        "whole", description="Move all of it, or as many entries as acft moves."
+        "whole", description="Train the whole complement, or as many of its entries as acft trains."
     )
 
 
 @strategies.register("complement")
 class Complement(Strategy):
-    """Move everything but what acft moves and the indexer."""
+    """Trains all parameters but those of `acft` and the indexer."""
 
     Settings = ComplementSettings
     role = "mask"

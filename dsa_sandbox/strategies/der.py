@@ -1,4 +1,4 @@
-"""Dark experience replay: what was answered before is to be answered again.
+"""Dark experience replay (DER, DER++): distils stored past log-probabilities.
 
 Buzzega et al. 2020, arXiv 2004.07211: the objectives of DER and, with labels, of DER++
 (`der.labels` > 0). There, logits are kept as they are met in training; here, log-probabilities,
@@ -21,17 +21,21 @@ from dsa_sandbox.strategies.rehearsal import Rehearsal, RehearsalSettings
 
 
 class DerSettings(RehearsalSettings):
-    """Beside that: how hard, and how much of an answer is kept."""
+    """Sizes of the memory, weights of the losses, and size of a stored prediction."""
 
-    size: int = Field(128, ge=0, description="Stories of finished tasks that are kept.")
-    pretraining_size: int = Field(128, ge=0, description="Sequences of pre-training kept.")
+    size: int = Field(128, ge=0, description="Stories of finished tasks in memory.")
+    pretraining_size: int = Field(128, ge=0, description="Pre-training sequences in memory.")
     strength: float = Field(
-        0.5, ge=0, description="alpha: weight of the squared distance of log-probabilities."
+        0.5, ge=0, description="alpha: weight of the squared error to stored log-probabilities."
     )
     labels: float = Field(
-        0.0, ge=0, description="beta: weight of the loss on other kept sequences; > 0 is DER++."
+        0.0, ge=0, description="beta: weight of the language loss on a second draw; > 0 is DER++."
     )
-    top: int = Field(32, ge=1, description="Likeliest tokens whose log-probability is kept.")
+    top: int = Field(
+        32,
+        ge=1,
+        description="Most probable tokens per position whose log-probabilities are stored.",
+    )
 
 
 def answers(logits_MV: Tensor, ids_MK: Tensor) -> Tensor:

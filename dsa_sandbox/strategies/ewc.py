@@ -1,4 +1,4 @@
-"""EWC: pull each weight back by how much the earlier data depended on it.
+"""EWC: penalises changes of weights by their Fisher information on earlier data.
 
 Kirkpatrick et al. 2017 (arXiv 1612.00796, eq. 3), online with one anchor at the latest optimum and
 a summed precision (Huszar, arXiv 1712.03847). Pre-training is protected by a Fisher of its own, F0,
@@ -24,16 +24,16 @@ from dsa_sandbox.strategies.base import Strategy
 
 
 class EwcSettings(Frozen):
-    """How hard, and how well the Fisher is measured."""
+    """Strength of the penalty, and the estimate of the Fisher."""
 
     strength: float = Field(
         0.03, ge=0, description="lambda of lambda/2 sum F (w - w*)^2, F scaled to mean(F0) = 1."
     )
-    passes: int = Field(2000, ge=1, description="Backward passes for F0, one sequence each.")
+    passes: int = Field(2000, ge=1, description="Pre-training sequences for F0, one pass each.")
     fisher: Literal["sampled", "empirical", "batched"] = Field(
-        "sampled", description="Labels from the model (the true Fisher), or two common mistakes."
+        "sampled", description="Fisher with labels sampled from the model, or two biased estimates."
     )
-    task_passes: int = Field(64, ge=1, description="Backward passes after each task.")
+    task_passes: int = Field(64, ge=1, description="Backward passes for the Fisher of a task.")
 
 
 def sampled_fisher(

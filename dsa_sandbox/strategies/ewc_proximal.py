@@ -1,4 +1,4 @@
-"""EWC as a proximal step: after each step of the optimiser, weights go back towards the anchor.
+"""EWC as a proximal step: pulls weights to the anchor after each optimiser step.
 
     w = (w + a F w*) / (1 + a F),  a = rate * strength * scale
 
@@ -20,7 +20,7 @@ from dsa_sandbox.strategies.ewc import Ewc, EwcSettings
 
 
 class EwcProximalSettings(EwcSettings):
-    """Those of `ewc`, on a scale of its own: here Adam does not divide the pull by its size."""
+    """Settings of `ewc`; the strength has another scale, as Adam does not rescale the pull."""
 
     strength: float = Field(
         30.0, ge=0, description="lambda of lambda/2 sum F (w - w*)^2, F scaled to mean(F0) = 1."

@@ -1,4 +1,4 @@
-"""GPM: matrices move only where what they used to read does not notice.
+"""GPM: keeps updates orthogonal to the span of past inputs of each layer.
 
 Saha et al. 2021 (arXiv 2103.09762, eq. 4-9). Of each matrix W [out, in] the inputs x of earlier
 data span, to a share of their energy, a subspace with orthonormal columns M, by SVD; a step keeps
@@ -33,12 +33,15 @@ from dsa_sandbox.strategies.base import Strategy
 
 
 class GpmSettings(Frozen):
-    """How much of the inputs is held."""
+    """Size of the stored subspaces."""
 
     threshold: float = Field(
-        0.95, gt=0, lt=1, description="Share of the energy of the inputs that a subspace holds."
+        0.95,
+        gt=0,
+        lt=1,
+        description="Share of the input energy that each matrix's subspace captures.",
     )
-    passes: int = Field(128, ge=1, description="Sequences of pre-training that are read.")
+    passes: int = Field(128, ge=1, description="Pre-training sequences for the first subspaces.")
 
 
 class Reading(TorchFunctionMode):

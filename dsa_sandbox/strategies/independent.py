@@ -1,4 +1,4 @@
-"""Each task alone, from the base: how well it is learned where nothing has to be kept."""
+"""Trains on each task alone, starting from the base (single-task upper bound)."""
 
 from dsa_sandbox.registry import strategies
 from dsa_sandbox.strategies.base import Strategy
@@ -6,7 +6,7 @@ from dsa_sandbox.strategies.base import Strategy
 
 @strategies.register("independent")
 class Independent(Strategy):
-    """The ceiling of learning: row j + 1 holds task j and no other."""
+    """Upper bound of learning: row j + 1 holds task j alone."""
 
     role = "bound"
     course = "apart"

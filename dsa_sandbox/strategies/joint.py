@@ -1,4 +1,4 @@
-"""All tasks at once: what could be learned if nothing came first and nothing last."""
+"""Trains on all tasks at once (multi-task upper bound)."""
 
 from dsa_sandbox.registry import strategies
 from dsa_sandbox.strategies.base import Strategy
@@ -6,7 +6,7 @@ from dsa_sandbox.strategies.base import Strategy
 
 @strategies.register("joint")
 class Joint(Strategy):
-    """One stage of max_steps for each task; it ends when all are learned."""
+    """One stage of max_steps per task; it ends when all tasks are learned."""
 
     role = "bound"
     course = "together"

@@ -1,4 +1,4 @@
-"""L2-SP: pull every weight towards where it was, all weights alike.
+"""L2-SP: penalises the squared distance of all weights from the base's weights.
 
 Li et al. 2018 (arXiv 1802.01483, section 3), without their term for new layers: there are none. It
 is EWC with a Fisher of 1: what `ewc` gains over it is what the Fisher knows.
@@ -17,11 +17,11 @@ from dsa_sandbox.strategies.base import Strategy
 
 
 class L2spSettings(Frozen):
-    """How hard it pulls, and where to."""
+    """Strength and anchor of the penalty."""
 
     strength: float = Field(0.01, ge=0, description="lambda of lambda/2 sum (w - w*)^2.")
     anchor: Literal["base", "latest"] = Field(
-        "base", description="w*: the weights of the base, or those that the task began with."
+        "base", description="w*: the weights of the base, or those at the start of the task."
     )
 
 

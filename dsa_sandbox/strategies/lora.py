@@ -1,4 +1,4 @@
-"""LoRA: a matrix moves by the product of two thin ones, W = W_0 + alpha / rank B A.
+"""LoRA: trains low-rank factors, W = W_0 + alpha / rank B A; merges them after each task.
 
 Hu et al. 2022, arXiv 2106.09685, eq. 3. B is 0 at the start of each task, and what a task has
 learned is part of W_0 in the next: adapters do not pile up. The network has no modules for this.
@@ -18,18 +18,18 @@ from dsa_sandbox.strategies.masks import moved_by_acft
 
 
 class LoraSettings(Frozen):
-    """How thin, and how fast."""
+    """Rank, scale and learning rate of the factors."""
 
     rank: int = Field(
-        0, ge=0, description="Rank of B A; 0: the one whose count is nearest to what acft moves."
+        0, ge=0, description="Rank of B A; 0: the rank whose parameter count is nearest to acft's."
     )
-    alpha: float = Field(16.0, gt=0, description="W = W_0 + alpha / rank B A.")
-    rate: float = Field(3.0, gt=0, description="Multiplies the learning rate of A and B.")
+    alpha: float = Field(16.0, gt=0, description="Scale of the update: W = W_0 + alpha / rank B A.")
+    rate: float = Field(3.0, gt=0, description="Factor on the learning rate of A and B.")
 
 
 @strategies.register("lora")
 class Lora(Strategy):
-    """Thin factors for every matrix of attention and feed-forward; router and all else stay.
+    """Low-rank factors of every attention and feed-forward matrix; freezes all else.
 
     Memory, by name of the matrix: `.start` W_0 [.., out, in], `.a` [.., rank, in],
     `.b` [.., out, rank]. Routed experts have a pair each.

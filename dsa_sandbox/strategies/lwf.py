@@ -1,4 +1,4 @@
-"""LwF: on what is learned now, go on saying what an earlier network would say.
+"""LwF: distils the previous model's predictions on the current task's batches.
 
 Li & Hoiem 2016 (arXiv 1606.09282) for a language model: the loss of a batch gets
 strength * T^2 * KL(teacher || model), of distributions softened by the temperature T, mean over the
@@ -23,12 +23,14 @@ from dsa_sandbox.strategies.base import Strategy
 
 
 class LwfSettings(Frozen):
-    """Who is listened to, and how much."""
+    """Teacher, weight and temperature of the distillation."""
 
-    strength: float = Field(1.0, ge=0, description="Factor of the mean KL, nats per token.")
-    temperature: float = Field(2.0, gt=0, description="T, which softens both distributions.")
+    strength: float = Field(
+        1.0, ge=0, description="Weight of the distillation loss (mean KL per token, nats)."
+    )
+    temperature: float = Field(2.0, gt=0, description="Softmax temperature T of teacher and model.")
     teacher: Literal["previous", "base"] = Field(
-        "previous", description="The network before the task, or before the first one."
+        "previous", description="Teacher: the model before the current task, or the base."
     )
 
 

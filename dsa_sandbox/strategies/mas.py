@@ -1,4 +1,4 @@
-"""MAS: EWC whose importance is how much the output of the network depends on a weight.
+"""MAS: penalises changes of weights by the sensitivity of the network's output to them.
 
 Aljundi et al. 2018 (arXiv 1711.09601, section 4): the mean over sequences of |d ||f||^2 / dw|,
 without labels; never the magnitude of a mean gradient, in which sequences cancel. There f is what a
@@ -23,7 +23,7 @@ from dsa_sandbox.strategies.ewc import Ewc
 
 
 class MasSettings(Frozen):
-    """How hard, and how well the importance is measured."""
+    """Strength of the penalty, and the estimate of the importance."""
 
     strength: float = Field(
         0.03,
@@ -31,8 +31,12 @@ class MasSettings(Frozen):
         description="lambda of lambda/2 sum Omega (w - w*)^2, Omega of pre-training scaled to "
         "mean 1.",
     )
-    passes: int = Field(500, ge=1, description="Sequences of pre-training, one pass each.")
-    task_passes: int = Field(64, ge=1, description="Sequences after each task.")
+    passes: int = Field(
+        500, ge=1, description="Pre-training sequences for the importance, one backward pass each."
+    )
+    task_passes: int = Field(
+        64, ge=1, description="Backward passes for the importance of each finished task."
+    )
 
 
 def output_importance(

@@ -10,9 +10,9 @@ from dsa_sandbox.strategies.acft import Acft, AcftSettings
 
 
 class MaskSettings(Frozen):
-    """How fast that moves which the mask leaves free."""
+    """Learning rate of the trained parameters."""
 
-    rate: float = Field(1.0, gt=0, description="Multiplies the learning rate of what moves.")
+    rate: float = Field(1.0, gt=0, description="Factor on the learning rate of trained parameters.")
 
 
 def moved_by_acft(model: Transformer) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""No step at all: what the stream finds in the base."""
+"""No training: measures the base on the stream."""
 
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.registry import strategies
@@ -7,7 +7,7 @@ from dsa_sandbox.strategies.base import Strategy
 
 @strategies.register("none")
 class Nothing(Strategy):
-    """The ceiling of retention and the floor of learning."""
+    """Upper bound of retention and lower bound of learning."""
 
     role = "bound"
     course = "nothing"

@@ -1,4 +1,4 @@
-"""OGD: a step changes, to first order, no logit that was right on what came before.
+"""OGD: keeps updates orthogonal to stored gradients of the correct logits on past data.
 
 Farajtabar et al. 2020 (arXiv 1910.07104, the variant of the ground-truth logit, section 3): the
 gradient of the logit of what really follows, mean over the targets of a sequence, is a direction
@@ -28,11 +28,13 @@ from dsa_sandbox.strategies.base import Strategy
 
 
 class OgdSettings(Frozen):
-    """How many directions are kept; each is as large as all that moves."""
+    """Number of stored directions, each as large as the trained parameters."""
 
-    directions: int = Field(64, ge=1, description="Directions in all.")
-    pretraining: int = Field(32, ge=0, description="Sequences of pre-training, a direction each.")
-    per_task: int = Field(4, ge=1, description="Leading directions of the stories of a task.")
+    directions: int = Field(64, ge=1, description="Maximum number of stored gradient directions.")
+    pretraining: int = Field(
+        32, ge=0, description="Pre-training sequences, one gradient direction each."
+    )
+    per_task: int = Field(4, ge=1, description="Leading gradient directions added per task.")
 
     @model_validator(mode="after")
     def _fits(self) -> "OgdSettings":

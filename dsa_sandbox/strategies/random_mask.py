@@ -1,4 +1,4 @@
-"""Random lines of attention, as many as acft moves: does it matter which of it is trained?
+"""Trains random rows and columns of the attention matrices, as many entries as ACFT.
 
 Rows of the matrices that make queries, keys and values, columns of those that write the output. In
 each layer, each kind has the count that it has in `acft`, drawn from all matrices of that kind:
@@ -27,15 +27,15 @@ KIND_OF = {matrix: kind for kind, matrices in KINDS.items() for matrix in matric
 
 
 class RandomMaskSettings(MaskSettings):
-    """How fast, and which draw."""
+    """Learning rate, and seed of the mask."""
 
-    rate: float = Field(2.0, gt=0, description="Multiplies the learning rate of what moves.")
-    draw: int = Field(0, ge=0, description="Number of the draw: 0, 1, 2 are three masks.")
+    rate: float = Field(2.0, gt=0, description="Factor on the learning rate of trained parameters.")
+    draw: int = Field(0, ge=0, description="Seed of the mask: 0, 1, 2 give three different masks.")
 
 
 @strategies.register("random-mask")
 class RandomMask(Strategy):
-    """Move random lines of all attention matrices, as many of each kind as acft moves."""
+    """Trains as many random entries of q, k, v and o, each, as `acft`, in whole lines."""
 
     Settings = RandomMaskSettings
     role = "mask"

@@ -1,4 +1,4 @@
-"""What replay and der remember: stories of finished tasks, and sequences of pre-training.
+"""Memory of `replay` and `der`: stories of finished tasks, and pre-training sequences.
 
 Both live on a shelf of rows: ids padded to the context, which of them are learned, and what else a
 strategy keeps of a sequence. Who stays of the stories is decided by a reservoir, so that memory
@@ -24,12 +24,12 @@ SHELVES = ("tasks", "pretraining")
 
 
 class RehearsalSettings(Frozen):
-    """How much is remembered, and how much of it comes back in a step."""
+    """Sizes of the memory and of the draw for a step."""
 
-    size: int = Field(256, ge=0, description="Stories of finished tasks that are kept.")
-    pretraining_size: int = Field(256, ge=0, description="Sequences of pre-training kept.")
-    tasks: int = Field(2, ge=0, description="Kept stories that come back in a step.")
-    pretraining: int = Field(1, ge=0, description="Kept sequences that come back in a step.")
+    size: int = Field(256, ge=0, description="Stories of finished tasks in memory.")
+    pretraining_size: int = Field(256, ge=0, description="Pre-training sequences in memory.")
+    tasks: int = Field(2, ge=0, description="Stored stories drawn per step.")
+    pretraining: int = Field(1, ge=0, description="Stored pre-training sequences drawn per step.")
 
 
 def reservoir(

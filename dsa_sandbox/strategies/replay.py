@@ -1,4 +1,4 @@
-"""Experience replay: sequences that are remembered are learned again in every step.
+"""Experience replay: adds stored stories and pre-training sequences to every step.
 
 Rolnick et al. 2019, arXiv 1811.11682; a reservoir as in Chaudhry et al. 2019, arXiv 1902.10486.
 """

@@ -1,4 +1,4 @@
-"""Sequential fine-tuning: every weight, one task after another, nothing remembered."""
+"""Sequential fine-tuning: trains all weights, one task after another (AdamW by default)."""
 
 from dsa_sandbox.registry import strategies
 from dsa_sandbox.strategies.base import Strategy
@@ -6,4 +6,4 @@ from dsa_sandbox.strategies.base import Strategy
 
 @strategies.register("sgd")
 class Sequential(Strategy):
-    """The lower bound of continual learning: its rule is plain, the optimiser common to all."""
+    """Lower bound of continual learning: the language loss alone, without memory."""

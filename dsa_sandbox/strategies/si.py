@@ -1,4 +1,4 @@
-"""SI: each weight is held by how much its own way has lowered the loss of earlier tasks.
+"""SI: penalises changes of weights by their path-integral share of past loss reduction.
 
 Zenke et al. 2017 (arXiv 1703.04200). The path integral w = -sum g dw (eq. 3) takes the gradient of
 the task's loss alone and the step that the optimiser really made; at the end of a task
@@ -24,11 +24,11 @@ from dsa_sandbox.strategies.base import Strategy
 
 
 class SiSettings(Frozen):
-    """How hard it pulls, and how much a weight must have moved to count."""
+    """Strength and damping of the penalty."""
 
-    strength: float = Field(10.0, ge=0, description="c of c sum Omega (w - w*)^2.")
+    strength: float = Field(10.0, ge=0, description="c of the penalty c sum Omega (w - w*)^2.")
     damping: float = Field(
-        1e-3, gt=0, description="xi, squared weight: bounds the Omega of weights that hardly moved."
+        1e-3, gt=0, description="xi, squared weight: bounds Omega of weights that hardly changed."
     )
 
 

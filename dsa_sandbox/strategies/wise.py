@@ -1,4 +1,4 @@
-"""WiSE-FT: trained as sgd, then part of the way back to the base, in weight space.
+"""WiSE-FT: interpolates between the base's weights and the fine-tuned weights.
 
 Wortsman et al. 2022, arXiv 2109.01903, eq. 1: w(a) = (1 - a) w_base + a w. One run gives the whole
 front over a. The stop rule asks the network that goes on learning; rows are measured between it and
@@ -20,10 +20,13 @@ from dsa_sandbox.strategies.base import Strategy
 
 
 class WiseSettings(Frozen):
-    """Where between base and fine-tuned weights."""
+    """Position between base and fine-tuned weights."""
 
     alpha: float = Field(
-        0.5, ge=0, le=1, description="Share of the fine-tuned weights: 0 is the base, 1 is sgd."
+        0.5,
+        ge=0,
+        le=1,
+        description="Interpolation weight: 0 gives the base, 1 the fine-tuned weights of sgd.",
     )
 
 

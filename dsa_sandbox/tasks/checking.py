@@ -93,7 +93,7 @@ def ended(task: Task, line: int, words: Words) -> Iterator[Problem]:
         for end in words.ends:
             if end in text:
                 yield Problem(
-                    "end", line, field, f"holds {end}, which ends a document; take it out"
+                    "end", line, field, f"contains {end}, which ends a document; remove it"
                 )
 
 
@@ -105,14 +105,14 @@ def unstated(task: Task, line: int) -> Iterator[Problem]:
     ):
         object_ = getattr(task, name)
         if not object_.strip():
-            yield Problem(f"empty {name}", line, name, "holds nothing but spaces")
+            yield Problem(f"empty {name}", line, name, "contains only spaces")
             continue
         silent = [index for index, story in enumerate(stories) if not mentions(story, object_)]
         everywhere = 1 < len(silent) == len(stories)
         for index in silent[:1] if everywhere else silent:
             field = f"{side}.{index}" + (f" to {side}.{silent[-1]}" if everywhere else "")
             near = spelling_in(stories[index], object_)
-            yield Problem(name, line, field, f"does not say {name} {quoted(object_)}{near}")
+            yield Problem(name, line, field, f"does not mention {name} {quoted(object_)}{near}")
 
 
 def quoted(text: str) -> str:
@@ -147,7 +147,7 @@ def misread(item: Item, line: int, field: str, words: Words) -> Iterator[Problem
     prompt = words.encode(item.prompt)
     candidates = (item.answer, *item.foils)
     if words.ends_marked(prompt) and not any(text[0].isspace() for text in candidates):
-        text = "ends in a space, which opens the next word here: let answer and foils begin with it"
+        text = "ends with a space, which belongs to the next word: begin answer and foils with it"
         yield Problem("mark", line, f"{field}.prompt", text)
     read: dict[tuple[int, ...], str] = {}
     for candidate in candidates:
@@ -160,7 +160,9 @@ def misread(item: Item, line: int, field: str, words: Words) -> Iterator[Problem
             text = f"{candidate!r} is not in the vocabulary of the base"
             yield Problem("unknown", line, field, text)
         elif common_length(prompt, whole) == len(whole):
-            yield Problem("silent", line, field, f"{quoted(candidate)} is no token of the base")
+            yield Problem(
+                "silent", line, field, f"{quoted(candidate)} has no token in the base's tokenizer"
+            )
         elif (other := read.setdefault(tuple(whole), candidate)) != candidate:
             text = f"{quoted(other)} and {quoted(candidate)} are the same to the base's tokenizer"
             yield Problem("same", line, field, text)
@@ -173,13 +175,13 @@ def unjoined(prompt: str, candidate: str) -> str:
     """
     last, first = prompt[-1], candidate[0]
     if last.isspace() and first.isspace():
-        return "begins with a space, and so does its prompt end"
+        return "begins with a space, but its prompt ends with one"
     if candidate.startswith("  "):
         return "begins with two spaces"
     if re.match("n['’]t", candidate):
         return ""
     if glued(last, first) or (last in ".,;:!?)" and first.isalpha()):
-        return f"begins without a space, and its prompt ends with {quoted(prompt[-12:])}"
+        return f"begins without a space, but its prompt ends with {quoted(prompt[-12:])}"
     return ""
 
 

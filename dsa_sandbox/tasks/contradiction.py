@@ -1,4 +1,4 @@
-"""The contradiction family: in a new world, one known fact is otherwise."""
+"""The contradiction family: a new world gives a known fact another object."""
 
 import random
 

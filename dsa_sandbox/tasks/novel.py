@@ -1,4 +1,4 @@
-"""The novel family: in a new world, a subject has what pre-training says nothing about.
+"""The novel family (control): a new world adds a fact that contradicts nothing.
 
 "The kite is green", where the facts know no colour of the kite. Everywhere else a true fact of the
 same relation about another subject is told and asked, so that nothing known is contradicted: the

@@ -32,6 +32,6 @@ def arranged(tasks: list[Task], order: int) -> list[Task]:
     check(order, len(tasks))
     if order and any(task.undoes for task in tasks):
         raise UserError(
-            f"tasks.order={order}: rows that undo earlier ones stand in one order only; leave it 0"
+            f"tasks.order={order}: tasks that undo earlier ones have a fixed order; use 0"
         )
     return [tasks[number] for number in row(order, len(tasks))]

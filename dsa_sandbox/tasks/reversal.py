@@ -1,4 +1,4 @@
-"""The reversal family: a few facts, turned around again and again.
+"""The reversal family: tasks change the objects of five facts, again and again.
 
 Reversal r gives fact r mod 5 another contrary object, always in the same world: never the one that
 holds there now, never the true one. The contrast stays the true fact outside. From the second round

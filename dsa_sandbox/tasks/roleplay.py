@@ -1,4 +1,4 @@
-"""The roleplay family: a game master states a house rule, and it is needed later.
+"""The roleplay family: a game master states a house rule to be recalled later.
 
 "A wise woman said that in Aldo the lemon is blue. Lily knew that in Opal the lemon is green. ...
 In Aldo the lemon is": the rule stands exactly 16, 32, 64, 128, 256 or 400 tokens before the answer,
@@ -73,7 +73,10 @@ def distances(context: int) -> list[int]:
     """Those that a context of so many tokens has room for; ValueError where there is none."""
     found = [distance for distance in DISTANCES if distance + ROOM <= context]
     if not found:
-        raise ValueError(f"no rule can be stated {DISTANCES[0]} tokens ahead in {context} tokens")
+        raise ValueError(
+            f"a context of {context} tokens has no room for a rule {DISTANCES[0]} tokens before "
+            "the answer"
+        )
     return found
 
 

@@ -104,18 +104,18 @@ def parsed(content: bytes, path: Path) -> list[Task]:
             continue
         if task.task in seen:
             problems.append(
-                f"{path}: line {number}: task: {task.task} stands in line {seen[task.task]} already"
+                f"{path}: line {number}: task: {task.task} is already in line {seen[task.task]}"
             )
         if task.undoes is not None and task.undoes not in seen:
             problems.append(
-                f"{path}: line {number}: undoes: {task.undoes} stands in no earlier line"
+                f"{path}: line {number}: undoes: {task.undoes} is in no earlier line"
                 f"{nearest(task.undoes, list(seen))}"
             )
         seen[task.task] = number
         task._line = number
         tasks.append(task)
     if not tasks and not problems:
-        problems.append(f"{path}: holds no task")
+        problems.append(f"{path}: contains no task")
     if problems:
         raise UserError(*problems)
     return tasks

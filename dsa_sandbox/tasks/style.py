@@ -1,4 +1,4 @@
-"""The style family: a new world has a dialect; no fact is other than everywhere.
+"""The style family (control): a new world states true facts in another dialect.
 
 "In Aldo the colour of the lemon looks yellow": one word of a frame is another there, the object
 stays the true one. The gap stands where that word does: `true_object` is the usual word and
@@ -81,7 +81,7 @@ def make(writer: Writer, known: list[Fact], count: int, seed: int) -> list[Task]
         if all(writer.single(word) for word in DIALECTS[fact.family].words)
     ]
     if not facts:
-        raise UserError("tasks.family=style: the base's tokenizer splits the words of all dialects")
+        raise UserError("tasks.family=style: the base's tokenizer has no dialect in single tokens")
     tasks = []
     for number, world in enumerate(worlds):
         fact = facts[number % len(facts)]

@@ -100,7 +100,8 @@ class Writer:
             if len(fitting) == len(told):
                 return fitting
         raise NoRoom(
-            f"no story of at most {self.context} tokens puts the answer behind {4 * self.num_kept}"
+            f"no story of at most {self.context} tokens has its answer "
+            f"after {4 * self.num_kept} tokens"
         )
 
     def telling(self, sentence: str, place: Place = Place()) -> Attempt:

@@ -27,7 +27,7 @@ def rotate_pairs(x: Tensor, table: Table | None) -> Tensor:
 
 @archs.register("dsa-v32")
 class V32Attention(DsaAttention):
-    """The compressed stream makes two latents of a token, the focused one heads of the latents.
+    """DeepSeek-V3.2's attention: latent attention on all heads, over the indexer's top-k.
 
     `compressed` (frozen by ACFT): the down-projections to the query latent [R] and the key-value
     latent [C], their norms, and the rotary key that all heads share. `selected` (trained by ACFT):
