@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from dsa_sandbox import locks, sizes
 from dsa_sandbox.config.resolve import preset_names, resolve
 from dsa_sandbox.config.settings import Settings, most_tasks
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.registry import archs, families, nearest, strategies
+from dsa_sandbox.registry import Registry, archs, families, nearest, strategies
 from dsa_sandbox.report.table import number, percent, signed
 from dsa_sandbox.report.wrapping import plain, rendered
 from dsa_sandbox.runs import home as store
@@ -26,25 +27,33 @@ def rows(kind: str, home: Path) -> list[dict[str, Any]]:
     if kind == "presets":
         return [of_preset(name) for name in preset_names()]
     if kind == "strategies":
-        return [{"strategy": name, "what": about(name)} for name in strategies]
+        return [{"strategy": name, "what": about(strategies, name)} for name in strategies]
     if kind == "archs":
         return [{"arch": name, "what": archs.about(name).sentence} for name in archs]
     if kind == "tasks":
-        return [{"family": name, "tasks": most_tasks(name)} for name in families]
+        return [
+            {"family": name, "tasks": most_tasks(name), "what": about(families, name)}
+            for name in families
+        ]
     hint = nearest(kind, list(KINDS))
     raise UserError(f"{kind}: nothing of that kind{hint}  (there are: {', '.join(KINDS)})")
 
 
-def about(strategy: str) -> str:
-    """The first line of its documentation; of a built-in one it is read, not imported (torch)."""
+def about(registry: Registry[Any], name: str) -> str:
+    """The first line of an entry's documentation, without its own name.
+
+    Of a built-in entry it is read from the file, not imported: that would import torch.
+    """
     text = None
-    if strategy in strategies.builtin:
-        spec = importlib.util.find_spec(strategies.builtin[strategy])
+    if name in registry.builtin:
+        spec = importlib.util.find_spec(registry.builtin[name])
         if spec and spec.origin:
             text = ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8")))
     else:
-        text = strategies[strategy].__doc__
-    return (text or "").strip().partition("\n")[0]
+        text = registry[name].__doc__
+    line = (text or "").strip().partition("\n")[0]
+    line = re.sub(rf"^The {re.escape(name)} family(?: \(control\))?: ", "", line)
+    return line[:1].upper() + line[1:]
 
 
 def of_run(run: Run) -> dict[str, Any]:
