@@ -23,11 +23,8 @@ ARCHS, STRATEGIES = ("dense", "dsa"), ("sgd", "ewc")
 STREAM = Path(__file__).parent.parent / "examples" / "stream.jsonl"
 NUM_TASKS = 2
 QUICK = (
-    "finetune.max_steps=4",
-    "eval.num_heldout=16",
-    "eval.full_every=5",
-    "eval.recovery_tasks=0",
-    "ewc.passes=16",
+    *("finetune.max_steps=4", "eval.num_heldout=16", "eval.full_every=5", "eval.recovery_tasks=0"),
+    *("eval.stories=0", "eval.recall_items=4", "eval.pairs=8", "ewc.passes=16"),
 )
 
 
