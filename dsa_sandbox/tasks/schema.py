@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from dsa_sandbox.config.settings import Frozen
 from dsa_sandbox.data.spelling import glued
 from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.registry import nearest
@@ -17,13 +16,20 @@ SENTENCE_END = r"[.!?]\"?\s+"
 KINDS = ("cloze", "paraphrase", "neighbour", "outside", "bleed")
 
 
-class Item(Frozen):
+class Part(BaseModel):
+    """A part of a row: cannot change, and knows all its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Item(Part):
     """One probe: which of `answer` and `foils` follows `prompt`? Words start with their space."""
 
     prompt: str = Field(min_length=1)
     answer: str = Field(min_length=1)
     foils: list[str] = Field(min_length=1)
-    distance: int | None = None  # tokens from the world's name (or its stated rule) to the answer
+    # tokens from the world's name (or its stated rule) to the answer
+    distance: int | None = Field(None, strict=True)
 
     @model_validator(mode="after")
     def _differ(self) -> "Item":
@@ -35,7 +41,7 @@ class Item(Frozen):
         return self
 
 
-class Task(Frozen):
+class Task(Part):
     """A world with one fact of its own: stories to learn it from, and probes."""
 
     task: str = Field(min_length=1)
