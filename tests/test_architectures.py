@@ -147,8 +147,9 @@ def test_no_command_teaches_an_indexer_to_an_included_architecture_without_one(
     names = sorted(path.name for path in quick_home.iterdir())
     asked = ("--set", "finetune.indexer=kl")
     problem = cli("finetune", base, "--tasks", STREAM, *asked, *home).problem
-    assert problem == "error: finetune.indexer=kl: the base (linear) has no indexer"
-    told = "linear has no indexer to teach"
+    told = "the base (linear) has no indexer; use finetune.indexer=frozen"
+    assert problem == f"error: finetune.indexer=kl: {told}"
+    told = "linear has no indexer to train"
     assert told in cli("pretrain", *INCLUDE, "--set", "train.indexer_clip=0.5", *QUICK).problem
     grid = ("run", "--archs", "linear", "--include", LINEAR, "--dry-run", *home)
     assert "the base (linear) has no indexer" in cli(*grid, *asked).problem

@@ -346,4 +346,6 @@ def test_bounds_are_in_no_contrast(tmp_path: Path) -> None:
         for strategy, course in (("acft", "sequence"), ("none", "nothing"), ("joint", "together"))
     ]
     results = {run.name: figures_of(run) for run in runs}
-    assert [row["contrast"] for row in contrasts.contrasts(results)] == ["dsa acft - dense acft"]
+    assert [row["contrast"] for row in contrasts.all_contrasts(results)] == [
+        "dsa acft - dense acft"
+    ]

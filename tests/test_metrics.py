@@ -238,14 +238,14 @@ FOUR = {
 
 
 def test_the_primary_contrast_is_the_difference_of_differences() -> None:
-    (found,) = [row for row in contrasts.contrasts(FOUR) if row["claim"] == "H2c"]
+    (found,) = [row for row in contrasts.all_contrasts(FOUR) if row["claim"] == "H2c"]
     assert found["Y"] == (0.25 - 0.5) - (0.375 - 0.5)
     assert found["verdict"] == "undecided"
 
 
 def test_the_primary_contrast_says_which_arms_are_not_at_equal_learning() -> None:
     uneven = FOUR | {"c": arm("dense", "acft", 0.375, own_bleed=0.5)}
-    (found,) = [row for row in contrasts.contrasts(uneven) if row["claim"] == "H2c"]
+    (found,) = [row for row in contrasts.all_contrasts(uneven) if row["claim"] == "H2c"]
     assert not found["equal_learning"]
     title = forgetting.FORMULAS["own_bleed"].title
     assert found["differs"] == [
@@ -260,7 +260,7 @@ def test_within_the_primary_contrast_each_two_arms_are_matched() -> None:
         "c": arm("dense", "acft", 0.375, stop_margin=1.125),
         "d": arm("dense", "sgd", 0.5, stop_margin=1.875),
     }
-    (found,) = [row for row in contrasts.contrasts(apart) if row["claim"] == "H2c"]
+    (found,) = [row for row in contrasts.all_contrasts(apart) if row["claim"] == "H2c"]
     assert not found["equal_learning"]
     assert len(found["differs"]) == 1
     assert found["differs"][0].endswith("dense acft and dense sgd")
@@ -290,12 +290,14 @@ def test_two_arms_of_one_name_are_left_out_of_contrasts() -> None:
     assert contrasts.comparable(FOUR).left_out == []
     (reason,) = contrasts.comparable(twice).left_out
     assert "2 arms are dense sgd" in reason
-    assert not [row for row in contrasts.contrasts(twice) if "dense sgd" in row["contrast"]]
-    assert [row for row in contrasts.contrasts(twice) if row["contrast"] == "dsa acft - dsa sgd"]
+    assert not [row for row in contrasts.all_contrasts(twice) if "dense sgd" in row["contrast"]]
+    assert [
+        row for row in contrasts.all_contrasts(twice) if row["contrast"] == "dsa acft - dsa sgd"
+    ]
 
 
 @pytest.mark.parametrize("other", [{"stream": "two"}, {"seed": 1}])
 def test_arms_of_other_streams_or_seeds_are_not_compared(other: dict[str, object]) -> None:
     mixed = FOUR | {"e": arm("dense", "ewc", 0.75, **other)}
-    assert not contrasts.contrasts(mixed)
+    assert not contrasts.all_contrasts(mixed)
     assert len(contrasts.comparable(mixed).left_out) == 1

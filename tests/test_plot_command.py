@@ -1,6 +1,7 @@
 """`plot` over runs that were really made: arms, unfinished ones, indexers; and what it refuses."""
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -153,9 +154,11 @@ def test_a_plot_of_runs_that_have_nothing_of_the_kind_names_what_it_needs(
     assert problem.endswith("a finetune run is needed; --kind indexer draws a base")
     controlled = copied(base, tmp_path, base.name, "finished", [])
     text = (controlled / "settings.toml").read_text("utf-8")
-    (controlled / "settings.toml").write_text(
-        text.replace('selection = "learned"', 'selection = "window"'), "utf-8"
-    )
+    text = text.replace('selection = "learned"', 'selection = "window"')
+    (controlled / "settings.toml").write_text(text, "utf-8")
+    manifest = json.loads((controlled / "manifest.json").read_text("utf-8"))
+    manifest["files"]["settings.toml"] = hashlib.sha256(text.encode()).hexdigest()
+    (controlled / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     problem = cli("plot", "--kind", "indexer", controlled, "--home", tmp_path).problem
     assert problem.endswith("no indexer is taught with train.selection=window")
     assert "no indexer is taught in" in cli("plot", "--kind", "indexer", "--home", tmp_path).problem
