@@ -90,7 +90,7 @@ def batched(size: int) -> biased_fisher.Estimator:
         model: Transformer, found: Iterable[Batch], names: list[str], _: torch.Generator
     ) -> dict[str, Tensor]:
         return biased_fisher.squares(
-            model, biased_fisher.together(found, size), names, times_tokens=False
+            model, biased_fisher.joined(found, size), names, times_tokens=False
         )
 
     return estimate

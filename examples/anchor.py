@@ -1,4 +1,4 @@
-"""A strategy of one's own in one file: pull every weight towards where the task began.
+"""A strategy in one file: pulls every weight towards its value at the start of the task.
 
 `dsa-sandbox finetune --include examples/anchor.py --strategy anchor --set anchor.strength=0.1`
 """
@@ -8,13 +8,12 @@ from pydantic import Field
 from torch import Tensor
 
 from dsa_sandbox.config.settings import Frozen
-from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import Strategy, Trainee
 
 
 class AnchorSettings(Frozen):
-    """How hard it pulls."""
+    """Strength of the pull."""
 
     strength: float = Field(0.1, ge=0, description="Factor of the sum of squared distances.")
 
@@ -25,12 +24,12 @@ class Anchor(Strategy):
 
     Settings = AnchorSettings
 
-    def start_task(self, model: Transformer) -> None:  # `memory` is what a checkpoint keeps
-        self.memory = {name: p.detach().clone() for name, p in self.moved(model).items()}
+    def start_task(self, trainee: Trainee) -> None:
+        self.memory = trainee.copies()  # `memory` is saved in every checkpoint
 
-    def penalty(self, model: Transformer) -> Tensor:
+    def penalty(self, trainee: Trainee) -> Tensor:
         distances = [
             (weights - self.memory[name]).square().sum()
-            for name, weights in self.moved(model).items()
+            for name, weights in trainee.parameters.items()
         ]
         return self.settings.strength * torch.stack(distances).sum()

@@ -28,8 +28,8 @@ from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.tasks import schema
 from dsa_sandbox.tasks.schema import Task
 from dsa_sandbox.tasks.writing import Writer
-from dsa_sandbox.training.finetune import Stream
-from dsa_sandbox.training.trainee import Rule
+from dsa_sandbox.training.finetune import FinetuneRun
+from dsa_sandbox.training.trainer import Trainer
 
 SMALL = Model(num_layers=2, width=32, num_heads=4, ffn_width=48, context=112, num_kept=12)
 
@@ -65,7 +65,7 @@ def stream_of(
     arch: str = "dsa",
     tasks: int = 3,
     listener: Listener = SILENT,
-) -> Stream:
+) -> FinetuneRun:
     """A stream before its first task, its strategy prepared; stories are four to a step."""
     plan = ["finetune.max_steps=2", "finetune.batch=4", "finetune.stop='fixed'"]
     plan += ["eval.stories=0", "eval.recall_items=1", "eval.pairs=1", "eval.recovery_tasks=0"]
@@ -75,10 +75,11 @@ def stream_of(
         with_strategy=True,
     ).settings
     base = network(arch)
-    rule = Rule(finetune.make_strategy(resolved), copy.deepcopy(base), base, resolved.finetune)
+    strategy = finetune.make_strategy(resolved)
+    trainer = Trainer(strategy, copy.deepcopy(base), base, resolved.finetune)
     singles = [batch_of([document]) for document in documents(*[20] * 6)]
     base.requires_grad_(True)
-    rule.strategy.prepare(base, cycle(singles), resolved.seed)
+    strategy.prepare(trainer.trainee.on(base), cycle(singles), resolved.seed)
     folder.mkdir(exist_ok=True)
     engine = Engine("cpu", 1, "fp32")
     rows = some_tasks(tasks)
@@ -90,10 +91,10 @@ def stream_of(
         Judge("itself", base),
         resolved.seed,
     )
-    return Stream(Run(folder), rule, rows, words(), measures, resolved, engine, listener)
+    return FinetuneRun(Run(folder), trainer, rows, words(), measures, resolved, engine, listener)
 
 
-def learned(at_work: Stream) -> list[dict[str, Any]]:
+def learned(at_work: FinetuneRun) -> list[dict[str, Any]]:
     """Learn all tasks; the lines of metrics.jsonl that end one, from row 0."""
     try:
         at_work.learn()
@@ -102,10 +103,10 @@ def learned(at_work: Stream) -> list[dict[str, Any]]:
     return [line for line in at_work.run.rows("metrics.jsonl") if "row" in line]
 
 
-def each_task(at_work: Stream) -> Iterator[dict[str, Any]]:
+def each_task(at_work: FinetuneRun) -> Iterator[dict[str, Any]]:
     """Learn every task without measuring between them; what their rows would say."""
     for number in range(len(at_work.tasks)):
         at_work.task, at_work.step = number, 0
         yield at_work.train_on([number], None)
-        at_work.rule.assert_frozen()
+        at_work.trainer.assert_frozen()
     at_work.run.close()

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.errors import Interrupted
-from dsa_sandbox.training.finetune import Stream
-from dsa_sandbox.training.task_batches import Stories, Together
+from dsa_sandbox.training.finetune import FinetuneRun
+from dsa_sandbox.training.task_batches import JointStories, Stories
 
 EVERY_STEP = "machine.save_every_s=0.000001"
 
@@ -27,7 +27,7 @@ def assert_bit_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
-def measured(at_work: Stream) -> set[tuple[int, int]]:
+def measured(at_work: FinetuneRun) -> set[tuple[int, int]]:
     """Rows and tasks that have cloze records."""
     records = at_work.run.rows("records.jsonl")
     return {(r["row"], r["task"]) for r in records if r["kind"] == "cloze"}
@@ -72,7 +72,7 @@ def test_independent_learns_each_task_from_the_base_as_if_it_were_the_only_one(
 def test_joint_shows_every_story_of_every_task_equally_often(contrast: float, batch: int) -> None:
     plan = Finetune(batch=batch, contrast=contrast)
     courses = [Stories(task, n, words(), plan, 3) for n, task in enumerate(some_tasks(4))]
-    together = Together(courses)
+    together = JointStories(courses)
     for side, share in (("train", together.num_train), ("contrast", together.num_contrast)):
         rows = [id(row.ids) for course in courses for row in getattr(course, side)]
         if not share:
@@ -89,7 +89,7 @@ def test_joint_shows_every_story_of_every_task_equally_often(contrast: float, ba
 def test_joint_mixes_tasks_and_puts_both_sides_of_a_fact_into_one_batch() -> None:
     plan = Finetune(batch=8, contrast=0.5)
     courses = [Stories(task, n, words(), plan, 3) for n, task in enumerate(some_tasks(4))]
-    together = Together(courses)
+    together = JointStories(courses)
     owner = {
         id(row.ids): n
         for n, course in enumerate(courses)

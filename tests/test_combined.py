@@ -10,7 +10,7 @@ import torch
 from home import TinyHome, cli
 from streams import stream_of
 from test_memories import pretraining, state, story
-from tiny import tiny_model
+from tiny import tiny_model, trainee_of
 from torch import Tensor
 
 from dsa_sandbox.commands import finetune
@@ -18,11 +18,11 @@ from dsa_sandbox.config import resolve
 from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import NoSettings, Position, Strategy
 from dsa_sandbox.strategies.combined import Combined
 from dsa_sandbox.strategies.ewc import Ewc, EwcSettings, sampled_fisher
 from dsa_sandbox.strategies.sgd import Sequential
-from dsa_sandbox.training.trainee import Rule
+from dsa_sandbox.training.trainer import Trainer
 
 
 def chosen(strategy: str, *sets: str) -> Strategy:
@@ -35,17 +35,17 @@ def chosen(strategy: str, *sets: str) -> Strategy:
 def steps_of(model: Transformer, strategy: Strategy, **plan: Any) -> list[float]:
     """Three steps of a task; what the strategy added to each loss."""
     values = {"learning_rate": 3e-3, "warmup_steps": 0, "max_steps": 3} | plan
-    rule = Rule(strategy, model, copy.deepcopy(model), Finetune(**values))
-    strategy.start_task(model)
-    return [step.penalty for step in rule.steps(rule.optimizer(), story, seed=0, task=0)]
+    trainer = Trainer(strategy, model, copy.deepcopy(model), Finetune(**values))
+    strategy.start_task(trainee_of(strategy, model))
+    return [step.penalty for step in trainer.steps(trainer.optimizer(), story, seed=0, task=0)]
 
 
 def test_of_acft_and_ewc_only_what_the_mask_moves_has_a_fisher() -> None:
     model = tiny_model("dsa")
     both = chosen("acft+ewc", "ewc.passes=6", "ewc.strength=30", "acft.rate=1")
-    moving = both.moves(model)
-    assert moving == Acft(AcftSettings(rate=1.0)).moves(model)
-    both.prepare(model, pretraining(), seed=7)
+    moving = both.trainable(model).lr_scales
+    assert moving == Acft(AcftSettings(rate=1.0)).trainable(model).lr_scales
+    both.prepare(trainee_of(both, model), pretraining(), seed=7)
     expected = sampled_fisher(
         model, islice(pretraining(), 6), list(moving), torch.Generator().manual_seed(7)
     )
@@ -64,7 +64,7 @@ def test_of_acft_and_ewc_only_what_the_mask_moves_has_a_fisher() -> None:
         assert torch.equal(p, before[name]) == (name not in moving)
         if name in moving:
             total += float((expected[name] * (p - before[name]).square()).sum())
-    penalty = both.penalty(model)
+    penalty = both.penalty(trainee_of(both, model))
     assert penalty is not None
     assert penalty.item() == pytest.approx(15 * float(scale) * total, rel=1e-4)
 
@@ -72,10 +72,8 @@ def test_of_acft_and_ewc_only_what_the_mask_moves_has_a_fisher() -> None:
 def test_what_parts_remember_goes_through_a_checkpoint_under_their_names() -> None:
     model = tiny_model("dsa")
     both = chosen("acft+replay+ewc", "ewc.passes=2", "replay.pretraining_size=3")
-    both.moves(model)
-    both.prepare(model, pretraining(), seed=0)
+    both.prepare(trainee_of(both, model), pretraining(), seed=0)
     other = chosen("acft+replay+ewc")
-    other.moves(model)
     other.memory = dict(both.memory)
     assert isinstance(other, Combined)
     assert {name for name, part in other.parts.items() if part.memory} == {"ewc", "replay"}
@@ -88,22 +86,23 @@ def test_what_parts_remember_goes_through_a_checkpoint_under_their_names() -> No
 def test_losses_add_up_and_rows_say_what_each_part_has_to_say() -> None:
     model = tiny_model("dsa")
     both = chosen("der+ewc", "ewc.passes=4", "der.pretraining_size=4")
-    both.moves(model)
-    both.prepare(model, pretraining(), seed=0)
+    both.prepare(trainee_of(both, model), pretraining(), seed=0)
     steps_of(model, both)
     assert isinstance(both, Combined)
-    one, other = (both.parts[name].penalty(model) for name in ("der", "ewc"))
-    whole = both.penalty(model)
+    one, other = (
+        both.parts[name].penalty(trainee_of(both.parts[name], model)) for name in ("der", "ewc")
+    )
+    whole = both.penalty(trainee_of(both, model))
     assert one is not None and other is not None and whole is not None  # noqa: PT018
     torch.testing.assert_close(whole, one + other)
-    assert both.remarks() == {"answered": {"tasks": 0, "pretraining": 3}}
+    assert both.row_notes() == {"answered": {"tasks": 0, "pretraining": 3}}
 
 
 @pytest.mark.parametrize(
     ("strategy", "reason"),
     [
-        ("acft+lora", "acft and lora both say what moves"),
-        ("random-mask+complement", "random-mask and complement both say what moves"),
+        ("acft+lora", "acft and lora both say what is trained"),
+        ("random-mask+complement", "random-mask and complement both say what is trained"),
         ("joint+none", "none and joint both say how tasks follow each other"),
         ("joint+ewc", "joint is a bound: it goes with a mask, not with ewc"),
         ("acft+independent+replay", "independent is a bound: it goes with a mask, not with replay"),
@@ -174,7 +173,7 @@ def test_a_study_takes_combined_strategies_and_gives_each_cell_its_settings() ->
 @pytest.mark.parametrize(
     ("strategies", "sets", "reason"),
     [
-        ("sgd,acft+lora", (), "acft and lora both say what moves"),
+        ("sgd,acft+lora", (), "acft and lora both say what is trained"),
         ("sgd,ewc", ("--set", "ewc.strenth=1"), "did you mean ewc.strength?"),
         ("sgd,acft", ("--set", "ewc.strength=1"), "ewc.strength: "),
     ],
@@ -196,9 +195,9 @@ def first_gradients(indexer: str, rate: float) -> tuple[dict[str, Tensor], dict[
     model = tiny_model("dsa")
     before = state(model)
     plan = Finetune(indexer=indexer, indexer_learning_rate=rate, max_steps=1)
-    rule = Rule(Sequential(Sequential.Settings()), model, copy.deepcopy(model), plan)
-    list(rule.steps(rule.optimizer(), story, seed=0, task=0))
-    rule.assert_frozen()
+    trainer = Trainer(Sequential(Sequential.Settings()), model, copy.deepcopy(model), plan)
+    list(trainer.steps(trainer.optimizer(), story, seed=0, task=0))
+    trainer.assert_frozen()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return gradients, {n: p - before[n] for n, p in state(model).items()}
 
@@ -228,11 +227,11 @@ def test_an_indexer_learns_beside_any_mask_and_is_counted(strategy: str, tmp_pat
     at_work = stream_of(tmp_path, strategy, "finetune.indexer=kl")
     at_work.train_on([0], None)
     at_work.run.close()
-    at_work.rule.assert_frozen()
+    at_work.trainer.assert_frozen()
     for name, p in at_work.model.named_parameters():
         if group_of(name) == "indexer":
             assert not torch.equal(p, at_work.base.get_parameter(name)), name
-            assert at_work.rule.mask()[name]["count"] == p.numel()
+            assert at_work.trainer.mask()[name]["count"] == p.numel()
     rows = [row for row in at_work.run.rows("metrics.jsonl") if "step" in row]
     assert all(row["indexer_kl"] > 0 for row in rows)
 
@@ -283,3 +282,66 @@ def test_the_run_of_wise_keeps_the_network_that_was_measured(
     assert front[10]["base_nll"] == pytest.approx(sgd[-1]["base_nll"], rel=1e-6)
     assert front[0]["base_nll"] < wise[-1]["base_nll"] < front[10]["base_nll"]
     assert [line.get("steps") for line in wise] == [line.get("steps") for line in sgd]
+
+
+# --- every hook reaches every part --------------------------------------------------------------
+
+
+class Recorder(Strategy):
+    """Notes each hook that is called, and gives what a hook may give."""
+
+    def __init__(self, name: str, role: str) -> None:
+        super().__init__(NoSettings())
+        self.name, self.called = name, []
+        self.role = role  # type: ignore[misc, assignment]
+
+
+def hooks() -> list[str]:
+    """The public methods of the interface."""
+    return [name for name, value in vars(Strategy).items() if callable(value) and name[0] != "_"]
+
+
+def test_combined_defines_every_hook_of_the_interface() -> None:
+
+    assert set(hooks()) - {"Settings"} <= set(vars(Combined))
+
+
+def test_combined_calls_every_hook_of_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[str, str]] = []
+
+    def noted(hook: str, default: Any) -> Any:
+        def call(self: Recorder, *args: Any, **named: Any) -> Any:
+            called.append((self.name, hook))
+            return default(self, *args, **named)
+
+        return call
+
+    names = [name for name in hooks() if name != "Settings"]
+    for hook in names:
+        monkeypatch.setattr(Recorder, hook, noted(hook, getattr(Strategy, hook)), raising=False)
+    both = Combined({"one": Recorder("one", "mask"), "two": Recorder("two", "rule")})
+    model = tiny_model("dsa")
+    trainee = trainee_of(both, model)
+    arguments = {
+        "trainable": (model,),
+        "memory_bytes": (trainee, 3),
+        "prepare": (trainee, iter(()), 0),
+        "cache_key": (),
+        "start_step": (trainee, Position(0, 0, 0)),
+        "extra_batches": (trainee, Position(0, 0, 0)),
+        "auxiliary_loss": (trainee, story(0)[0], torch.zeros(1)),
+        "after_step": (trainee, 0.1),
+        "finish_task": (trainee, iter(()), 0),
+        "row_notes": (),
+    }
+    for hook in names:
+        called.clear()
+        result = getattr(both, hook)(*arguments.get(hook, (trainee,)))
+        if hook == "evaluation_weights":
+            with result:
+                pass
+        elif hook == "tradeoff_points":
+            assert list(result) == []
+        parts = {name for name, at in called if at == hook}
+        # the mask alone chooses what the optimiser trains in place of parameters
+        assert parts == ({"one"} if hook == "adapters" else {"one", "two"}), hook

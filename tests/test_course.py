@@ -8,11 +8,11 @@ import pytest
 import torch
 from streams import each_task, learned, some_tasks, stream_of
 
-from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.errors import RunFailed
 from dsa_sandbox.metrics.arm import sum_of_sessions
-from dsa_sandbox.training.trainee import Rule
+from dsa_sandbox.strategies.base import Trainee
+from dsa_sandbox.training.trainer import Trainer
 
 
 def test_a_strategy_is_told_of_a_task_after_its_last_step_and_of_its_own_stories(
@@ -21,11 +21,11 @@ def test_a_strategy_is_told_of_a_task_after_its_last_step_and_of_its_own_stories
     at_work = stream_of(tmp_path, "sgd")
     strategy, told, expected = at_work.strategy, [], []
 
-    def finish(model: Any, batches: Iterable[Batch], seed: int) -> None:
+    def finish(trainee: Trainee, batches: Iterable[Batch], seed: int) -> None:
         told.append([batch.tokens_BT.tolist() for batch in batches])
 
-    monkeypatch.setattr(strategy, "start_task", lambda model: told.append("start"))
-    monkeypatch.setattr(strategy, "after_step", lambda model, rate: told.append("step"))
+    monkeypatch.setattr(strategy, "start_task", lambda trainee: told.append("start"))
+    monkeypatch.setattr(strategy, "after_step", lambda trainee, learning_rate: told.append("step"))
     monkeypatch.setattr(strategy, "finish_task", finish)
     for number, _ in enumerate(each_task(at_work)):
         own = [b.tokens_BT.tolist() for b in at_work.stories(number).singles(at_work.device)]
@@ -37,13 +37,13 @@ def test_a_strategy_is_told_of_a_task_after_its_last_step_and_of_its_own_stories
 def test_every_task_begins_without_momentum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held, steps = [], Rule.steps
+    held, steps = [], Trainer.steps
 
-    def counted(self: Rule, optimizer: torch.optim.Optimizer, *args: Any, **named: Any) -> Any:
+    def counted(self: Trainer, optimizer: torch.optim.Optimizer, *args: Any, **named: Any) -> Any:
         held.append(len(optimizer.state))
         return steps(self, optimizer, *args, **named)
 
-    monkeypatch.setattr(Rule, "steps", counted)
+    monkeypatch.setattr(Trainer, "steps", counted)
     at_work = stream_of(tmp_path, "sgd")
     assert len(list(each_task(at_work))) == 3
     assert held == [0, 0, 0]
@@ -62,9 +62,9 @@ def test_weights_that_the_last_step_has_broken_end_the_run(
 ) -> None:
     at_work = stream_of(tmp_path, "sgd", "finetune.max_steps=1", tasks=1)
 
-    def broken(model: Transformer, rate: float) -> None:
+    def broken(trainee: Trainee, learning_rate: float) -> None:
         with torch.no_grad():
-            model.final_norm.weight.fill_(float("nan"))
+            trainee.model.final_norm.weight.fill_(float("nan"))
 
     monkeypatch.setattr(at_work.strategy, "after_step", broken)
     with pytest.raises(RunFailed, match="held-out text has no finite loss"):
@@ -79,8 +79,8 @@ def test_joint_leaves_out_what_a_later_task_undoes(
     rows = [first, second, third.model_copy(update={"undoes": first.task})]
     monkeypatch.setattr("streams.some_tasks", lambda count: rows)
     at_work = stream_of(tmp_path, "joint", "finetune.stop='learned'")
-    asked, ask = [], at_work.ask
-    monkeypatch.setattr(at_work, "ask", lambda stage: (asked.append(stage), ask(stage))[1])
+    asked, check = [], at_work.check
+    monkeypatch.setattr(at_work, "check", lambda stage: (asked.append(stage), check(stage))[1])
     assert [line["row"] for line in learned(at_work)] == [0, 3]
     assert asked[0] == [1, 2]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import documents, noise, some_tokens, tiny_model
+from tiny import documents, noise, some_tokens, tiny_model, trainee_of
 from torch import Tensor, nn
 
 from dsa_sandbox.config.settings import Finetune
@@ -19,10 +19,10 @@ from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
 from dsa_sandbox.registry import archs
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
-from dsa_sandbox.strategies.base import NoSettings, Strategy
+from dsa_sandbox.strategies.base import NoSettings, Strategy, Trainee
 from dsa_sandbox.strategies.ewc import Ewc, EwcSettings, sampled_fisher
 from dsa_sandbox.strategies.sgd import Sequential
-from dsa_sandbox.training.trainee import Rule
+from dsa_sandbox.training.trainer import Trainer
 
 Memory = dict[str, Tensor]
 
@@ -122,16 +122,16 @@ def story(step: int) -> list[Batch]:
 def ewc(model: Transformer, **settings: Any) -> Ewc:
     """A strategy that has measured F0."""
     strategy = Ewc(EwcSettings(**({"passes": 12, "task_passes": 5} | settings)))
-    strategy.prepare(model, pretraining(), seed=7)
+    strategy.prepare(trainee_of(strategy, model), pretraining(), seed=7)
     return strategy
 
 
 def tune(model: Transformer, strategy: Strategy, steps: int = 6, rate: float = 3e-3) -> list[float]:
     """One task as fine-tuning runs it; the penalties of its steps."""
     plan = Finetune(learning_rate=rate, warmup_steps=0, max_steps=steps)
-    rule = Rule(strategy, model, copy.deepcopy(model), plan)
-    strategy.start_task(model)
-    done = rule.steps(rule.optimizer(), story, seed=0, task=0)
+    trainer = Trainer(strategy, model, copy.deepcopy(model), plan)
+    strategy.start_task(trainee_of(strategy, model))
+    done = trainer.steps(trainer.optimizer(), story, seed=0, task=0)
     return [step.penalty for step in done]
 
 
@@ -158,7 +158,7 @@ def test_fisher_is_not_negative_and_known_for_what_moves_only(arch: str) -> None
     model = tiny_model(arch)
     strategy = ewc(model)
     fisher, anchor = part(strategy.memory, "fisher."), part(strategy.memory, "anchor.")
-    assert fisher.keys() == anchor.keys() == strategy.moves(model).keys()
+    assert fisher.keys() == anchor.keys() == strategy.trainable(model).lr_scales.keys()
     assert not any(group_of(name) == "indexer" for name in fisher)
     assert all((f >= 0).all() and f.isfinite().all() for f in fisher.values())
     assert all(f.sum() > 0 for f in fisher.values())
@@ -191,7 +191,7 @@ def test_ewc_of_strength_zero_is_sgd_bit_for_bit(arch: str) -> None:
     for task in range(2):
         tune(sequential, plain)
         tune(protected, strategy)
-        strategy.finish_task(protected, pretraining(), seed=task)
+        strategy.finish_task(trainee_of(strategy, protected), pretraining(), seed=task)
     assert_bit_equal(state(sequential), state(protected))
 
 
@@ -207,10 +207,10 @@ def test_measuring_the_fisher_changes_neither_weights_nor_gradients_nor_global_r
 def test_the_penaltys_gradient_is_strength_times_fisher_times_distance() -> None:
     model = tiny_model("dsa")
     strategy = ewc(model, strength=37.0)
-    assert strategy.penalty(model) == 0
+    assert strategy.penalty(trainee_of(strategy, model)) == 0
     tune(model, strategy)
     model.zero_grad()
-    penalty = strategy.penalty(model)
+    penalty = strategy.penalty(trainee_of(strategy, model))
     assert penalty is not None
     penalty.backward()
     fisher, anchor = part(strategy.memory, "fisher."), part(strategy.memory, "anchor.")
@@ -234,12 +234,13 @@ def test_ewc_with_a_fisher_of_one_is_l2_towards_the_start() -> None:
             strategy.memory[key] = torch.ones_like(value)
 
     class L2Start(Sequential):
-        def start_task(self, model: Transformer) -> None:
-            self.memory = state(model)
+        def start_task(self, trainee: Trainee) -> None:
+            self.memory = state(trainee.model)
 
-        def penalty(self, model: Transformer) -> Tensor:
-            moving = [(n, p) for n, p in model.named_parameters() if group_of(n) != "indexer"]
-            return 2.5 * sum(((p - self.memory[n]) ** 2).sum() for n, p in moving)
+        def penalty(self, trainee: Trainee) -> Tensor:
+            parameters = trainee.model.named_parameters()
+            trunk = [(n, p) for n, p in parameters if group_of(n) != "indexer"]
+            return 2.5 * sum(((p - self.memory[n]) ** 2).sum() for n, p in trunk)
 
     penalties, expected = tune(model, strategy), tune(same, L2Start(NoSettings()))
     assert penalties == pytest.approx(expected, rel=1e-4)
@@ -252,7 +253,7 @@ def test_ewc_with_a_fisher_of_one_is_l2_towards_the_start() -> None:
 def test_after_a_task_the_fisher_is_the_sum_and_the_anchor_the_latest_optimum() -> None:
     model = tiny_model("dsa")
     strategy = ewc(model)
-    names = list(strategy.moves(model))
+    names = list(strategy.trainable(model).lr_scales)
     expected = part(strategy.memory, "fisher.")
     scale = strategy.memory["scale"].clone()
     first = sampled_fisher(
@@ -261,8 +262,8 @@ def test_after_a_task_the_fisher_is_the_sum_and_the_anchor_the_latest_optimum() 
     assert_bit_equal(expected, first)
     for task in (1, 2):
         tune(model, strategy, steps=3)
-        assert strategy.penalty(model) > 0
-        strategy.finish_task(model, pretraining(seed=task), seed=task)
+        assert strategy.penalty(trainee_of(strategy, model)) > 0
+        strategy.finish_task(trainee_of(strategy, model), pretraining(seed=task), seed=task)
         of_task = sampled_fisher(
             model, islice(pretraining(seed=task), 5), names, torch.Generator().manual_seed(task)
         )
@@ -272,7 +273,7 @@ def test_after_a_task_the_fisher_is_the_sum_and_the_anchor_the_latest_optimum() 
         now = {name: p for name, p in state(model).items() if name in names}
         assert_bit_equal(part(strategy.memory, "anchor."), now)
         assert torch.equal(strategy.memory["scale"], scale)
-        assert strategy.penalty(model) == 0
+        assert strategy.penalty(trainee_of(strategy, model)) == 0
 
 
 def test_ewc_protects_pretraining_from_the_first_task_on_and_harder_with_more_strength() -> None:
@@ -307,7 +308,7 @@ def test_acft_moves_its_groups_and_leaves_the_rest_bit_equal(arch: str, group: s
     model = tiny_model(arch)
     before = state(model)
     strategy = Acft(AcftSettings(group=group))
-    moves = strategy.moves(model)
+    moves = strategy.trainable(model).lr_scales
     assert set(moves) == {name for name in before if group_of(name) in FOCUS[arch, group]}
     width, head, num_layers = 32, 8, 2
     matched = num_layers * (width**2 + 2 * width * head)
@@ -327,7 +328,7 @@ def test_what_acft_moves_has_the_same_shapes_on_dense_and_dsa() -> None:
     shapes = []
     for arch in ("dense", "dsa"):
         model = tiny_model(arch)
-        moving = Acft(AcftSettings()).moves(model)
+        moving = Acft(AcftSettings()).trainable(model).lr_scales
         shapes.append(
             [(n.split(".")[-2], tuple(p.shape)) for n, p in state(model).items() if n in moving]
         )
@@ -337,8 +338,8 @@ def test_what_acft_moves_has_the_same_shapes_on_dense_and_dsa() -> None:
 def test_acfts_rate_multiplies_the_learning_rate_of_what_moves() -> None:
     model, plan = tiny_model("dsa"), Finetune(learning_rate=0.5)
     strategy = Acft(AcftSettings(rate=3.0))
-    assert set(strategy.moves(model).values()) == {3.0}
-    optimizer = Rule(strategy, model, model, plan).optimizer()
+    assert set(strategy.trainable(model).lr_scales.values()) == {3.0}
+    optimizer = Trainer(strategy, model, model, plan).optimizer()
     assert [group["lr"] for group in optimizer.param_groups] == [1.5]
 
 
@@ -346,7 +347,7 @@ def test_acfts_rate_multiplies_the_learning_rate_of_what_moves() -> None:
 def test_sgd_and_ewc_move_everything_but_the_indexer(arch: str) -> None:
     for strategy_class, settings in ((Sequential, NoSettings()), (Ewc, EwcSettings(passes=2))):
         model, strategy = tiny_model(arch), strategy_class(settings)
-        strategy.prepare(model, pretraining(), seed=0)
+        strategy.prepare(trainee_of(strategy, model), pretraining(), seed=0)
         before = state(model)
         tune(model, strategy)
         for name, now in state(model).items():
@@ -364,7 +365,7 @@ def test_acft_refuses_an_architecture_without_a_selected_flow(
     model = tiny_model("plain")
     assert model(some_tokens()).shape == (2, 32, 31)
     with pytest.raises(ValueError, match="no selected flow"):
-        Acft(AcftSettings()).moves(model)
+        Acft(AcftSettings()).trainable(model)
 
 
 def test_each_sequence_counts_alike_however_long() -> None:

@@ -17,10 +17,10 @@ from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.data.tokens import Batch, batch_of
 from dsa_sandbox.registry import strategies
 from dsa_sandbox.strategies.base import NoSettings, Strategy
-from dsa_sandbox.strategies.masks import moved_by_acft, random_lines
+from dsa_sandbox.strategies.masks import random_lines, trained_by_acft
 from dsa_sandbox.strategies.random_mask import KIND_OF
 from dsa_sandbox.strategies.sgd import Sequential
-from dsa_sandbox.training.trainee import Rule
+from dsa_sandbox.training.trainer import Trainer
 
 ARCHS = ("dense", "dsa", "dsa-full", "dsa-v32")
 MASKS: dict[str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ def story(step: int) -> list[Batch]:
 
 def free_entries(mask: Strategy, model: Transformer) -> dict[str, Tensor]:
     """Of every parameter, True where it may move."""
-    moves, entries = mask.moves(model), mask.entries(model)
+    moves, entries = mask.trainable(model).lr_scales, mask.trainable(model).masks
     assert entries.keys() <= moves.keys()
     return {
         name: entries.get(name, torch.full_like(p, name in moves, dtype=torch.bool))
@@ -117,14 +117,14 @@ def test_complement_moves_what_acft_does_not_and_matched_as_many_entries_of_it(a
         assert torch.equal(whole[name], ~acft[name] if not still else torch.zeros_like(p) > 0)
         assert not (matched[name] & ~whole[name]).any()
         assert matched[name].float().mean() < 0.5
-    assert sum(int(m.sum()) for m in matched.values()) == sum(moved_by_acft(model).values())
+    assert sum(int(m.sum()) for m in matched.values()) == sum(trained_by_acft(model).values())
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_attention_only_moves_the_matrices_of_both_flows(arch: str) -> None:
     model = tiny_model(arch)
     groups = {"dense": {"a", "b", "b1", "b2"}}.get(arch, {"compressed", "selected"})
-    moves = made("attention-only").moves(model)
+    moves = made("attention-only").trainable(model).lr_scales
     assert set(moves) == {
         n for n, p in model.named_parameters() if group_of(n) in groups and p.dim() == 2
     }
@@ -134,7 +134,7 @@ def test_bottom_frozen_keeps_embedding_and_a_share_of_the_layers() -> None:
     model = tiny_model("dsa", num_layers=3)
     cls = strategies["bottom-frozen"]
     for share, num_still in ((0.0, 0), (1 / 3, 1), (0.5, 2), (1.0, 3)):
-        moves = cls(cls.Settings(share=share, rate=3.0)).moves(model)
+        moves = cls(cls.Settings(share=share, rate=3.0)).trainable(model).lr_scales
         still = {"embedding", *(f"blocks.{number}" for number in range(num_still))}
         expected = {
             name
@@ -144,7 +144,8 @@ def test_bottom_frozen_keeps_embedding_and_a_share_of_the_layers() -> None:
         }
         assert set(moves) == expected
         assert set(moves.values()) == {3.0}
-    assert cls(cls.Settings()).moves(model) == cls(cls.Settings(share=1 / 3)).moves(model)
+    third = cls(cls.Settings(share=1 / 3))
+    assert cls(cls.Settings()).trainable(model) == third.trainable(model)
 
 
 @pytest.mark.parametrize("optimizer", ["ours", "decay and momentum"])
@@ -155,15 +156,15 @@ def test_what_may_not_move_is_bit_equal_whatever_the_optimiser(
 ) -> None:
     model, mask = tiny_model(arch), made(name)
     base = copy.deepcopy(model)
-    rule = Rule(mask, model, base, Finetune(learning_rate=1e-2, max_steps=4))
+    trainer = Trainer(mask, model, base, Finetune(learning_rate=1e-2, max_steps=4))
     free = free_entries(mask, model)
-    own = rule.optimizer()
+    own = trainer.optimizer()
     held = {id(p) for group in own.param_groups for p in group["params"]}
     assert held == {id(model.get_parameter(n)) for n, m in free.items() if m.any()}
     if optimizer != "ours":
-        own = torch.optim.SGD(rule.trained().values(), 0.1, momentum=0.9, weight_decay=0.1)
-    list(rule.steps(own, story, seed=0, task=0))
-    rule.assert_frozen()
+        own = torch.optim.SGD(trainer.optimized().values(), 0.1, momentum=0.9, weight_decay=0.1)
+    list(trainer.steps(own, story, seed=0, task=0))
+    trainer.assert_frozen()
     for key, now in model.named_parameters():
         changed = now != base.get_parameter(key)
         assert not (changed & ~free[key]).any(), key
@@ -173,14 +174,14 @@ def test_what_may_not_move_is_bit_equal_whatever_the_optimiser(
 
 def test_only_entries_that_move_count_in_the_gradients_norm() -> None:
     model, mask = tiny_model("dsa"), made("random-mask")
-    rule = Rule(mask, model, copy.deepcopy(model), Finetune(max_steps=1))
-    (step,) = rule.steps(rule.optimizer(), story, seed=0, task=0)
-    whole = copy.deepcopy(rule.base).requires_grad_(True)
+    trainer = Trainer(mask, model, copy.deepcopy(model), Finetune(max_steps=1))
+    (step,) = trainer.steps(trainer.optimizer(), story, seed=0, task=0)
+    whole = copy.deepcopy(trainer.base).requires_grad_(True)
     (batch,) = story(0)
     logits = whole(batch.tokens_BT).flatten(0, 1)
     torch.nn.functional.cross_entropy(logits, batch.targets_BT.flatten()).backward()
     squares = 0.0
-    for name, moves in mask.entries(whole).items():
+    for name, moves in mask.trainable(whole).masks.items():
         gradient = whole.get_parameter(name).grad
         assert gradient is not None
         squares += float(gradient[moves].square().sum())
@@ -206,7 +207,7 @@ def test_after_fifty_tasks_the_printed_count_has_moved_and_nothing_else(
     for _ in each_task(at_work):  # some entry may have come back by the end
         for name, now in at_work.model.named_parameters():
             changed[name] |= now != at_work.base.get_parameter(name)
-    mask = at_work.rule.mask()
+    mask = at_work.trainer.mask()
     for name, ever in changed.items():
         printed = mask[name]["count"] if name in mask else 0
         if "attention" in name and "norm" not in name:  # of the embedding, unseen words stay
@@ -216,14 +217,14 @@ def test_after_fifty_tasks_the_printed_count_has_moved_and_nothing_else(
 
 MOVES_NOTHING = """
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import Strategy, Trainable
 
 @strategies.register("still")
 class Still(Strategy):
     role = "mask"
 
-    def moves(self, model):
-        return {}
+    def trainable(self, model):
+        return Trainable({})
 """
 
 
@@ -242,9 +243,9 @@ def test_a_mask_that_moves_nothing_is_refused_in_one_line(
 def test_a_weight_without_a_gradient_stays() -> None:
     model = tiny_model("dsa")
     before = state(model)
-    rule = Rule(Sequential(NoSettings()), model, copy.deepcopy(model), Finetune())
-    optimizer = rule.optimizer()
-    for parameter in rule.trained().values():
+    trainer = Trainer(Sequential(NoSettings()), model, copy.deepcopy(model), Finetune())
+    optimizer = trainer.optimizer()
+    for parameter in trainer.optimized().values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     assert_bit_equal(state(model), before)
@@ -254,16 +255,18 @@ def test_a_weight_without_a_gradient_stays() -> None:
 def test_what_has_moved_and_may_not_is_reported(name: str) -> None:
     model = tiny_model("dsa")
     cls = strategies[name]
-    rule = Rule(cls(cls.Settings()), model, copy.deepcopy(model), Finetune())
-    rule.assert_frozen()
-    key = next(n for n, _ in model.named_parameters() if n not in rule.moves)
+    trainer = Trainer(cls(cls.Settings()), model, copy.deepcopy(model), Finetune())
+    trainer.assert_frozen()
+    key = next(n for n, _ in model.named_parameters() if n not in trainer.lr_scales)
     still = torch.ones_like(model.get_parameter(key)).bool()
     if name == "random-mask":
-        key, still = next((n, ~moves) for n, moves in rule.entries.items() if not moves.all())
+        key, still = next(
+            (n, ~moves) for n, moves in trainer.trainee.masks.items() if not moves.all()
+        )
     with torch.no_grad():
         model.get_parameter(key)[tuple(still.nonzero()[0])] += 1e-6
-    with pytest.raises(AssertionError, match="is frozen but has moved"):
-        rule.assert_frozen()
+    with pytest.raises(AssertionError, match="is frozen but has changed"):
+        trainer.assert_frozen()
 
 
 def test_fine_tuning_leaves_buffers_alone() -> None:

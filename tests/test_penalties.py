@@ -24,14 +24,14 @@ from test_ewc import (
     story,
     tune,
 )
-from tiny import documents, noise, tiny_model
+from tiny import documents, noise, tiny_model, trainee_of
 from torch import nn
 
 from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import NoSettings, Strategy
+from dsa_sandbox.strategies.base import NoSettings, Strategy, Trainable, Trainee
 from dsa_sandbox.strategies.biased_fisher import empirical, of_batches
 from dsa_sandbox.strategies.combined import Combined
 from dsa_sandbox.strategies.ewc import EwcSettings, sampled_fisher
@@ -40,7 +40,7 @@ from dsa_sandbox.strategies.lwf import Lwf, LwfSettings, real_tokens, softened_k
 from dsa_sandbox.strategies.mas import output_importance
 from dsa_sandbox.strategies.sgd import Sequential
 from dsa_sandbox.strategies.si import Si, SiSettings
-from dsa_sandbox.training.trainee import Rule
+from dsa_sandbox.training.trainer import Trainer
 
 PULLING = ("l2sp", "si", "mas", "lwf")
 
@@ -56,7 +56,7 @@ def fresh(name: str, **settings: Any) -> Strategy:
 def made(name: str, model: Transformer, **settings: Any) -> Strategy:
     """One that is ready for the first task."""
     strategy = fresh(name, **settings)
-    strategy.prepare(model, pretraining(), seed=7)
+    strategy.prepare(trainee_of(strategy, model), pretraining(), seed=7)
     return strategy
 
 
@@ -70,7 +70,7 @@ def stories(number: int = 6, seed: int = 50) -> Iterator[Batch]:
 
 def pull(strategy: Strategy, model: Transformer) -> float:
     """The penalty as the weights are now."""
-    penalty = strategy.penalty(model)
+    penalty = strategy.penalty(trainee_of(strategy, model))
     assert penalty is not None
     return penalty.item()
 
@@ -94,7 +94,7 @@ def test_of_strength_zero_it_is_sgd_bit_for_bit(name: str, arch: str) -> None:
     for task in range(2):
         tune(sequential, plain)
         tune(pulled, strategy)
-        strategy.finish_task(pulled, stories(), seed=task)
+        strategy.finish_task(trainee_of(strategy, pulled), stories(), seed=task)
     assert_bit_equal(state(sequential), state(pulled))
 
 
@@ -121,13 +121,13 @@ def test_memory_is_of_what_moves_of_constant_size_and_not_more_than_promised(nam
     model = tiny_model("dsa")
     parts = {part: fresh(part) for part in ("acft", name)}
     strategy = Combined(parts)
-    moving = strategy.moves(model)
+    moving = strategy.trainable(model).lr_scales
     assert 0 < len(moving) < len(state(model))
-    strategy.prepare(model, pretraining(), seed=7)
-    sizes, promised = [], strategy.memory_bytes(model, 3)
+    strategy.prepare(trainee_of(strategy, model), pretraining(), seed=7)
+    sizes, promised = [], strategy.memory_bytes(trainee_of(strategy, model), 3)
     for task in range(3):
         tune(model, strategy, steps=3)
-        strategy.finish_task(model, stories(seed=task), seed=task)
+        strategy.finish_task(trainee_of(strategy, model), stories(seed=task), seed=task)
         assert {key.partition(".")[2] for key in parts[name].memory} - {""} == set(moving)
         sizes.append(sum(v.numel() * v.element_size() for v in strategy.memory.values()))
     assert len(set(sizes)) == 1
@@ -139,7 +139,7 @@ def test_what_is_remembered_requires_no_gradient_and_is_nobody_elses(name: str) 
     model = tiny_model("dsa")
     strategy, generator_state = made(name, model), torch.get_rng_state()
     tune(model, strategy, steps=2)
-    strategy.finish_task(model, stories(), seed=0)
+    strategy.finish_task(trainee_of(strategy, model), stories(), seed=0)
     kept = {key: value.clone() for key, value in strategy.memory.items()}
     assert not any(value.requires_grad for value in strategy.memory.values())
     with torch.no_grad():
@@ -222,11 +222,11 @@ def test_importance_after_a_task_knows_nothing_of_penalties_and_gradients_before
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.01)
-        penalty = strategy.penalty(model)
+        penalty = strategy.penalty(trainee_of(strategy, model))
         assert (penalty is None) == (strength == 0)
         if penalty is not None:
             penalty.backward()
-        strategy.finish_task(model, stories(), seed=3)
+        strategy.finish_task(trainee_of(strategy, model), stories(), seed=3)
         found.append(part(strategy.memory, "fisher."))
     assert_bit_equal(*found)
 
@@ -252,13 +252,13 @@ def test_the_proximal_step_is_its_closed_form() -> None:
 def test_a_proximal_step_goes_by_the_rate_at_which_its_weight_moves() -> None:
     model = tiny_model("dsa")
     strategy = made("ewc-proximal", model, strength=40.0)
-    names = list(strategy.moved(model))
-    strategy.moving = {name: 1.0 + 3.0 * (n % 2) for n, name in enumerate(names)}
+    names = strategy.trainable(model).lr_scales
+    trainee = Trainee(model, Trainable({n: 1.0 + 3.0 * (i % 2) for i, n in enumerate(names)}))
     for anchor in part(strategy.memory, "anchor.").values():
         anchor.add_(0.05 * noise(*anchor.shape))
     before = state(model)
-    strategy.after_step(model, 3e-3)
-    for name, rate in strategy.moving.items():
+    strategy.after_step(trainee, 3e-3)
+    for name, rate in trainee.lr_scales.items():
         fisher, anchor = (strategy.memory[f"{kind}.{name}"] for kind in ("fisher", "anchor"))
         pull = 3e-3 * rate * 40.0 * strategy.memory["scale"] * fisher
         expected = (before[name] + pull * anchor) / (1 + pull)
@@ -287,7 +287,7 @@ def test_a_boundless_proximal_step_ends_at_the_anchor_where_the_fisher_is_not_ze
 def test_a_proximal_step_of_strength_zero_is_sgd_bit_for_bit() -> None:
     plain, model = tiny_model("dsa"), tiny_model("dsa")
     strategy = EwcProximal(EwcSettings(strength=0.0, passes=2))
-    strategy.prepare(model, pretraining(), seed=0)
+    strategy.prepare(trainee_of(strategy, model), pretraining(), seed=0)
     tune(plain, Sequential(NoSettings()))
     tune(model, strategy)
     assert_bit_equal(state(plain), state(model))
@@ -317,10 +317,11 @@ def test_l2sp_pulls_to_the_base_or_to_where_the_task_began(anchor: str) -> None:
     tune(model, strategy, steps=3)
     towards = base if anchor == "base" else began
     assert_bit_equal(
-        part(strategy.memory, "anchor."), {n: towards[n] for n in strategy.moves(model)}
+        part(strategy.memory, "anchor."),
+        {n: towards[n] for n in strategy.trainable(model).lr_scales},
     )
     now = state(model)
-    squares = [(now[n] - towards[n]).square().sum() for n in strategy.moves(model)]
+    squares = [(now[n] - towards[n]).square().sum() for n in strategy.trainable(model).lr_scales]
     assert pull(strategy, model) == pytest.approx(float(sum(squares)), rel=1e-5)
 
 
@@ -330,15 +331,15 @@ def test_l2sp_pulls_to_the_base_or_to_where_the_task_began(anchor: str) -> None:
 def si_task(model: Transformer, strategy: Si, batch: Batch, rate: float, steps: int) -> float:
     """A task of one batch by plain gradient descent; by how much its loss falls."""
     plan = Finetune(learning_rate=rate, warmup_steps=0, max_steps=steps, optimizer="sgd", clip=1e9)
-    rule = Rule(strategy, model, copy.deepcopy(model), plan)
-    strategy.start_task(model)
+    trainer = Trainer(strategy, model, copy.deepcopy(model), plan)
+    strategy.start_task(trainee_of(strategy, model))
 
     def loss() -> float:
         logits_MV = model(batch.tokens_BT).flatten(0, 1)
         return F.cross_entropy(logits_MV, batch.targets_BT.flatten(), ignore_index=IGNORED).item()
 
     before = loss()
-    for _ in rule.steps(rule.optimizer(), lambda step: [batch], seed=0, task=0):
+    for _ in trainer.steps(trainer.optimizer(), lambda step: [batch], seed=0, task=0):
         pass
     return before - loss()
 
@@ -353,7 +354,7 @@ def test_the_path_integral_is_the_fall_of_the_tasks_loss_whatever_the_penalty_do
         assert flat(paths).sum().item() == pytest.approx(fall, rel=0.05)
         if number:  # the penalty was strong enough to matter
             assert pull(strategy, model) > 0.02 * fall
-        strategy.finish_task(model, iter(()), seed=0)
+        strategy.finish_task(trainee_of(strategy, model), iter(()), seed=0)
         assert not flat(part(strategy.memory, "path.")).any()
 
 
@@ -370,7 +371,7 @@ def test_importance_is_the_positive_path_over_the_damped_square_of_the_way_and_a
         for name, path in paths.items():
             gain = path.clamp(min=0) / ((now[name] - began[name]) ** 2 + 2e-3)
             expected[name] = expected[name] + gain
-        strategy.finish_task(model, iter(()), seed=task)
+        strategy.finish_task(trainee_of(strategy, model), iter(()), seed=task)
         found = part(strategy.memory, "importance.")
         torch.testing.assert_close(found, expected)
         assert flat(found).min() >= 0
@@ -411,13 +412,13 @@ def test_a_shift_of_all_logits_changes_no_importance() -> None:
 def test_mas_sums_importance_over_tasks_around_one_anchor_and_keeps_its_scale() -> None:
     model = tiny_model("dsa")
     strategy = made("mas", model, strength=3.0)
-    names = list(strategy.moves(model))
+    names = list(strategy.trainable(model).lr_scales)
     expected = output_importance(model, islice(pretraining(), 6), names)
     scale = strategy.memory["scale"].clone()
     torch.testing.assert_close(scale, 1 / flat(expected).mean())
     for task in range(2):
         tune(model, strategy, steps=3)
-        strategy.finish_task(model, stories(seed=task), seed=task)
+        strategy.finish_task(trainee_of(strategy, model), stories(seed=task), seed=task)
         new = output_importance(model, islice(stories(seed=task), 4), names)
         expected = {name: expected[name] + new[name] for name in names}
     torch.testing.assert_close(part(strategy.memory, "fisher."), expected)
@@ -470,10 +471,10 @@ def test_real_tokens_end_with_the_last_target_of_a_row() -> None:
 def test_each_batch_is_compared_with_what_the_earlier_network_says_of_it(arch: str) -> None:
     model = tiny_model(arch)
     strategy = Lwf(LwfSettings(strength=0.7, temperature=1.5))
-    strategy.start_task(model)
+    strategy.start_task(trainee_of(strategy, model))
     teacher = copy.deepcopy(model)
     with torch.no_grad():
-        for name in strategy.moves(model):
+        for name in strategy.trainable(model).lr_scales:
             parameter = model.get_parameter(name)
             parameter.add_(0.05 * noise(*parameter.shape))
     moved = state(model)
@@ -486,7 +487,9 @@ def test_each_batch_is_compared_with_what_the_earlier_network_says_of_it(arch: s
             p, q = (F.softmax(network(tokens_1T)[0] / 1.5, -1) for network in (teacher, model))
             rows.append((p * (p / q).log()).sum(-1))
         expected = 0.7 * 1.5**2 * torch.cat(rows).mean()
-        found = strategy.beside(model, batch, model.hidden(batch.tokens_BT)[0])
+        found = strategy.auxiliary_loss(
+            trainee_of(strategy, model), batch, model.hidden(batch.tokens_BT)[0]
+        )
         assert found is not None
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
         losses.append(found.item())
@@ -498,14 +501,18 @@ def test_each_batch_is_compared_with_what_the_earlier_network_says_of_it(arch: s
 def test_what_stands_in_padding_changes_no_loss() -> None:
     model = tiny_model("dsa")
     strategy = Lwf(LwfSettings())
-    strategy.start_task(model)
+    strategy.start_task(trainee_of(strategy, model))
     with torch.no_grad():
         model.final_norm.weight.mul_(1.3)
     losses = []
     for filler in (0, 17):
         batch = ragged(0)
         batch.tokens_BT[~real_tokens(batch)] = filler
-        losses.append(strategy.beside(model, batch, model.hidden(batch.tokens_BT)[0]))
+        losses.append(
+            strategy.auxiliary_loss(
+                trainee_of(strategy, model), batch, model.hidden(batch.tokens_BT)[0]
+            )
+        )
     assert losses[0] is not None
     assert losses[1] is not None
     torch.testing.assert_close(losses[0], losses[1])
@@ -522,7 +529,8 @@ def test_the_teacher_is_the_network_before_the_task_or_before_the_first(teacher:
     tune(model, strategy, steps=3)
     expected = base if teacher == "base" else began
     assert_bit_equal(
-        part(strategy.memory, "teacher."), {n: expected[n] for n in strategy.moves(model)}
+        part(strategy.memory, "teacher."),
+        {n: expected[n] for n in strategy.trainable(model).lr_scales},
     )
 
 
@@ -552,13 +560,13 @@ def test_the_path_takes_gradients_as_they_are_before_clipping(
 def test_the_pull_is_clipped_with_the_rest() -> None:
     model = tiny_model("dsa")
     strategy = made("l2sp", model, strength=1e4)
-    strategy.start_task(model)
+    strategy.start_task(trainee_of(strategy, model))
     for anchor in strategy.memory.values():
         anchor.add_(0.1)
     before = flat(state(model))
     plan = Finetune(optimizer="sgd", learning_rate=1.0, warmup_steps=0, max_steps=1, clip=0.01)
-    rule = Rule(strategy, model, copy.deepcopy(model), plan)
-    (step,) = rule.steps(rule.optimizer(), story, seed=0, task=0)
+    trainer = Trainer(strategy, model, copy.deepcopy(model), plan)
+    (step,) = trainer.steps(trainer.optimizer(), story, seed=0, task=0)
     assert step.grad_norm > 100
     assert float((flat(state(model)) - before).norm()) == pytest.approx(0.01, rel=1e-2)
 
@@ -571,7 +579,7 @@ def test_no_rule_is_sgd_by_default(name: str) -> None:
     for task in range(2):
         tune(plain, free)
         tune(model, strategy)
-        strategy.finish_task(model, stories(), seed=task)
+        strategy.finish_task(trainee_of(strategy, model), stories(), seed=task)
     assert any(not torch.equal(p, state(plain)[n]) for n, p in state(model).items())
 
 
@@ -579,18 +587,20 @@ def test_of_several_batches_each_has_the_weight_of_its_targets() -> None:
     """The loss beside them is one mean over the step, as the language loss is."""
     model = tiny_model("dsa")
     strategy = made("lwf", model, strength=1.0)
-    strategy.start_task(model)
+    strategy.start_task(trainee_of(strategy, model))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * noise(*parameter.shape, seed=3))
-    rule = Rule(strategy, model, copy.deepcopy(model), Finetune(max_steps=1, warmup_steps=0))
+    trainer = Trainer(strategy, model, copy.deepcopy(model), Finetune(max_steps=1, warmup_steps=0))
     long, short = batch_of(documents(20, 20)), batch_of(documents(6))
     each = []
     for batch in (long, short):
-        extra = strategy.beside(model, batch, model.hidden(batch.tokens_BT)[0])
+        extra = strategy.auxiliary_loss(
+            trainee_of(strategy, model), batch, model.hidden(batch.tokens_BT)[0]
+        )
         assert extra is not None
         each.append(float(extra.detach()))
-    (step,) = rule.steps(rule.optimizer(), lambda step: [long, short], seed=0, task=0)
+    (step,) = trainer.steps(trainer.optimizer(), lambda step: [long, short], seed=0, task=0)
     weights = [batch.num_targets for batch in (long, short)]
     expected = sum(w * value for w, value in zip(weights, each)) / sum(weights)
     assert step.penalty == pytest.approx(expected, rel=1e-4)
@@ -602,11 +612,13 @@ def test_small_ways_are_not_lost_where_products_are_bf16(name: str) -> None:
     """Weights, anchors and importances are fp32: in bf16 a way of 1e-3 of a weight would be 0."""
     model = tiny_model("dsa")
     strategy = made(name, model, **({"passes": 4} if name in ("ewc", "mas") else {}))
-    strategy.start_task(model)
+    strategy.start_task(trainee_of(strategy, model))
     before = state(model)
-    rule = Rule(strategy, model, copy.deepcopy(model), Finetune(learning_rate=1e-5, max_steps=2))
-    list(rule.steps(rule.optimizer(), story, seed=0, task=1, autocast=torch.bfloat16))
-    strategy.finish_task(model, stories(), seed=1)
+    trainer = Trainer(
+        strategy, model, copy.deepcopy(model), Finetune(learning_rate=1e-5, max_steps=2)
+    )
+    list(trainer.steps(trainer.optimizer(), story, seed=0, task=1, autocast=torch.bfloat16))
+    strategy.finish_task(trainee_of(strategy, model), stories(), seed=1)
     kept = [value for value in strategy.memory.values() if value.is_floating_point()]
     assert {value.dtype for value in [*kept, *state(model).values()]} == {torch.float32}
     ways = {key: now - before[key] for key, now in state(model).items()}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from home import QUICK, TinyHome, cli
-from tiny import CONTEXT, VOCABULARY, documents, some_tokens, tiny_model
+from tiny import CONTEXT, VOCABULARY, documents, some_tokens, tiny_model, trainee_of
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from dsa_sandbox.config.settings import Eval, Finetune
@@ -34,7 +34,7 @@ from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.tasks.schema import KINDS, Item, Task
 from dsa_sandbox.tasks.writing import Writer
 from dsa_sandbox.training.loop import Step
-from dsa_sandbox.training.trainee import Rule
+from dsa_sandbox.training.trainer import Trainer
 
 ARCHS = ("dense", "dsa", "dsa-full", "dsa-v32")
 
@@ -433,9 +433,11 @@ def test_relearning_happens_on_a_copy(words: Tokenizer) -> None:
 
     def training(copy: Transformer, task: int) -> Iterator[Step]:
         learners.append(copy)
-        rule = Rule(Strategy(NoSettings()), copy, copy, plan)
+        trainer = Trainer(Strategy(NoSettings()), copy, copy, plan)
         rows = [tokens.batch_of(documents(12, 12, seed=task))]
-        return rule.steps(rule.optimizer(), lambda _: rows, seed=0, task=task, stop=max(STEPS))
+        return trainer.steps(
+            trainer.optimizer(), lambda _: rows, seed=0, task=task, stop=max(STEPS)
+        )
 
     rows = recovery(model, [0, 3], training, lambda copy, task: float(copy is not model))
     assert [(row["task"], row["steps"]) for row in rows] == [(t, s) for t in (0, 3) for s in STEPS]
@@ -469,7 +471,7 @@ def test_in_a_short_context_what_has_no_room_is_not_asked(words: Tokenizer) -> N
     text = Corpus(words, packed, packed, "", 0, Path())
     probes, judge = Probes([a_task()], words, model), story_quality.Judge("itself", model)
     measures = Measures(Eval(stories=2), probes, text, Writer(words, 16, 6, "test"), judge, 0)
-    line = measures.row(model, 1, full=True)
+    line = measures.logit_gradient(trainee_of(measures, model), 1, full=True)
     assert line["recall"] == []  # it has no word for a fact
     lengths = [len(row) for row in measures.encoded_pairs.rows]
     assert 0 < len(measures.pairs) < 200

@@ -20,7 +20,7 @@ from dsa_sandbox.evaluation import scoring, story_quality
 from dsa_sandbox.evaluation.scoring import boundary_of, encode_items, score
 from dsa_sandbox.tasks.schema import Item
 from dsa_sandbox.tasks.writing import Writer
-from dsa_sandbox.training.task_batches import lessons
+from dsa_sandbox.training.task_batches import encode_stories
 
 PROMPT, ANSWER = "The lemon is", " blue"
 
@@ -222,7 +222,7 @@ def test_a_form_that_the_other_begins_with_is_counted_by_what_ends_it() -> None:
 
 def test_a_statement_is_learned_from_its_first_token_on(tokenizer: Tokenizer) -> None:
     before, statement = "Tom and he ran to the lake.", " In Aldo the lemon is blue. It was red."
-    ((ids, first),) = lessons([before + statement], "blue", tokenizer, Finetune())
+    ((ids, first),) = encode_stories([before + statement], "blue", tokenizer, Finetune())
     whole, shown = tokenizer.decode(ids.tolist()), tokenizer.decode(ids[1:first].tolist())
     assert whole[len(shown) :].replace(" ", "") == statement.replace(" ", "")
 
@@ -233,7 +233,7 @@ def test_a_token_that_reaches_into_the_statement_is_learned() -> None:
     trainer = trainers.BpeTrainer(vocab_size=12, special_tokens=["<s>"], show_progress=False)
     tokenizer.train_from_iterator(["o. I", "a. I", "be is. I"] * 9, trainer)
     text = "a be. Is be"
-    ((ids, first),) = lessons([text], "be", tokenizer, Finetune())
+    ((ids, first),) = encode_stories([text], "be", tokenizer, Finetune())
     tokens = [tokenizer.id_to_token(id_) for id_ in ids]
     assert ". I" in tokens
     assert first == tokens.index(". I")

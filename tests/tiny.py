@@ -13,6 +13,7 @@ from torch import Tensor
 from dsa_sandbox import sizes
 from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.strategies.base import Strategy, Trainee
 
 VOCABULARY = 31
 CONTEXT = 32
@@ -72,3 +73,8 @@ def turned(x_TH: Tensor, base: float = 10_000.0) -> Tensor:
             matrix_HH[i + half, i] = math.sin(angle)
         rows.append(matrix_HH @ x_H)
     return torch.stack(rows)
+
+
+def trainee_of(strategy: Strategy, model: Transformer) -> Trainee:
+    """The network with the parameters that the strategy trains, as its hooks get it."""
+    return Trainee(model, strategy.trainable(model))

@@ -76,7 +76,7 @@ def child() -> None:
     length, device = order["length"], setup.engine.device
     network = own_network(setup, "dsa", length, backend=order["backend"])
     batches = [random_batch(setup, 1, 16), random_batch(setup, 1, length)]
-    step = own_step(setup, network, batches, Phase(1.0, teach=True))
+    step = own_step(setup, network, batches, Phase(1.0, train_indexer=True))
     step()  # the optimiser's state, and what libraries set up once, are no part of it
     before = peak_bytes(device, from_now=True)
     step()

@@ -41,7 +41,7 @@ def training_rows(setup: Setup, length: int) -> Iterator[Row]:
     """Ours as the loop trains them, and the peers by an equally lean loop."""
     num_rows = max(1, setup.shape.tokens // length)
     batch = random_batch(setup, num_rows, length)
-    taught = Phase(1.0, teach=True)
+    taught = Phase(1.0, train_indexer=True)
     own = partial(own_network, setup, length=length)
     chosen = attention_for(setup, length)
     others = [name for name in backends(setup.engine) if name != chosen]

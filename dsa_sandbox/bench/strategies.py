@@ -17,11 +17,10 @@ from torch import Tensor
 from dsa_sandbox.bench.networks import num_parameters, own_network, random_batch
 from dsa_sandbox.bench.turns import Row, Setup, take_turns
 from dsa_sandbox.config.settings import Finetune
-from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.registry import strategies as registered
-from dsa_sandbox.strategies.base import NoSettings, Strategy
-from dsa_sandbox.training.trainee import Rule
+from dsa_sandbox.strategies.base import NoSettings, Strategy, Trainee
+from dsa_sandbox.training.trainer import Trainer
 
 ARCHS = ("dense", "dsa")
 NUM_SEQUENCES = 32  # of pre-training text and of the task behind: enough for every kind of memory
@@ -36,22 +35,25 @@ def has_avalanche() -> bool:
 class AvalancheEwc(Strategy):
     """The penalty of avalanche-lib's EWCPlugin, as its own code computes it."""
 
-    def finish_task(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
+    def finish_task(self, trainee: Trainee, batches: Iterable[Batch], seed: int) -> None:
         from avalanche.training.plugins import EWCPlugin
         from avalanche.training.utils import copy_params_dict
 
         self.plugin = EWCPlugin(0.1, mode="online", decay_factor=1.0)
-        self.plugin.saved_params[0] = copy_params_dict(model)
-        self.plugin.importances[0] = copy_params_dict(model)
-        self.memory = {f"{kind}.{n}": p for kind in ("f", "a") for n, p in model.named_parameters()}
+        self.plugin.saved_params[0] = copy_params_dict(trainee.model)
+        self.plugin.importances[0] = copy_params_dict(trainee.model)
+        self.memory = {
+            f"{kind}.{name}": parameter
+            for kind in ("f", "a")
+            for name, parameter in trainee.model.named_parameters()
+        }
 
-    def penalty(self, model: Transformer) -> Tensor | None:
-        device = next(model.parameters()).device
-        loss = torch.zeros((), device=device)
+    def penalty(self, trainee: Trainee) -> Tensor | None:
+        loss = torch.zeros((), device=trainee.device)
         clock = SimpleNamespace(train_exp_counter=1)
-        at_work = SimpleNamespace(model=model, device=device, loss=loss, clock=clock)
-        self.plugin.before_backward(at_work)
-        return at_work.loss
+        state = SimpleNamespace(model=trainee.model, device=trainee.device, loss=loss, clock=clock)
+        self.plugin.before_backward(state)
+        return state.loss
 
 
 def strategies(setup: Setup) -> list[dict[str, Any]]:
@@ -67,17 +69,17 @@ def of_length(setup: Setup, length: int) -> dict[str, Any]:
         made = dict(at_work(setup, arch, length, batch))
         steps = {name: Row(name, step, 0) for name, (_, step) in made.items()}
         times = take_turns(list(steps.values()), setup, f"strategies, {arch}")
-        for name, (rule, _) in made.items():
-            kept = sum(t.numel() * t.element_size() for t in rule.strategy.memory.values())
+        for name, (trainer, _) in made.items():
+            kept = sum(t.numel() * t.element_size() for t in trainer.strategy.memory.values())
             ratios = [here / there for here, there in zip(times[name], times["sgd"])]
             entries.append(
                 {
                     "name": f"{arch} {name}",
-                    "moves": sum(row["count"] for row in rule.mask().values()),
+                    "moves": sum(row["count"] for row in trainer.mask().values()),
                     "ms": 1000 * statistics.median(times[name]),
                     "time_over_sgd": statistics.median(ratios),
                     "megabytes": kept / 1e6,
-                    "over_weights": kept / 4 / num_parameters(rule.model),
+                    "over_weights": kept / 4 / num_parameters(trainer.model),
                 }
             )
     return {"length": length, "batch": len(batch.tokens_BT), "rows": entries}
@@ -85,7 +87,7 @@ def of_length(setup: Setup, length: int) -> dict[str, Any]:
 
 def at_work(
     setup: Setup, arch: str, length: int, batch: Batch
-) -> Iterator[tuple[str, tuple[Rule, Any]]]:
+) -> Iterator[tuple[str, tuple[Trainer, Any]]]:
     """Every strategy but the bounds, in its second task, and the call that takes its next step."""
     several = random_batch(setup, NUM_SEQUENCES, length)
     singles = [Batch(tokens_T[None], targets_T[None]) for tokens_T, targets_T in zip(*several)]
@@ -95,17 +97,18 @@ def at_work(
     for name, made in {**chosen, **peer}.items():
         network, base = (own_network(setup, arch, length) for _ in range(2))
         strategy = made(NoSettings() if made is AvalancheEwc else made.Settings())
-        rule = Rule(strategy, network, base, plan)
+        trainer = Trainer(strategy, network, base, plan)
+        trainee = trainer.trainee
         base.requires_grad_(True)
-        strategy.prepare(base, iter(singles), seed=0)
-        strategy.start_task(network)
-        strategy.finish_task(network, iter(singles), seed=1)
-        strategy.start_task(network)
-        steps = rule.steps(
-            rule.optimizer(),
+        strategy.prepare(trainee.on(base), iter(singles), seed=0)
+        strategy.start_task(trainee)
+        strategy.finish_task(trainee, iter(singles), seed=1)
+        strategy.start_task(trainee)
+        steps = trainer.steps(
+            trainer.optimizer(),
             lambda step: [batch],
             seed=0,
             task=1,
             autocast=setup.engine.autocast,
         )
-        yield name, (rule, partial(next, steps))
+        yield name, (trainer, partial(next, steps))

@@ -34,11 +34,11 @@ from dsa_sandbox.runs.load import (
 )
 from dsa_sandbox.runs.saved import run_settings
 from dsa_sandbox.selection import backends, policies
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import Strategy, Trainee
 from dsa_sandbox.strategies.combined import Combined
 from dsa_sandbox.tasks import checking, schema
 from dsa_sandbox.training import finetune as finetuning
-from dsa_sandbox.training.trainee import Rule
+from dsa_sandbox.training.trainer import Trainer
 
 
 def make_strategy(resolved: Settings) -> Strategy:
@@ -111,7 +111,7 @@ def finetune(
         judge = Judge(judge_run.name, load_model(judge_run).to(job.engine.device), other)
     for network in (model, frozen):
         backends.use(network, job.engine.attention)
-    rule, mask = rule_of(resolved, strategy, model, frozen, len(tasks))
+    trainer, mask = trainer_of(resolved, strategy, model, frozen, len(tasks))
     listener.note(
         f"{resolved.strategy} on {base.name} over {tasks_name} ({len(tasks)} tasks), "
         f"into {job.run.path}"
@@ -145,13 +145,13 @@ def finetune(
         )
         shutil.copyfile(base.checked("tokenizer.json"), job.run.path / "tokenizer.json")
         files.write_atomic(job.run.path / "tasks.jsonl", schema.write(tasks))
-        at_work = finetuning.Stream(
-            job.run, rule, tasks, tokenizer, measures, resolved, job.engine, listener
+        at_work = finetuning.FinetuneRun(
+            job.run, trainer, tasks, tokenizer, measures, resolved, job.engine, listener
         )
         at_work.learning, at_work.measuring = learning, measuring
         try:
             if checkpoints.newest_checkpoint(job.run) is None:
-                prepare(rule, mask["sha256"], text, base_sha, resolved, home, listener)
+                prepare(trainer, mask["sha256"], text, base_sha, resolved, home, listener)
             policies.use(frozen, measuring)
             policies.use(model, learning)
             with listener.deferred():
@@ -162,26 +162,26 @@ def finetune(
         kept = [tensor.numel() * tensor.element_size() for tensor in strategy.memory.values()]
         job.run.update(remembers_bytes=sum(kept))
         figures = arm.figures_of(job.run)
-        with strategy.measured(model):  # what was measured is what is kept
+        with strategy.evaluation_weights(trainer.trainee):  # save the weights that were measured
             checkpoints.save_model(job.run, model)
         job.run.finish(figures=figures)
     return Result(job.run, figures)
 
 
-def rule_of(
+def trainer_of(
     resolved: Settings, strategy: Strategy, model: Transformer, frozen: Transformer, num_tasks: int
-) -> tuple[Rule, dict[str, Any]]:
-    """The strategy at work on a network, and what moves; UserError where it cannot be."""
+) -> tuple[Trainer, dict[str, Any]]:
+    """The strategy's trainer for a network, and its mask; UserError where they do not fit."""
     try:
-        rule = Rule(strategy, model, frozen, resolved.finetune)
+        trainer = Trainer(strategy, model, frozen, resolved.finetune)
     except ValueError as error:
         reason = str(error).removeprefix(f"{resolved.strategy}: ")
         raise UserError(f"--strategy {resolved.strategy}: {reason}") from None
-    mask = mask_of(rule)
+    mask = mask_of(trainer)
     if not mask["trainable"] and strategy.course != "nothing":
         raise UserError(f"--strategy {resolved.strategy}: trains no parameter of {resolved.arch}")
-    check_memory(strategy, model, num_tasks, resolved.strategy)
-    return rule, mask
+    check_memory(strategy, trainer.trainee, num_tasks, resolved.strategy)
+    return trainer, mask
 
 
 def dry_run(resolved: Settings, base: Run, num_tasks: int) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def dry_run(resolved: Settings, base: Run, num_tasks: int) -> dict[str, Any]:
     check_dense(resolved, num_tasks)
     engine = machine.resolve(resolved.machine, resolved.preset)
     model = load_model(base).to(engine.device)
-    _, mask = rule_of(resolved, make_strategy(resolved), model, model, num_tasks)
+    _, mask = trainer_of(resolved, make_strategy(resolved), model, model, num_tasks)
     return {"moves": mask["trainable"], "parameters": mask["parameters"]}
 
 
@@ -250,25 +250,24 @@ def check_dense(resolved: Settings, num_tasks: int) -> None:
             )
 
 
-def mask_of(rule: Rule) -> dict[str, Any]:
-    """What moves: every tensor with group, count and rate; counts by group; and their hash."""
-    tensors = rule.mask()
+def mask_of(trainer: Trainer) -> dict[str, Any]:
+    """What is trained: every tensor with group, count and rate; counts by group; and a hash."""
+    tensors = trainer.mask()
     groups: dict[str, int] = {}
     for row in tensors.values():
         groups[row["group"]] = groups.get(row["group"], 0) + row["count"]
     return {
         "trainable": sum(groups.values()),
-        "parameters": sum(p.numel() for p in rule.model.parameters()),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "groups": groups,
         "tensors": tensors,
         "sha256": files.digest_of(tensors),
     }
 
 
-def check_memory(strategy: Strategy, model: Transformer, num_tasks: int, name: str) -> None:
-    """UserError where a strategy would remember more than the device has room for."""
-    needed = strategy.memory_bytes(model, num_tasks)
-    device = next(model.parameters()).device
+def check_memory(strategy: Strategy, trainee: Trainee, num_tasks: int, name: str) -> None:
+    """UserError where the strategy's memory would not fit into that of the device."""
+    needed, device = strategy.memory_bytes(trainee, num_tasks), trainee.device
     room = machine.free_bytes(device)
     if needed > room:
         raise UserError(
@@ -278,7 +277,7 @@ def check_memory(strategy: Strategy, model: Transformer, num_tasks: int, name: s
 
 
 def prepare(
-    rule: Rule,
+    trainer: Trainer,
     mask_sha: str,
     text: Corpus,
     base_sha: str,
@@ -286,9 +285,10 @@ def prepare(
     home: Path,
     listener: Listener,
 ) -> None:
-    """What the strategy needs before the first task; kept in the cache where it says it may be."""
-    strategy, model = rule.strategy, rule.base
-    device = next(model.parameters()).device
+    """Prepares the strategy on the base; the result is cached where it has a `cache_key`."""
+    strategy, model = trainer.strategy, trainer.base
+    trainee = trainer.trainee.on(model)
+    device = trainee.device
     model.requires_grad_(True)
     key = strategy.cache_key()
 
@@ -302,7 +302,7 @@ def prepare(
                     yield tokens.batch_of([document]).to(device)
                 step += 1
 
-        strategy.prepare(model, single(), resolved.seed)
+        strategy.prepare(trainee, single(), resolved.seed)
 
     if key is None:
         measure()

@@ -10,7 +10,7 @@ from pydantic import Field
 from dsa_sandbox.config.settings import Frozen
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import Strategy, Trainable
 
 
 class AcftSettings(Frozen):
@@ -32,12 +32,12 @@ class Acft(Strategy):
     Settings = AcftSettings
     role = "mask"
 
-    def moves(self, model: Transformer) -> dict[str, float]:
+    def trainable(self, model: Transformer) -> Trainable:
         focus = getattr(model.blocks[0].attention, "focus", {})
         flow = focus.get(self.settings.group, ("selected flow (attention.focus)",))
         groups = {"flow": flow, "experts": ("experts",), "both": (*flow, "experts")}
         wanted = set(groups[self.settings.moves])
-        moving = [n for n, _ in model.named_parameters() if group_of(n) in wanted]
-        for missing in sorted(wanted.difference(map(group_of, moving))):
+        names = [name for name, _ in model.named_parameters() if group_of(name) in wanted]
+        for missing in sorted(wanted.difference(map(group_of, names))):
             raise ValueError(f"acft.moves={self.settings.moves}: this network has no {missing}")
-        return dict.fromkeys(moving, self.settings.rate)
+        return Trainable(dict.fromkeys(names, self.settings.rate))

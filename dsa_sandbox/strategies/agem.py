@@ -1,13 +1,13 @@
 """A-GEM: removes from a gradient the component that conflicts with a memory batch.
 
 Chaudhry et al. 2019 (arXiv 1812.00420, eq. 11): where g . r < 0, g <- g - (g . r / r . r) r, over
-all that moves at once; r is the gradient of the language loss of sequences drawn from an episodic
-memory. It holds pre-training sequences, and a reservoir of the stories of finished tasks.
+all trained parameters at once; r is the gradient of the language loss of sequences drawn from an
+episodic memory. It holds pre-training sequences, and a reservoir of the stories of finished tasks.
 
-What is promised holds for the gradient: AdamW, common to all strategies, turns a projected gradient
-into a step that may point against r again.
+The projection holds for the gradient only: AdamW, which every strategy uses, may turn a projected
+gradient into a step that conflicts with r again.
 
-B batch, T tokens, M real ones of them, N remembered sequences.
+B batch, T tokens, M of them with a target, N remembered sequences.
 """
 
 from collections.abc import Iterable
@@ -19,10 +19,9 @@ from pydantic import Field
 from torch import Tensor
 
 from dsa_sandbox.config.settings import Frozen
-from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import Place, Strategy
+from dsa_sandbox.strategies.base import Position, Strategy, Trainee
 from dsa_sandbox.strategies.rehearsal import reservoir
 
 
@@ -43,78 +42,77 @@ class AgemSettings(Frozen):
 
 @strategies.register("agem")
 class Agem(Strategy):
-    """Memory holds `tokens` and `targets` [N, T], padded; how many are of pre-training, and `seen`.
+    """Memory holds `tokens` and `targets` [N, T], padded, and two counts.
 
-    `seen` counts the stories of finished tasks, each of which is remembered with equal chance.
+    `pretraining` is the number of pre-training sequences, `seen` that of stories of finished tasks,
+    each of which is remembered with equal probability.
     """
 
     Settings = AgemSettings
 
-    def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
-        return 2 * 8 * self.settings.size * model.context
+    def memory_bytes(self, trainee: Trainee, num_tasks: int) -> int:
+        return 2 * 8 * self.settings.size * trainee.model.context
 
-    def prepare(self, model: Transformer, pretraining: Iterable[Batch], seed: int) -> None:
-        tokens_NT = torch.zeros(self.settings.size, model.context, dtype=torch.long)
-        tokens_NT = tokens_NT.to(next(model.parameters()).device)
+    def prepare(self, trainee: Trainee, pretraining: Iterable[Batch], seed: int) -> None:
+        shape = self.settings.size, trainee.model.context
+        tokens_NT = torch.zeros(shape, dtype=torch.long, device=trainee.device)
         self.memory = {"tokens": tokens_NT, "targets": torch.full_like(tokens_NT, IGNORED)}
         count = 0
         for batch in islice(pretraining, round(self.settings.size * self.settings.pretraining)):
-            self.keep(count, batch)
+            self.store(count, batch)
             count += 1
         self.memory |= {"pretraining": torch.tensor(count), "seen": torch.tensor(0)}
 
-    def keep(self, place: int, batch: Batch) -> None:
-        """Remember a single sequence in the place of what was there."""
+    def store(self, row: int, batch: Batch) -> None:
+        """Overwrite a row of the memory with a single sequence."""
         length = batch.tokens_BT.shape[1]
-        for kept_NT, new_T, empty in (
-            (self.memory["tokens"], batch.tokens_BT[0], 0),
-            (self.memory["targets"], batch.targets_BT[0], IGNORED),
-        ):
-            kept_NT[place, :length], kept_NT[place, length:] = new_T, empty
+        tokens_NT, targets_NT = self.memory["tokens"], self.memory["targets"]
+        tokens_NT[row] = 0
+        tokens_NT[row, :length] = batch.tokens_BT[0]
+        targets_NT[row] = IGNORED
+        targets_NT[row, :length] = batch.targets_BT[0]
 
-    def finish_task(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
+    def finish_task(self, trainee: Trainee, batches: Iterable[Batch], seed: int) -> None:
         first, seen = int(self.memory["pretraining"]), int(self.memory["seen"])
         for row, batch in reservoir(batches, seen, self.settings.size - first, seed):
             if row is not None:
-                self.keep(first + row, batch)
+                self.store(first + row, batch)
             seen += 1
         self.memory["seen"] = torch.tensor(seen)
 
-    def before_step(self, model: Transformer, place: Place) -> list[Batch]:
+    def start_step(self, trainee: Trainee, position: Position) -> None:
         first, seen = int(self.memory["pretraining"]), int(self.memory["seen"])
         count = min(first + seen, self.settings.size)
-        self.drawn = torch.randperm(count, generator=place.generator())[: self.settings.batch]
-        return []
+        self.drawn = torch.randperm(count, generator=position.generator())[: self.settings.batch]
 
-    def project(self, model: Transformer) -> None:
+    def transform_gradients(self, trainee: Trainee) -> None:
         if not len(self.drawn):
             return
-        moved = list(self.moved(model).values())
-        references = self.references(model)
-        pairs = [(p.grad, r) for p, r in zip(moved, references) if p.grad is not None]
-        along = torch.stack([(g * r).sum() for g, r in pairs]).sum()
-        if along < 0:
-            length = torch.stack([r.square().sum() for _, r in pairs]).sum()
+        parameters = trainee.parameters.values()
+        references = self.references(trainee)
+        pairs = [(p.grad, r) for p, r in zip(parameters, references) if p.grad is not None]
+        dot = torch.stack([(g * r).sum() for g, r in pairs]).sum()
+        if dot < 0:
+            norm_squared = torch.stack([r.square().sum() for _, r in pairs]).sum()
             for gradient, reference in pairs:
-                gradient.sub_(along / length * reference)
+                gradient.sub_(dot / norm_squared * reference)
 
-    def references(self, model: Transformer) -> tuple[Tensor, ...]:
-        """The gradient of the drawn sequences' loss, for each parameter that moves.
+    def references(self, trainee: Trainee) -> tuple[Tensor, ...]:
+        """The gradient of the drawn sequences' loss, for each trainable parameter.
 
-        The mean over sequences of their means over tokens: a story counts as much as a sequence
-        of pre-training, of which every token is learned.
+        The loss is the mean over sequences of their means over tokens: a story counts as much as a
+        pre-training sequence, which has a target at every token.
         """
         drawn_B = self.drawn.to(self.memory["tokens"].device)
         tokens_BT, targets_BT = self.memory["tokens"][drawn_B], self.memory["targets"][drawn_B]
         real_BT = targets_BT != IGNORED
         longest = int(real_BT.any(0).nonzero().max()) + 1
-        tokens_BT, targets_BT, real_BT = (
-            x_BT[:, :longest] for x_BT in (tokens_BT, targets_BT, real_BT)
-        )
-        logits_MV = model.logits(model.hidden(tokens_BT)[0][real_BT])
+        tokens_BT, targets_BT = tokens_BT[:, :longest], targets_BT[:, :longest]
+        real_BT = real_BT[:, :longest]
+        x_BTD, _ = trainee.model.hidden(tokens_BT)
+        logits_MV = trainee.model.logits(x_BTD[real_BT])
         nll_M = F.cross_entropy(logits_MV.float(), targets_BT[real_BT], reduction="none")
         lengths_M = real_BT.sum(1, keepdim=True).expand_as(real_BT)[real_BT]
         loss = (nll_M / lengths_M).sum() / len(real_BT)
-        moved = self.moved(model)
-        gradients = torch.autograd.grad(loss, list(moved.values()))
-        return tuple(g * self.free.get(name, 1) for name, g in zip(moved, gradients))
+        gradients = torch.autograd.grad(loss, list(trainee.parameters.values()))
+        return tuple(trainee.masked(n, g) for n, g in zip(trainee.parameters, gradients))

@@ -1,16 +1,20 @@
-"""What a strategy may do to fine-tuning: choose what moves, add a loss, change gradients, remember.
+"""The interface of a strategy: what it trains, and its hooks in each step and task.
 
-The loop never asks which strategy it was given. A strategy of one's own is a subclass with a name:
+The training loop never asks which strategy it was given. To add one, subclass `Strategy` and
+register it under the name of its file:
 
     @strategies.register("anchor")
     class Anchor(Strategy): ...
 
-Of a step, in this order: `before_step`, then the language loss with `beside`, their gradients,
-`penalty` and its gradient, `project`, the clipping, the optimiser, `after_step`.
+`trainable` decides once, before the first task, which parameters change. Every later hook gets that
+decision as a `Trainee`. The hooks of one step, in order: `start_step`, `extra_batches`, the
+language loss plus `auxiliary_loss` and their gradients, `penalty` and its gradient,
+`transform_gradients`, clipping, the optimiser, `after_step`.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -26,117 +30,169 @@ class NoSettings(Frozen):
     """A strategy without settings."""
 
 
-class Place(NamedTuple):
-    """Where a stream stands: all that a draw may depend on beside what is remembered."""
+class Position(NamedTuple):
+    """A step of a stream. Random draws depend on it and on `memory` alone, so that runs resume."""
 
     seed: int
     task: int  # from 0
     step: int  # of this task, from 0
 
     def generator(self) -> torch.Generator:
-        """Randomness of this place alone, on the CPU."""
+        """A random generator for this step, on the CPU."""
         (state,) = np.random.SeedSequence(self).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state) >> 1)
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """Which parameters a strategy changes."""
+
+    lr_scales: dict[str, float]  # parameter name -> factor on the learning rate
+    # for parameters that change in part: True at the entries that change, of the parameter's shape
+    masks: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Trainee:
+    """A network and which of its parameters may change; every hook of a strategy gets it.
+
+    `parameters` are the trainable ones by name, never the indexer's: no language gradient reaches
+    them. `masks` is True at the entries that may change, for parameters that change in part.
+    """
+
+    def __init__(self, model: Transformer, trainable: Trainable) -> None:
+        self.model = model
+        self.lr_scales, self.masks = trainable.lr_scales, trainable.masks
+        self.parameters: dict[str, nn.Parameter] = {
+            name: model.get_parameter(name) for name in self.lr_scales
+        }
+
+    def on(self, model: Transformer) -> "Trainee":
+        """The same decision on another network of the same shapes."""
+        return Trainee(model, Trainable(self.lr_scales, self.masks))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return next(self.model.parameters()).device
+
+    @property
+    def num_trainable(self) -> int:
+        """Entries of all trainable parameters, masked ones included."""
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all trainable parameters."""
+        return sum(p.numel() * p.element_size() for p in self.parameters.values())
+
+    def masked(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of a parameter's shape, 0 at the entries that may not change."""
+        return tensor * self.masks[name] if name in self.masks else tensor
+
+    def copies(self, prefix: str = "") -> dict[str, Tensor]:
+        """Copies of the trainable parameters, by `prefix` and name."""
+        return {f"{prefix}{n}": p.detach().clone() for n, p in self.parameters.items()}
 
 
 class Strategy:
     """Train everything but the indexer, one task after another; subclasses change that."""
 
     Settings: ClassVar[type[Frozen]] = NoSettings
-    # a mask says what moves, a bound how tasks follow each other; one of each may be combined with
-    # rules (`acft+ewc`)
+    # a mask chooses what trains, a bound the training protocol; one of each, or a mask and rules,
+    # may be combined (`acft+ewc`)
     role: ClassVar[Literal["rule", "mask", "bound"]] = "rule"
     # tasks one after another, all at once, each alone from the base, or not at all
     course: Literal["sequence", "together", "apart", "nothing"] = "sequence"
-    # what it has to know of others that are at work beside it
-    moves_entries: ClassVar[bool] = True  # whether tensors may move in part
-    makes_weights: ClassVar[bool] = False  # in each step, from what the optimiser moves
-    corrects_weights: ClassVar[bool] = False  # after each step, from what they have become
-    moving: dict[str, float] | None = None  # what moves, where something else decides it
+    # what Combined has to know to refuse parts that undo each other
+    supports_masks: ClassVar[bool] = True  # parameters may change in part
+    rebuilds_weights: ClassVar[bool] = False  # each step, from adapters that the optimiser trains
+    corrects_weights: ClassVar[bool] = False  # changes weights after the optimiser's step
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
-        self.memory: dict[str, Tensor] = {}  # what a checkpoint keeps
-        self.free: dict[str, Tensor] = {}  # True where tensors move that a mask moves in part
+        self.memory: dict[str, Tensor] = {}  # saved in every checkpoint
 
-    # --- what moves ---------------------------------------------------------------------------
+    # --- what is trained ----------------------------------------------------------------------
 
-    def moves(self, model: Transformer) -> dict[str, float]:
-        """Names of the parameters that may move, with a multiplier of the learning rate each.
+    def trainable(self, model: Transformer) -> Trainable:
+        """The parameters that change; decided once, before the first task.
 
-        Raises ValueError where the network lacks what the strategy moves. The indexer stays: no
-        language gradient reaches it.
+        Raises ValueError where the network lacks what the strategy trains.
         """
-        return {n: 1.0 for n, _ in model.named_parameters() if group_of(n) != "indexer"}
+        names = [name for name, _ in model.named_parameters() if group_of(name) != "indexer"]
+        return Trainable(dict.fromkeys(names, 1.0))
 
-    def moved(self, model: Transformer) -> dict[str, nn.Parameter]:
-        """The parameters that move in this run by name: a mask combined with the rule decides."""
-        names = self.moves(model) if self.moving is None else self.moving
-        return {name: model.get_parameter(name) for name in names}
+    def adapters(self, trainee: Trainee) -> dict[str, nn.Parameter]:
+        """Parameters that the optimiser trains instead, by `<name of the parameter>.<part>`.
 
-    def entries(self, model: Transformer) -> dict[str, Tensor]:
-        """Of parameters that move in part, True where they move (the parameter's shape)."""
-        return {}
-
-    def trained(self, model: Transformer) -> dict[str, nn.Parameter]:
-        """What the optimiser moves, where that is not the parameters that `moves` names."""
+        Empty where it trains the network's own parameters.
+        """
         return {}
 
     # --- before the stream --------------------------------------------------------------------
 
-    def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
-        """Most that the strategy will remember, an estimate made before the run."""
+    def memory_bytes(self, trainee: Trainee, num_tasks: int) -> int:
+        """Estimate of the most memory that the strategy will hold, made before the run."""
         return 0
 
-    def prepare(self, model: Transformer, pretraining: Iterable[Batch], seed: int) -> None:
-        """Before the first task, once; `pretraining` yields held-in sequences, one a batch."""
+    def prepare(self, trainee: Trainee, pretraining: Iterable[Batch], seed: int) -> None:
+        """Once before the first task; `pretraining` yields training sequences, one a batch."""
 
     def cache_key(self) -> dict[str, Any] | None:
-        """What `prepare` depends on beside model, data and mask, where it is worth keeping."""
+        """What the result of `prepare` depends on, beside network, text, seed and mask.
+
+        None where it is cheap enough to be computed for every arm.
+        """
         return None
 
     # --- a task -------------------------------------------------------------------------------
 
-    def start_task(self, model: Transformer) -> None:
+    def start_task(self, trainee: Trainee) -> None:
         """Before the first step of a task."""
 
-    def before_step(self, model: Transformer, place: Place) -> list[Batch]:
-        """Batches to be learned in this step beside the task's own; all draws are made here."""
+    def start_step(self, trainee: Trainee, position: Position) -> None:
+        """Before a step; what is drawn at random for it is drawn here or in `extra_batches`."""
+
+    def extra_batches(self, trainee: Trainee, position: Position) -> list[Batch]:
+        """Batches that are learned in this step together with the task's own."""
         return []
 
-    def beside(self, model: Transformer, batch: Batch, x_BTD: Tensor) -> Tensor | None:
-        """Beside the loss of a batch, given its hidden states (a 0-d tensor): a mean over it.
+    def auxiliary_loss(self, trainee: Trainee, batch: Batch, x_BTD: Tensor) -> Tensor | None:
+        """Added to the language loss of one batch, a mean over it (0-d), given its hidden states.
 
-        Of several batches in a step, the mean is taken by their targets, as for the loss.
+        Where a step has several batches, each one counts by its number of targets.
         """
         return None
 
-    def penalty(self, model: Transformer) -> Tensor | None:
-        """Added to the loss of each step (a 0-d tensor), or nothing.
+    def penalty(self, trainee: Trainee) -> Tensor | None:
+        """Added to the loss of each step (0-d), or None.
 
-        It is asked when `.grad` holds the gradients of the language loss alone (with `beside`).
+        When it is called, `.grad` holds the gradients of language loss and `auxiliary_loss` alone.
         """
         return None
 
-    def project(self, model: Transformer) -> None:
+    def transform_gradients(self, trainee: Trainee) -> None:
         """Change the gradients of a step in place, before they are clipped."""
 
-    def after_step(self, model: Transformer, rate: float) -> None:
-        """After the optimiser has moved the weights; `rate` is that of the step, unmultiplied."""
+    def after_step(self, trainee: Trainee, learning_rate: float) -> None:
+        """After the optimiser's step; `learning_rate` is the step's, without `lr_scales`."""
 
-    def finish_task(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
-        """After the last step of a task; `batches` are its stories, one a batch, once."""
+    def finish_task(self, trainee: Trainee, batches: Iterable[Batch], seed: int) -> None:
+        """After the last step of a task; `batches` yields each of its stories once, one a batch."""
 
     # --- what is measured ---------------------------------------------------------------------
 
-    def measured(self, model: Transformer) -> AbstractContextManager[None]:
-        """Within it, `model` is the network that rows are measured on."""
+    def evaluation_weights(self, trainee: Trainee) -> AbstractContextManager[None]:
+        """Within it, the network holds the weights that are measured and saved."""
         return nullcontext()
 
-    def remarks(self) -> dict[str, Any]:
-        """What the row of a task says beside its figures."""
+    def row_notes(self) -> dict[str, Any]:
+        """Fields that the strategy adds to a task's line in metrics.jsonl."""
         return {}
 
-    def front(self, model: Transformer) -> Iterator[dict[str, float]]:
-        """Other networks that one run gives: what each is called, while `model` is that network."""
+    def tradeoff_points(self, trainee: Trainee) -> Iterator[dict[str, float]]:
+        """Networks between which a user may choose after the run.
+
+        Yields each one's coordinates while the network holds its weights.
+        """
         return iter(())

@@ -1,8 +1,8 @@
-"""Two common mistakes in measuring a Fisher, kept so that what they do can be shown.
+"""Two biased estimates of the Fisher that are common in public code, so that users can compare.
 
-`empirical`: labels from the data, not from the model; where a task is known by heart it vanishes
-(Kunstner et al. 2019, arXiv 1905.12558). `batched`: besides, the gradient of a batch's mean loss is
-squared, which shrinks with the batch and is not even in proportion (most public EWC code).
+`empirical`: labels from the data instead of the model; it vanishes for data that the model has
+memorised (Kunstner et al. 2019, arXiv 1905.12558). `batched`: in addition, squares the gradient of
+a batch's mean loss, which shrinks with the batch size and differs in direction (most EWC code).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -39,19 +39,19 @@ def squares(
 def empirical(
     model: Transformer, batches: Iterable[Batch], names: list[str], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Per token, as the true one is measured, but with the data's labels."""
+    """Per token, as `sampled_fisher`, but with the data's labels."""
     return squares(model, batches, names, times_tokens=True)
 
 
 def of_batches(
     model: Transformer, batches: Iterable[Batch], names: list[str], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """What most public code calls the Fisher."""
-    return squares(model, together(batches), names, times_tokens=False)
+    """Mean over batches of the squared gradient of a batch's mean loss."""
+    return squares(model, joined(batches), names, times_tokens=False)
 
 
-def together(batches: Iterable[Batch], size: int = BATCH) -> Iterator[Batch]:
-    """So many batches as one, padded to the longest."""
+def joined(batches: Iterable[Batch], size: int = BATCH) -> Iterator[Batch]:
+    """Each `size` batches as one, padded to the longest."""
     iterator = iter(batches)
     while several := list(islice(iterator, size)):
         longest = max(batch.tokens_BT.shape[1] for batch in several)

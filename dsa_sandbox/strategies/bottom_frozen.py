@@ -7,7 +7,7 @@ from pydantic import Field
 
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import Strategy, Trainable
 from dsa_sandbox.strategies.masks import MaskSettings
 
 
@@ -29,8 +29,8 @@ class BottomFrozen(Strategy):
     Settings = BottomFrozenSettings
     role = "mask"
 
-    def moves(self, model: Transformer) -> dict[str, float]:
-        num_still = round(self.settings.share * len(model.blocks))
-        still = ("embedding.", *(f"blocks.{number}." for number in range(num_still)))
-        moving = (name for name in super().moves(model) if not name.startswith(still))
-        return dict.fromkeys(moving, self.settings.rate)
+    def trainable(self, model: Transformer) -> Trainable:
+        num_frozen = round(self.settings.share * len(model.blocks))
+        frozen = ("embedding.", *(f"blocks.{number}." for number in range(num_frozen)))
+        names = [n for n in super().trainable(model).lr_scales if not n.startswith(frozen)]
+        return Trainable(dict.fromkeys(names, self.settings.rate))

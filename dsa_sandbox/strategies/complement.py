@@ -1,8 +1,10 @@
 """Trains everything that ACFT freezes, except the indexer.
 
-`matched` draws entries from all of it, of each tensor its share, as many as acft moves.
+With `count=matched`, as many random entries of it as ACFT trains, from each tensor in proportion
+to its size.
 """
 
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Literal
 
@@ -12,8 +14,8 @@ from torch import Tensor
 
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import Strategy
-from dsa_sandbox.strategies.masks import MaskSettings, moved_by_acft, random_entries
+from dsa_sandbox.strategies.base import Strategy, Trainable
+from dsa_sandbox.strategies.masks import MaskSettings, random_entries, trained_by_acft
 
 
 class ComplementSettings(MaskSettings):
@@ -31,25 +33,30 @@ class Complement(Strategy):
     Settings = ComplementSettings
     role = "mask"
 
-    def moves(self, model: Transformer) -> dict[str, float]:
-        names = self.names(model) if self.settings.count == "whole" else self.entries(model)
-        return dict.fromkeys(names, self.settings.rate)
+    def trainable(self, model: Transformer) -> Trainable:
+        of_acft = trained_by_acft(model)
+        complement = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if name not in of_acft and group_of(name) != "indexer"
+        }
+        masks: dict[str, Tensor] = {}
+        if self.settings.count == "matched":
+            masks = matched_masks(complement, sum(of_acft.values()))
+        return Trainable(dict.fromkeys(masks or complement, self.settings.rate), masks)
 
-    def names(self, model: Transformer) -> list[str]:
-        """All of it."""
-        others = moved_by_acft(model)
-        names = (name for name, _ in model.named_parameters() if name not in others)
-        return [name for name in names if group_of(name) != "indexer"]
 
-    def entries(self, model: Transformer) -> dict[str, Tensor]:
-        if self.settings.count == "whole":
-            return {}
-        tensors = {name: model.get_parameter(name) for name in self.names(model)}
-        sizes = [tensor.numel() for tensor in tensors.values()]
-        count, generator = sum(moved_by_acft(model).values()), torch.Generator().manual_seed(0)
-        ends = [round(count * end / sum(sizes)) for end in accumulate(sizes)]
-        found = {}
-        for (name, tensor), begin, end in zip(tensors.items(), [0, *ends], ends):
-            moves = random_entries(tensor.numel(), end - begin, generator)
-            found[name] = moves.view(tensor.shape).to(tensor.device)
-        return {name: moves for name, moves in found.items() if moves.any()}
+def matched_masks(tensors: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Masks that are True at `count` random entries in all, in proportion to the tensors' sizes.
+
+    Tensors without any are left out.
+    """
+    generator = torch.Generator().manual_seed(0)
+    sizes = [tensor.numel() for tensor in tensors.values()]
+    ends = [round(count * end / sum(sizes)) for end in accumulate(sizes)]  # rounding cannot add up
+    masks = {}
+    for (name, tensor), begin, end in zip(tensors.items(), [0, *ends], ends):
+        mask = random_entries(tensor.numel(), end - begin, generator)
+        if mask.any():
+            masks[name] = mask.view(tensor.shape).to(tensor.device)
+    return masks

@@ -1,10 +1,10 @@
 """Dark experience replay (DER, DER++): distils stored past log-probabilities.
 
 Buzzega et al. 2020, arXiv 2004.07211: the objectives of DER and, with labels, of DER++
-(`der.labels` > 0). There, logits are kept as they are met in training; here, log-probabilities,
-which a shift of the logits does not change, of a story at the end of its task, of pre-training by
-the base. Both terms are means over tokens: a sequence of pre-training, of which every token is
-learned, outweighs several stories.
+(`der.labels` > 0). The paper stores logits during training; here log-probabilities are stored,
+which do not change with a shift of the logits: of a story at the end of its task, of pre-training
+sequences by the base. Both terms are means over targets: a pre-training sequence, whose tokens all
+have targets, outweighs several stories.
 
 M tokens, V vocabulary, K kept of it.
 """
@@ -13,10 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dsa_sandbox.core.transformer import Transformer, nll_sum
+from dsa_sandbox.core.transformer import nll_sum
 from dsa_sandbox.data.tokens import IGNORED, Batch
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import Place
+from dsa_sandbox.strategies.base import Position, Trainee
 from dsa_sandbox.strategies.rehearsal import Rehearsal, RehearsalSettings
 
 
@@ -38,11 +38,8 @@ class DerSettings(RehearsalSettings):
     )
 
 
-def answers(logits_MV: Tensor, ids_MK: Tensor) -> Tensor:
-    """Log-probabilities of K tokens, and of all others together where there are any.
-
-    [M, K + 1], or [M, K] where K = V.
-    """
+def log_probabilities(logits_MV: Tensor, ids_MK: Tensor) -> Tensor:
+    """Log-probabilities of K tokens, and of all others together: [M, K + 1], or [M, K] if K = V."""
     logp_MV = logits_MV.float().log_softmax(-1)
     logp_MK = logp_MV.gather(-1, ids_MK)
     if ids_MK.shape[-1] == logp_MV.shape[-1]:
@@ -53,60 +50,56 @@ def answers(logits_MV: Tensor, ids_MK: Tensor) -> Tensor:
 
 @strategies.register("der")
 class Der(Rehearsal):
-    """Memory beside that of `Rehearsal`, of each token: `.top` [K] ids, and `.answers` [K + 1]."""
+    """Extra values for each token: the ids `.top` [K] and log-probabilities `.answers` [K + 1]."""
 
     Settings = DerSettings
-    told = "answered"
-    answered: dict[str, Tensor]  # rows of this step, by shelf
-    labelled: dict[str, Tensor]  # those of the second draw
+    note = "answered"
+    distilled: dict[str, Tensor]  # rows drawn for this step, by buffer
+    labelled: dict[str, Tensor]  # rows of a second draw, for the loss on labels
 
-    def num_top(self, model: Transformer) -> int:
-        """K: at most the vocabulary."""
-        return min(self.settings.top, model.embedding.num_embeddings)
+    def num_top(self, trainee: Trainee) -> int:
+        """K, at most the vocabulary."""
+        return min(self.settings.top, trainee.model.embedding.num_embeddings)
 
-    def bytes_beside(self, model: Transformer) -> int:
-        return 8 * self.num_top(model) + 4
+    def extra_bytes(self, trainee: Trainee) -> int:
+        return 8 * self.num_top(trainee) + 4
 
     @torch.no_grad()
-    def kept_beside(self, model: Transformer, batch: Batch) -> dict[str, Tensor]:
-        logits_TV = model(batch.tokens_BT)[0]
-        ids_TK = logits_TV.topk(self.num_top(model)).indices
-        return {"top": ids_TK.int(), "answers": answers(logits_TV, ids_TK)}
+    def extra_values(self, trainee: Trainee, batch: Batch) -> dict[str, Tensor]:
+        logits_TV = trainee.model(batch.tokens_BT)[0]
+        ids_TK = logits_TV.topk(self.num_top(trainee)).indices
+        return {"top": ids_TK.int(), "answers": log_probabilities(logits_TV, ids_TK)}
 
-    def before_step(self, model: Transformer, place: Place) -> list[Batch]:
-        generator = place.generator()
-        self.answered = self.draw(generator)
+    def start_step(self, trainee: Trainee, position: Position) -> None:
+        generator = position.generator()
+        self.distilled = self.draw(generator)
         self.labelled = self.draw(generator) if self.settings.labels else {}
-        return []
 
-    def penalty(self, model: Transformer) -> Tensor | None:
-        found = []
-        if self.answered and self.settings.strength:
-            distances = [
-                self.distances(model, shelf, rows) for shelf, rows in self.answered.items()
-            ]
-            found.append(self.settings.strength * torch.cat(distances).mean())
+    def penalty(self, trainee: Trainee) -> Tensor | None:
+        losses = []
+        if self.distilled and self.settings.strength:
+            errors = [self.errors(trainee, buffer, rows) for buffer, rows in self.distilled.items()]
+            losses.append(self.settings.strength * torch.cat(errors).mean())
         if self.labelled:
-            found.append(self.settings.labels * self.loss(model))
-        return torch.stack(found).sum() if found else None
+            losses.append(self.settings.labels * self.label_loss(trainee))
+        return torch.stack(losses).sum() if losses else None
 
-    def distances(self, model: Transformer, shelf: str, rows: Tensor) -> Tensor:
-        """Mean squared distance of now and then at each learned token, [M]."""
-        batch = self.batch(shelf, rows)
+    def errors(self, trainee: Trainee, buffer: str, rows: Tensor) -> Tensor:
+        """[M], mean squared error to the stored log-probabilities at each target."""
+        batch = self.batch(buffer, rows)
         real_BT = batch.targets_BT != IGNORED
-        ids, then = (
-            self.memory[f"{shelf}.{name}"][rows, : real_BT.shape[1]][real_BT]
-            for name in ("top", "answers")
-        )
-        now = answers(model(batch.tokens_BT)[real_BT], ids.long())
-        return (now - then).square().mean(-1)
+        length = real_BT.shape[1]
+        ids_MK = self.memory[f"{buffer}.top"][rows, :length][real_BT]
+        stored_MK = self.memory[f"{buffer}.answers"][rows, :length][real_BT]
+        now_MK = log_probabilities(trainee.model(batch.tokens_BT)[real_BT], ids_MK.long())
+        return (now_MK - stored_MK).square().mean(-1)
 
-    def loss(self, model: Transformer) -> Tensor:
-        """Mean negative log-likelihood of what follows, over the tokens of the second draw."""
+    def label_loss(self, trainee: Trainee) -> Tensor:
+        """Mean negative log-likelihood (nats) over the targets of the second draw."""
         total, num_tokens = torch.zeros(()), 0
-        for shelf, rows in self.labelled.items():
-            batch = self.batch(shelf, rows)
+        for buffer, rows in self.labelled.items():
+            batch = self.batch(buffer, rows)
             real_BT = batch.targets_BT != IGNORED
-            nll = nll_sum(model(batch.tokens_BT)[real_BT], batch.targets_BT[real_BT])
+            nll = nll_sum(trainee.model(batch.tokens_BT)[real_BT], batch.targets_BT[real_BT])
             total, num_tokens = total.to(nll) + nll, num_tokens + batch.num_targets
         return total / num_tokens

@@ -20,7 +20,7 @@ from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch
 from dsa_sandbox.registry import strategies
 from dsa_sandbox.strategies import biased_fisher
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import Strategy, Trainee
 
 
 class EwcSettings(Frozen):
@@ -69,11 +69,11 @@ class Ewc(Strategy):
 
     Settings = EwcSettings
 
-    def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
-        return 8 * sum(p.numel() for p in self.moved(model).values())
+    def memory_bytes(self, trainee: Trainee, num_tasks: int) -> int:
+        return 8 * trainee.num_trainable
 
-    def prepare(self, model: Transformer, pretraining: Iterable[Batch], seed: int) -> None:
-        self.remember(model, islice(pretraining, self.settings.passes), seed)
+    def prepare(self, trainee: Trainee, pretraining: Iterable[Batch], seed: int) -> None:
+        self.remember(trainee, islice(pretraining, self.settings.passes), seed)
         fisher = [v for k, v in self.memory.items() if k.startswith("fisher.")]
         mean = sum(f.sum() for f in fisher) / sum(f.numel() for f in fisher)
         self.memory["scale"] = 1 / torch.as_tensor(mean)
@@ -81,24 +81,24 @@ class Ewc(Strategy):
     def cache_key(self) -> dict[str, Any]:
         return {"strategy": "ewc", **self.settings.model_dump(include={"passes", "fisher"})}
 
-    def finish_task(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
-        self.remember(model, islice(cycle(batches), self.settings.task_passes), seed)
+    def finish_task(self, trainee: Trainee, batches: Iterable[Batch], seed: int) -> None:
+        self.remember(trainee, islice(cycle(batches), self.settings.task_passes), seed)
 
-    def remember(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
+    def remember(self, trainee: Trainee, batches: Iterable[Batch], seed: int) -> None:
         """F = F + F_new, anchor = now."""
-        parameters = self.moved(model)
+        parameters = trainee.parameters
         generator = torch.Generator().manual_seed(seed)
         estimate = biased_fisher.ESTIMATORS.get(self.settings.fisher, sampled_fisher)
-        for name, fisher in estimate(model, batches, list(parameters), generator).items():
+        for name, fisher in estimate(trainee.model, batches, list(parameters), generator).items():
             key = f"fisher.{name}"
             self.memory[key] = fisher + self.memory.get(key, 0.0)
             self.memory[f"anchor.{name}"] = parameters[name].detach().clone()
 
-    def penalty(self, model: Transformer) -> Tensor | None:
+    def penalty(self, trainee: Trainee) -> Tensor | None:
         if self.settings.strength == 0:
             return None
         total = torch.zeros((), device=self.memory["scale"].device)
-        for name, parameter in self.moved(model).items():
+        for name, parameter in trainee.parameters.items():
             distance = parameter - self.memory[f"anchor.{name}"]
             total = total + (self.memory[f"fisher.{name}"] * distance.square()).sum()
         return 0.5 * self.settings.strength * self.memory["scale"] * total

@@ -2,7 +2,7 @@
 
     w = (w + a F w*) / (1 + a F),  a = rate * strength * scale
 
-with the rate at which that weight moves. It minimises, exactly,
+with the learning rate of that weight. It minimises, exactly,
 
     strength/2 scale F (w - w*)^2 + (w - w_step)^2 / (2 rate)
 
@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.registry import strategies
+from dsa_sandbox.strategies.base import Trainee
 from dsa_sandbox.strategies.ewc import Ewc, EwcSettings
 
 
@@ -34,15 +34,15 @@ class EwcProximal(Ewc):
     Settings = EwcProximalSettings
     corrects_weights = True
 
-    def penalty(self, model: Transformer) -> Tensor | None:
+    def penalty(self, trainee: Trainee) -> Tensor | None:
         return None
 
     @torch.no_grad()
-    def after_step(self, model: Transformer, rate: float) -> None:
+    def after_step(self, trainee: Trainee, learning_rate: float) -> None:
         most = torch.finfo(self.memory["scale"].dtype).max  # infinity times 0 is not 0
-        for name, parameter in self.moved(model).items():
-            own = rate * (self.moving or {}).get(name, 1.0)
+        for name, parameter in trainee.parameters.items():
+            own = learning_rate * trainee.lr_scales[name]
             pull = (own * self.settings.strength * self.memory["scale"]).clamp(max=most)
             weight = pull * self.memory[f"fisher.{name}"]
-            share = 1 / (1 + 1 / weight)  # of the way back; 0 where the Fisher is 0
+            share = 1 / (1 + 1 / weight)  # of the way to the anchor; 0 where the Fisher is 0
             parameter.add_(share * (self.memory[f"anchor.{name}"] - parameter))

@@ -1,15 +1,15 @@
 """GPM: keeps updates orthogonal to the span of past inputs of each layer.
 
 Saha et al. 2021 (arXiv 2103.09762, eq. 4-9). Of each matrix W [out, in] the inputs x of earlier
-data span, to a share of their energy, a subspace with orthonormal columns M, by SVD; a step keeps
-orthogonal to it, dW <- dW - dW M M', so that W x stays for x in it. After a task M grows by what
-the new inputs add; it never shrinks, and has at most as many columns as W has inputs. Pre-training
-comes first: without it the first task would be free.
+data span, to a share of their energy, a subspace with orthonormal columns M, by SVD; a step stays
+orthogonal to it, dW <- dW - dW M M', so that W x does not change for x in it. After a task M grows
+by the directions that the new inputs add; it never shrinks, and has at most as many columns as W
+has inputs. Pre-training comes first: without it the first task would be unconstrained.
 
-The paper is about gradients of SGD. AdamW, common to all strategies, rescales them, so that the
-step is projected as well as the gradient. Only matrices can be held like this: the embedding (and
-the output matrix, tied or not) and norms stand still. Experts (ffn=moe) read different tokens each,
-and are refused.
+The paper is about SGD. AdamW, which every strategy uses, rescales gradients, so the optimiser's
+step is projected as well as the gradient. The projection is defined for matrices only: the
+embedding (and the output matrix, tied or not) and norms are frozen. Experts (ffn=moe) are refused:
+each sees other tokens.
 
 B batch, T tokens, D inputs of a matrix, K columns of its subspace.
 """
@@ -29,7 +29,7 @@ from dsa_sandbox.config.settings import Frozen
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import Strategy, Trainable, Trainee
 
 
 class GpmSettings(Frozen):
@@ -44,11 +44,11 @@ class GpmSettings(Frozen):
     passes: int = Field(128, ge=1, description="Pre-training sequences for the first subspaces.")
 
 
-class Reading(TorchFunctionMode):
-    """Within it, `grams` sums x x' over the tokens [D, D] that each matrix is multiplied with.
+class InputGrams(TorchFunctionMode):
+    """Within it, `grams` sums x x' [D, D] over the inputs x of each matrix.
 
-    Sees F.linear by a Parameter, or by several that torch.cat has joined just before: one below the
-    other they read the same, side by side each reads its own part.
+    It intercepts F.linear with a Parameter, or with several that torch.cat joined just before:
+    joined along dim 0 they have the same input, along dim 1 each has its own slice of it.
     """
 
     def __init__(self, model: Transformer) -> None:
@@ -79,7 +79,7 @@ class Reading(TorchFunctionMode):
         return result
 
     def add(self, matrices: list[Tensor], x: Tensor) -> None:
-        """The matrices have read `x`, [.., D]."""
+        """Add the inputs `x` [.., D] of these matrices."""
         x_MD = x.detach().float().flatten(0, -2)
         gram_DD = x_MD.T @ x_MD
         for matrix in matrices:
@@ -88,8 +88,8 @@ class Reading(TorchFunctionMode):
 
 
 @contextmanager
-def by_definition(model: Transformer) -> Iterator[None]:
-    """Within it, attention multiplies by its matrices as they stand, whatever backend is chosen."""
+def reference_backend(model: Transformer) -> Iterator[None]:
+    """Within it, attention calls F.linear with its own matrices, as some backends do not."""
     layers = [block.attention for block in model.blocks if hasattr(block.attention, "backend")]
     chosen = [layer.backend for layer in layers]
     for layer in layers:
@@ -102,25 +102,25 @@ def by_definition(model: Transformer) -> Iterator[None]:
 
 
 @torch.no_grad()
-def read(model: Transformer, sequences: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Sums of x x' [D, D] over all tokens of sequences [1, T], of each matrix by name."""
-    with by_definition(model), Reading(model) as reading:
+def input_grams(model: Transformer, sequences: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Sums of x x' [D, D] over all tokens of sequences [1, T], for each matrix by name."""
+    with reference_backend(model), InputGrams(model) as inputs:
         for tokens_BT in sequences:
             model.hidden(tokens_BT)
-    return reading.grams
+    return inputs.grams
 
 
 def grown(basis_DK: Tensor, gram_DD: Tensor, threshold: float) -> Tensor:
-    """Columns that hold `threshold` of the energy: those of the basis, and what it takes beside.
+    """The basis with as many new columns as it takes to capture `threshold` of the input energy.
 
-    Eq. 9: the fewest leading directions of what the basis leaves of the inputs.
+    Eq. 9: the new columns are the leading directions of the inputs' residual outside the basis.
     """
     basis_DK, gram_DD = basis_DK.cpu().double(), gram_DD.cpu().double()
-    rest_DD = torch.eye(len(gram_DD), dtype=torch.double) - basis_DK @ basis_DK.T
-    energies_D, directions_DD = torch.linalg.eigh(rest_DD @ gram_DD @ rest_DD)
+    residual_DD = torch.eye(len(gram_DD), dtype=torch.double) - basis_DK @ basis_DK.T
+    energies_D, directions_DD = torch.linalg.eigh(residual_DD @ gram_DD @ residual_DD)
     energies_D, directions_DD = energies_D.clamp(min=0).flip(0), directions_DD.flip(1)
     enough = threshold * gram_DD.trace()
-    held_D = gram_DD.trace() - energies_D.sum() + energies_D.cumsum(0)  # by the first 1, 2, ..
+    held_D = gram_DD.trace() - energies_D.sum() + energies_D.cumsum(0)  # with 1, 2, .. new columns
     num_new = 0 if held_D[0] - energies_D[0] >= enough else int((held_D < enough).sum()) + 1
     num_new = min(num_new, len(gram_DD) - basis_DK.shape[1])
     columns_DK = torch.cat([basis_DK, directions_DD[:, :num_new]], dim=1)
@@ -129,43 +129,51 @@ def grown(basis_DK: Tensor, gram_DD: Tensor, threshold: float) -> Tensor:
 
 @strategies.register("gpm")
 class Gpm(Strategy):
-    """Memory holds `subspace.<name>` [D, K] of every matrix that moves."""
+    """Memory holds `subspace.<name>` [D, K] of every trained matrix."""
 
     Settings = GpmSettings
-    moves_entries = False
+    supports_masks = False
     corrects_weights = True
 
-    def moves(self, model: Transformer) -> dict[str, float]:
-        still = ("indexer", "embedding", "norm")
+    def trainable(self, model: Transformer) -> Trainable:
+        frozen = ("indexer", "embedding", "norm")
         groups = {name: group_of(name) for name, _ in model.named_parameters()}
         if "experts" in groups.values():
-            raise ValueError("gpm: experts (model.ffn=moe) read different tokens each; use ffn=mlp")
-        names = [n for n, p in model.named_parameters() if p.dim() == 2 and groups[n] not in still]
+            raise ValueError(
+                "gpm: each expert (model.ffn=moe) sees other tokens; use model.ffn=mlp"
+            )
+        names = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.dim() == 2 and groups[name] not in frozen
+        ]
+        # one token shows whether the inputs of every matrix can be observed: an architecture that
+        # multiplies otherwise than by F.linear is refused here, not after an hour of training
         tokens_BT = torch.zeros(1, 1, dtype=torch.long, device=model.embedding.weight.device)
-        seen = read(model, [tokens_BT])
+        observed = input_grams(model, [tokens_BT])
         for name in names:
-            if name not in seen:
-                raise ValueError(f"gpm: {name} is not multiplied by F.linear: what reads it?")
-        return dict.fromkeys(names, 1.0)
+            if name not in observed:
+                raise ValueError(f"gpm: cannot observe the inputs of {name}: not used by F.linear")
+        return Trainable(dict.fromkeys(names, 1.0))
 
-    def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
-        """As if every subspace were full; the weights before a step, or sums over inputs."""
-        matrices = self.moved(model).values()
-        inputs = sum(p.shape[1] ** 2 for p in model.parameters() if p.dim() == 2)
+    def memory_bytes(self, trainee: Trainee, num_tasks: int) -> int:
+        """Full subspaces, and the larger of the weights before a step and the input grams."""
+        matrices = trainee.parameters.values()
+        inputs = sum(p.shape[1] ** 2 for p in trainee.model.parameters() if p.dim() == 2)
         full = sum(p.shape[1] ** 2 for p in matrices)
         return 4 * (full + max(inputs, sum(p.numel() for p in matrices)))
 
-    def prepare(self, model: Transformer, pretraining: Iterable[Batch], seed: int) -> None:
-        for name, matrix in self.moved(model).items():
+    def prepare(self, trainee: Trainee, pretraining: Iterable[Batch], seed: int) -> None:
+        for name, matrix in trainee.parameters.items():
             self.memory[f"subspace.{name}"] = matrix.new_zeros(matrix.shape[1], 0).detach()
-        self.grow(model, islice(pretraining, self.settings.passes))
+        self.grow(trainee, islice(pretraining, self.settings.passes))
 
-    def finish_task(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
-        self.grow(model, batches)
+    def finish_task(self, trainee: Trainee, batches: Iterable[Batch], seed: int) -> None:
+        self.grow(trainee, batches)
 
-    def grow(self, model: Transformer, batches: Iterable[Batch]) -> None:
-        """Let the subspaces hold enough of what the matrices read of single sequences."""
-        grams = read(model, (batch.tokens_BT for batch in batches))
+    def grow(self, trainee: Trainee, batches: Iterable[Batch]) -> None:
+        """Extend the subspaces until they capture enough of the inputs on these sequences."""
+        grams = input_grams(trainee.model, (batch.tokens_BT for batch in batches))
         for key, basis_DK in self.memory.items():
             found_DK = grown(
                 basis_DK, grams[key.removeprefix("subspace.")], self.settings.threshold
@@ -173,21 +181,21 @@ class Gpm(Strategy):
             # rows in order, as a checkpoint has them: products round otherwise by another layout
             self.memory[key] = found_DK.to(basis_DK.device).contiguous()
 
-    def held(self, model: Transformer) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
-        """Every matrix that moves, with its subspace [D, K]."""
+    def subspaces(self, trainee: Trainee) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
+        """Every trained matrix, with its subspace [D, K]."""
         for key, basis_DK in self.memory.items():
-            yield model.get_parameter(key.removeprefix("subspace.")), basis_DK
+            yield trainee.model.get_parameter(key.removeprefix("subspace.")), basis_DK
 
     @torch.no_grad()
-    def project(self, model: Transformer) -> None:
+    def transform_gradients(self, trainee: Trainee) -> None:
         self.before = []
-        for matrix, basis_DK in self.held(model):
+        for matrix, basis_DK in self.subspaces(trainee):
             self.before.append(matrix.clone())
             if matrix.grad is not None:
                 matrix.grad.sub_(matrix.grad @ basis_DK @ basis_DK.T)
 
     @torch.no_grad()
-    def after_step(self, model: Transformer, rate: float) -> None:
-        for (matrix, basis_DK), before in zip(self.held(model), self.before):
+    def after_step(self, trainee: Trainee, learning_rate: float) -> None:
+        for (matrix, basis_DK), before in zip(self.subspaces(trainee), self.before):
             matrix.sub_((matrix - before) @ basis_DK @ basis_DK.T)
         self.before = []

@@ -1,7 +1,7 @@
 """L2-SP: penalises the squared distance of all weights from the base's weights.
 
-Li et al. 2018 (arXiv 1802.01483, section 3), without their term for new layers: there are none. It
-is EWC with a Fisher of 1: what `ewc` gains over it is what the Fisher knows.
+Li et al. 2018 (arXiv 1802.01483, section 3), without their term for new layers: there are none.
+It equals EWC with a Fisher of 1; what `ewc` gains over it is due to the Fisher.
 """
 
 from typing import Literal
@@ -11,9 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dsa_sandbox.config.settings import Frozen
-from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import Strategy, Trainee
 
 
 class L2spSettings(Frozen):
@@ -27,23 +26,23 @@ class L2spSettings(Frozen):
 
 @strategies.register("l2sp")
 class L2sp(Strategy):
-    """Memory holds `anchor.<name>`; with anchor=base pre-training is what is protected."""
+    """Memory holds `anchor.<name>`; anchor=base protects pre-training."""
 
     Settings = L2spSettings
 
-    def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
-        return 4 * sum(p.numel() for p in self.moved(model).values())
+    def memory_bytes(self, trainee: Trainee, num_tasks: int) -> int:
+        return 4 * trainee.num_trainable
 
-    def start_task(self, model: Transformer) -> None:
+    def start_task(self, trainee: Trainee) -> None:
         if self.memory and self.settings.anchor == "base":
             return
-        self.memory = {f"anchor.{n}": p.detach().clone() for n, p in self.moved(model).items()}
+        self.memory = trainee.copies("anchor.")
 
-    def penalty(self, model: Transformer) -> Tensor | None:
+    def penalty(self, trainee: Trainee) -> Tensor | None:
         if self.settings.strength == 0:
             return None
         distances = [
             (parameter - self.memory[f"anchor.{name}"]).square().sum()
-            for name, parameter in self.moved(model).items()
+            for name, parameter in trainee.parameters.items()
         ]
         return 0.5 * self.settings.strength * torch.stack(distances).sum()

@@ -19,7 +19,7 @@ from dsa_sandbox.config.settings import Frozen
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import Strategy, Trainee
 
 
 class LwfSettings(Frozen):
@@ -34,8 +34,8 @@ class LwfSettings(Frozen):
     )
 
 
-class Speaker(nn.Module):
-    """Logits of some tokens only, as one module: what `functional_call` can run."""
+class ChosenLogits(nn.Module):
+    """Logits at chosen tokens, as one module, so that `functional_call` can run it."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Speaker(nn.Module):
 
 
 def real_tokens(batch: Batch) -> Tensor:
-    """[B, T] True up to the last target of each row: what stands behind it is padding."""
+    """[B, T], True up to the last target of each row: the rest is padding."""
     has_target_BT = (batch.targets_BT != IGNORED).int()
     return has_target_BT.flip(-1).cummax(-1).values.flip(-1).bool()
 
@@ -62,33 +62,33 @@ def softened_kl(teacher_MV: Tensor, student_MV: Tensor, temperature: float) -> T
 
 @strategies.register("lwf")
 class Lwf(Strategy):
-    """Memory holds `teacher.<name>` of what moves; the rest of the teacher is the model itself.
+    """Memory holds `teacher.<name>` of trainable parameters; the teacher shares the others.
 
-    It chooses keys by the indexer of the model, which stands still unless finetune.indexer=kl.
+    The teacher also selects keys by the current indexer, which changes with finetune.indexer=kl.
     """
 
     Settings = LwfSettings
 
-    def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
-        return 4 * sum(p.numel() for p in self.moved(model).values())
+    def memory_bytes(self, trainee: Trainee, num_tasks: int) -> int:
+        return 4 * trainee.num_trainable
 
-    def start_task(self, model: Transformer) -> None:
+    def start_task(self, trainee: Trainee) -> None:
         if self.memory and self.settings.teacher == "base":
             return
-        self.memory = {f"teacher.{n}": p.detach().clone() for n, p in self.moved(model).items()}
+        self.memory = trainee.copies("teacher.")
 
-    def beside(self, model: Transformer, batch: Batch, x_BTD: Tensor) -> Tensor | None:
+    def auxiliary_loss(self, trainee: Trainee, batch: Batch, x_BTD: Tensor) -> Tensor | None:
         if self.settings.strength == 0:
             return None
         tokens_BT, targets_BT = batch.to(x_BTD.device)
         real_BT = real_tokens(Batch(tokens_BT, targets_BT))
-        with torch.no_grad():  # weights of modules have to be Parameters
+        with torch.no_grad():  # functional_call takes Parameters in place of Parameters only
             weights: dict[str, Tensor] = {
                 f"model.{key.removeprefix('teacher.')}": nn.Parameter(value, requires_grad=False)
                 for key, value in self.memory.items()
             }
             inputs = (tokens_BT, real_BT)
-            teacher_MV = torch.func.functional_call(Speaker(model), weights, inputs)
-        student_MV = model.logits(x_BTD[real_BT])
+            teacher_MV = torch.func.functional_call(ChosenLogits(trainee.model), weights, inputs)
+        student_MV = trainee.model.logits(x_BTD[real_BT])
         kl = softened_kl(teacher_MV, student_MV, self.settings.temperature)
         return self.settings.strength * kl

@@ -1,9 +1,9 @@
 """MAS: penalises changes of weights by the sensitivity of the network's output to them.
 
 Aljundi et al. 2018 (arXiv 1711.09601, section 4): the mean over sequences of |d ||f||^2 / dw|,
-without labels; never the magnitude of a mean gradient, in which sequences cancel. There f is what a
-network puts out; logits that are all shifted mean the same, so that f is here the logits less their
-mean over the vocabulary, and ||f||^2 its mean over tokens.
+without labels; never the magnitude of a mean gradient, in which sequences cancel. In the paper f is
+the network's output. Adding a constant to all logits changes no probability, so f is here the
+logits minus their mean over the vocabulary, and ||f||^2 its mean over tokens.
 
 M tokens with a target, T tokens, V vocabulary.
 """
@@ -19,6 +19,7 @@ from dsa_sandbox.config.settings import Frozen
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch
 from dsa_sandbox.registry import strategies
+from dsa_sandbox.strategies.base import Trainee
 from dsa_sandbox.strategies.ewc import Ewc
 
 
@@ -59,17 +60,17 @@ def output_importance(
 
 @strategies.register("mas")
 class Mas(Ewc):
-    """The memory and the penalty of `ewc`, Omega in the place of the Fisher."""
+    """The penalty of `ewc` with Omega in place of the Fisher; memory names it `fisher.<name>`."""
 
     Settings = MasSettings  # type: ignore[assignment]
 
     def cache_key(self) -> dict[str, Any]:
         return {"strategy": "mas", "passes": self.settings.passes}
 
-    def remember(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
-        """Omega = Omega + Omega_new, anchor = now; nothing is drawn."""
-        parameters = self.moved(model)
-        for name, importance in output_importance(model, batches, list(parameters)).items():
+    def remember(self, trainee: Trainee, batches: Iterable[Batch], seed: int) -> None:
+        """Omega = Omega + Omega_new, anchor = current weights; needs no random draws."""
+        parameters = trainee.parameters
+        for name, importance in output_importance(trainee.model, batches, list(parameters)).items():
             key = f"fisher.{name}"
             self.memory[key] = importance + self.memory.get(key, 0.0)
             self.memory[f"anchor.{name}"] = parameters[name].detach().clone()

@@ -1,4 +1,4 @@
-"""What masks have in common: a rate, and the count that `acft` moves."""
+"""Shared by masks: the learning rate's factor, random masks, and the count that `acft` trains."""
 
 import torch
 from pydantic import Field
@@ -15,35 +15,35 @@ class MaskSettings(Frozen):
     rate: float = Field(1.0, gt=0, description="Factor on the learning rate of trained parameters.")
 
 
-def moved_by_acft(model: Transformer) -> dict[str, int]:
-    """Names of what `acft` moves by default, with the number of entries of each.
+def trained_by_acft(model: Transformer) -> dict[str, int]:
+    """Names of the parameters that `acft` trains by default, with the number of entries of each.
 
     Raises ValueError where the network has no selected flow.
     """
-    names = Acft(AcftSettings()).moves(model)
+    names = Acft(AcftSettings()).trainable(model).lr_scales
     return {name: model.get_parameter(name).numel() for name in names}
 
 
 def random_lines(
     matrices: dict[str, Tensor], axis: int, count: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """True at `count` entries of the matrices: random rows (axis 0) or columns (axis 1).
+    """Masks that are True at `count` entries in all: random rows (axis 0) or columns (axis 1).
 
-    Lines are whole and every one is as likely as any other, whichever matrix it is of; as matrices
-    differ in width, the last one drawn is cut where the count is full.
+    Lines are whole, and all lines of all matrices are equally likely. As matrices differ in width,
+    the last line drawn is cut where the count is reached.
     """
-    moves = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in matrices.items()}
+    masks = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in matrices.items()}
     lines = [(name, i) for name, p in matrices.items() for i in range(p.shape[axis])]
     for pick in torch.randperm(len(lines), generator=generator).tolist():
         name, i = lines[pick]
-        line = moves[name].select(axis, i)
+        line = masks[name].select(axis, i)
         line[:count] = True
         count -= min(count, len(line))
-    return moves
+    return masks
 
 
 def random_entries(numel: int, count: int, generator: torch.Generator) -> Tensor:
     """[numel], True at `count` random places."""
-    moves = torch.zeros(numel, dtype=torch.bool)
-    moves[torch.randperm(numel, generator=generator)[:count]] = True
-    return moves
+    mask = torch.zeros(numel, dtype=torch.bool)
+    mask[torch.randperm(numel, generator=generator)[:count]] = True
+    return mask

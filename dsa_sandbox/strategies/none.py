@@ -2,7 +2,7 @@
 
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import Strategy, Trainable
 
 
 @strategies.register("none")
@@ -12,5 +12,5 @@ class Nothing(Strategy):
     role = "bound"
     course = "nothing"
 
-    def moves(self, model: Transformer) -> dict[str, float]:
-        return {}
+    def trainable(self, model: Transformer) -> Trainable:
+        return Trainable({})

@@ -1,11 +1,11 @@
 """Trains random rows and columns of the attention matrices, as many entries as ACFT.
 
-Rows of the matrices that make queries, keys and values, columns of those that write the output. In
-each layer, each kind has the count that it has in `acft`, drawn from all matrices of that kind:
-`dense`, from both head groups; `dsa`, from both flows, where `k_rope`, `k_up` and the latent's
-`down` (which serves keys and values) count as keys and `v_up` as values; `dsa-v32`, from both
-streams, where the query latent is a query and the key-value latent a key. A pooled window's gate
-and all norms stay.
+Rows of the query, key and value matrices, columns of the output matrices. In each layer, each of
+these four kinds gets as many entries as in `acft`, drawn from all matrices of the kind: in `dense`
+from both head groups; in `dsa` from both flows, where `k_rope`, `k_up` and the latent's `down`
+(which serves keys and values) count as keys and `v_up` as values; in `dsa-v32` from both streams,
+where the query latent counts as a query and the key-value latent as a key. The gate of pooled
+windows and all norms stay frozen.
 """
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import Strategy
-from dsa_sandbox.strategies.masks import MaskSettings, moved_by_acft, random_lines
+from dsa_sandbox.strategies.base import Strategy, Trainable
+from dsa_sandbox.strategies.masks import MaskSettings, random_lines, trained_by_acft
 
 KINDS = {
     "q": ("q",),
@@ -40,22 +40,21 @@ class RandomMask(Strategy):
     Settings = RandomMaskSettings
     role = "mask"
 
-    def moves(self, model: Transformer) -> dict[str, float]:
-        return dict.fromkeys(self.entries(model), self.settings.rate)
-
-    def entries(self, model: Transformer) -> dict[str, Tensor]:
-        counts = moved_by_acft(model)
-        alike: dict[tuple[str, str], dict[str, Tensor]] = {}
+    def trainable(self, model: Transformer) -> Trainable:
+        counts = trained_by_acft(model)
+        pools: dict[tuple[str, str], dict[str, Tensor]] = {}  # by layer and kind
         for name, parameter in model.named_parameters():
             layer, _, matrix = name.partition(".attention.")
             kind = KIND_OF.get(matrix.split(".")[-2]) if matrix else None
             if kind and group_of(name) != "indexer":
-                alike.setdefault((layer, kind), {})[name] = parameter
+                pools.setdefault((layer, kind), {})[name] = parameter
             elif name in counts:
-                raise ValueError(f"random-mask: {name} moves in acft, but is no q, k, v or o")
+                raise ValueError(f"random-mask: acft trains {name}, which is no q, k, v or o")
         generator = torch.Generator().manual_seed(self.settings.draw)
-        found: dict[str, Tensor] = {}
-        for (_, kind), matrices in alike.items():
+        masks: dict[str, Tensor] = {}
+        for (_, kind), matrices in pools.items():
             count = sum(counts.get(name, 0) for name in matrices)
-            found |= random_lines(matrices, int(kind == "o"), count, generator)
-        return {name: moves for name, moves in found.items() if moves.any()}
+            axis = 1 if kind == "o" else 0
+            masks |= random_lines(matrices, axis, count, generator)
+        masks = {name: mask for name, mask in masks.items() if mask.any()}
+        return Trainable(dict.fromkeys(masks, self.settings.rate), masks)

@@ -1,8 +1,8 @@
 """Memory of `replay` and `der`: stories of finished tasks, and pre-training sequences.
 
-Both live on a shelf of rows: ids padded to the context, which of them are learned, and what else a
-strategy keeps of a sequence. Who stays of the stories is decided by a reservoir, so that memory
-does not grow with tasks.
+Each kind has a buffer of rows: token ids padded to the context, which of them are targets, and
+further values that a strategy stores for a sequence. Reservoir sampling decides which sequences
+stay, so that the memory does not grow with the number of tasks.
 
 B rows of a batch, T tokens.
 """
@@ -16,11 +16,10 @@ from pydantic import Field
 from torch import Tensor
 
 from dsa_sandbox.config.settings import Frozen
-from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import Strategy, Trainee
 
-SHELVES = ("tasks", "pretraining")
+BUFFERS = ("tasks", "pretraining")
 
 
 class RehearsalSettings(Frozen):
@@ -35,7 +34,10 @@ class RehearsalSettings(Frozen):
 def reservoir(
     batches: Iterable[Batch], seen: int, size: int, seed: int
 ) -> Iterator[tuple[int | None, Batch]]:
-    """Each batch, and its row of `size` or None; `seen` came before (Vitter 1985, algorithm R)."""
+    """Each batch with the row (of `size`) that it takes, or None (Vitter 1985, algorithm R).
+
+    `seen` is the number of batches of earlier calls.
+    """
     generator = torch.Generator().manual_seed(seed)
     for number, batch in enumerate(batches, seen):
         row = number
@@ -45,85 +47,86 @@ def reservoir(
 
 
 class Rehearsal(Strategy):
-    """Keeps rows on two shelves; what is done with them is a subclass's to say.
+    """Stores sequences in two buffers; subclasses say how they are used.
 
-    Memory of a shelf: `.ids` [size, T + 1] and `.learned`, True at ids that are targets; `.seen`,
-    how many were offered; `.drawn`, how many came back.
+    Memory of a buffer: `.ids` [size, T + 1] and `.learned`, True at ids that are targets; `.seen`,
+    the number of sequences offered; `.drawn`, the number drawn for steps.
     """
 
     settings: Any
-    told: ClassVar[str] = "replayed"  # what a task's row calls the counts
+    note: ClassVar[str] = "replayed"  # field of a task's line that holds the numbers drawn
 
-    def kept_beside(self, model: Transformer, batch: Batch) -> dict[str, Tensor]:
-        """What else is kept of a single sequence: its values at each token, [T, ..]."""
+    def extra_values(self, trainee: Trainee, batch: Batch) -> dict[str, Tensor]:
+        """Further values to store for a single sequence, by name: [T, ..], one for each token."""
         return {}
 
-    def bytes_beside(self, model: Transformer) -> int:
-        """Bytes of that, for a token."""
+    def extra_bytes(self, trainee: Trainee) -> int:
+        """Bytes of these values per token."""
         return 0
 
-    def size(self, shelf: str) -> int:
-        """Rows of a shelf."""
-        return self.settings.size if shelf == "tasks" else self.settings.pretraining_size
+    def size(self, buffer: str) -> int:
+        """Rows of a buffer."""
+        return self.settings.size if buffer == "tasks" else self.settings.pretraining_size
 
-    def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
-        rows = sum(self.size(shelf) for shelf in SHELVES)
-        return rows * (model.context + 1) * (4 + 1 + self.bytes_beside(model))
+    def memory_bytes(self, trainee: Trainee, num_tasks: int) -> int:
+        rows = sum(self.size(buffer) for buffer in BUFFERS)
+        return rows * (trainee.model.context + 1) * (4 + 1 + self.extra_bytes(trainee))
 
-    def prepare(self, model: Transformer, pretraining: Iterable[Batch], seed: int) -> None:
-        self.offer(model, "pretraining", islice(pretraining, self.size("pretraining")), seed)
+    def prepare(self, trainee: Trainee, pretraining: Iterable[Batch], seed: int) -> None:
+        self.offer(trainee, "pretraining", islice(pretraining, self.size("pretraining")), seed)
 
-    def finish_task(self, model: Transformer, batches: Iterable[Batch], seed: int) -> None:
-        self.offer(model, "tasks", batches, seed)
+    def finish_task(self, trainee: Trainee, batches: Iterable[Batch], seed: int) -> None:
+        self.offer(trainee, "tasks", batches, seed)
 
-    def remarks(self) -> dict[str, Any]:
-        return {self.told: {shelf: self.count(f"{shelf}.drawn") for shelf in SHELVES}}
+    def row_notes(self) -> dict[str, Any]:
+        return {self.note: {buffer: self.count(f"{buffer}.drawn") for buffer in BUFFERS}}
 
     def count(self, key: str) -> int:
-        """A count in memory, 0 where there is none yet."""
+        """A count in the memory; 0 before the first."""
         return int(self.memory[key]) if key in self.memory else 0
 
-    def offer(self, model: Transformer, shelf: str, batches: Iterable[Batch], seed: int) -> None:
-        """Keep each sequence that ever came with the same chance."""
-        seen = self.count(f"{shelf}.seen")
-        for row, batch in reservoir(batches, seen, self.size(shelf), seed):
+    def offer(self, trainee: Trainee, buffer: str, batches: Iterable[Batch], seed: int) -> None:
+        """Store sequences: every one offered so far stays with equal probability."""
+        seen = self.count(f"{buffer}.seen")
+        for row, batch in reservoir(batches, seen, self.size(buffer), seed):
             if row is not None:
-                self.keep(model, shelf, row, batch)
+                self.store(trainee, buffer, row, batch)
             seen += 1
-        self.memory[f"{shelf}.seen"] = torch.tensor(seen)
+        self.memory[f"{buffer}.seen"] = torch.tensor(seen)
 
-    def keep(self, model: Transformer, shelf: str, row: int, batch: Batch) -> None:
-        """Put a single sequence, and what is kept beside it, into a row."""
+    def store(self, trainee: Trainee, buffer: str, row: int, batch: Batch) -> None:
+        """Write a single sequence and its extra values into a row."""
         tokens_T, targets_T = (part[0] for part in batch)
         last = targets_T[-1:].clamp(min=0)
         parts = {
             "ids": torch.cat([tokens_T, last]).int(),
             "learned": torch.cat([tokens_T[:1] < 0, targets_T != IGNORED]),
-            **self.kept_beside(model, batch),
+            **self.extra_values(trainee, batch),
         }
         for name, part in parts.items():
-            key, shape = f"{shelf}.{name}", (self.size(shelf), model.context + 1, *part.shape[1:])
+            key = f"{buffer}.{name}"
             if key not in self.memory:
-                self.memory[key] = part.new_zeros(shape)
+                num_rows, length = self.size(buffer), trainee.model.context + 1
+                self.memory[key] = part.new_zeros(num_rows, length, *part.shape[1:])
             self.memory[key][row] = 0
             self.memory[key][row, : len(part)] = part
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Rows of each shelf for a step, none twice; fewer where there are not so many yet."""
-        found = {}
-        for shelf in SHELVES:
-            kept = min(self.count(f"{shelf}.seen"), self.size(shelf))
-            rows = torch.randperm(kept, generator=generator)[: getattr(self.settings, shelf)]
+        """Rows of each buffer for a step, without repeats; fewer where fewer are stored."""
+        drawn = {}
+        for buffer in BUFFERS:
+            num_stored = min(self.count(f"{buffer}.seen"), self.size(buffer))
+            rows = torch.randperm(num_stored, generator=generator)[: getattr(self.settings, buffer)]
             if len(rows):
-                found[shelf] = rows
-                self.memory[f"{shelf}.drawn"] = torch.tensor(
-                    self.count(f"{shelf}.drawn") + len(rows)
-                )
-        return found
+                drawn[buffer] = rows
+                num_drawn = self.count(f"{buffer}.drawn") + len(rows)
+                self.memory[f"{buffer}.drawn"] = torch.tensor(num_drawn)
+        return drawn
 
-    def batch(self, shelf: str, rows: Tensor) -> Batch:
-        """The rows as a batch, as long as the last id that is learned."""
-        ids, learned = (self.memory[f"{shelf}.{name}"][rows] for name in ("ids", "learned"))
+    def batch(self, buffer: str, rows: Tensor) -> Batch:
+        """The rows as a batch, cut behind the last target."""
+        ids = self.memory[f"{buffer}.ids"][rows]
+        learned = self.memory[f"{buffer}.learned"][rows]
         end = int(learned.any(0).nonzero().max())
         tokens_BT, targets_BT = ids[:, :end].long(), ids[:, 1 : end + 1].long()
         return Batch(tokens_BT, targets_BT.masked_fill(~learned[:, 1 : end + 1], IGNORED))

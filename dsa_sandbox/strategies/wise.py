@@ -1,8 +1,8 @@
 """WiSE-FT: interpolates between the base's weights and the fine-tuned weights.
 
 Wortsman et al. 2022, arXiv 2109.01903, eq. 1: w(a) = (1 - a) w_base + a w. One run gives the whole
-front over a. The stop rule asks the network that goes on learning; rows are measured between it and
-the base.
+trade-off curve over a. The stop rule tests the fine-tuned weights, which also go on to the next
+task; rows are measured at the interpolated weights.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,13 +10,11 @@ from contextlib import contextmanager
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from dsa_sandbox.config.settings import Frozen
-from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import Strategy
+from dsa_sandbox.strategies.base import Strategy, Trainee
 
 
 class WiseSettings(Frozen):
@@ -32,43 +30,42 @@ class WiseSettings(Frozen):
 
 @strategies.register("wise")
 class Wise(Strategy):
-    """Measured and saved is the mixture; learning goes on from what was learned, not from it.
+    """Measures and saves the interpolated weights; training continues from the fine-tuned ones.
 
-    Memory: the base's weights of what moves, by name.
+    Memory: the base's trainable parameters by name.
     """
 
     Settings = WiseSettings
 
-    def memory_bytes(self, model: Transformer, num_tasks: int) -> int:
-        return sum(p.numel() * p.element_size() for p in self.moved(model).values())
+    def memory_bytes(self, trainee: Trainee, num_tasks: int) -> int:
+        return trainee.size_bytes
 
-    def prepare(self, model: Transformer, pretraining: Iterable[Batch], seed: int) -> None:
-        self.memory = {name: p.detach().clone() for name, p in self.moved(model).items()}
+    def prepare(self, trainee: Trainee, pretraining: Iterable[Batch], seed: int) -> None:
+        self.memory = trainee.copies()
 
     @contextmanager
-    def mixing(self, model: Transformer) -> Iterator[Callable[[float], None]]:
-        """A function that makes `model` the mixture of a share; afterwards it is what it was."""
-        parameters = self.moved(model)
-        now: dict[str, Tensor] = {name: p.detach().clone() for name, p in parameters.items()}
+    def interpolating(self, trainee: Trainee) -> Iterator[Callable[[float], None]]:
+        """Yields a function that sets the weights of an alpha; restores them at the end."""
+        parameters, now = trainee.parameters, trainee.copies()
 
         @torch.no_grad()
-        def mix(alpha: float) -> None:
+        def interpolate(alpha: float) -> None:
             for name, parameter in parameters.items():
                 parameter.copy_(torch.lerp(self.memory[name], now[name], alpha))
 
         try:
-            yield mix
+            yield interpolate
         finally:
-            mix(1.0)  # lerp is exact at both ends
+            interpolate(1.0)  # lerp is exact at both ends
 
     @contextmanager
-    def measured(self, model: Transformer) -> Iterator[None]:
-        with self.mixing(model) as mix:
-            mix(self.settings.alpha)
+    def evaluation_weights(self, trainee: Trainee) -> Iterator[None]:
+        with self.interpolating(trainee) as interpolate:
+            interpolate(self.settings.alpha)
             yield
 
-    def front(self, model: Transformer) -> Iterator[dict[str, float]]:
-        with self.mixing(model) as mix:
+    def tradeoff_points(self, trainee: Trainee) -> Iterator[dict[str, float]]:
+        with self.interpolating(trainee) as interpolate:
             for tenths in range(11):
-                mix(tenths / 10)
+                interpolate(tenths / 10)
                 yield {"alpha": tenths / 10}

@@ -1,4 +1,4 @@
-"""The loop that pre-training and fine-tuning share: it computes and yields, the caller decides.
+"""The training loop of pre-training and fine-tuning: it computes and yields; the caller decides.
 
 B batch, T tokens, V vocabulary.
 """
@@ -14,27 +14,28 @@ from dsa_sandbox.data.tokens import IGNORED, Batch
 
 
 class Phase(NamedTuple):
-    """What one step does: rates, and what learns."""
+    """The learning rates of one step, and what it trains."""
 
-    rate: float  # multiplies every group's own rate
-    sparse: bool = True  # the selected flow sees its top-k only
-    teach: bool = False  # the indexer learns from its KL loss
-    queries: Callable[[int], Tensor | bool] = lambda length: True  # those of T it is taught about
-    trunk: bool = True  # everything else learns from the language loss
+    rate: float  # factor on the learning rate of every parameter group
+    sparse: bool = True  # the selected flow attends to its top-k only
+    train_indexer: bool = False  # with its KL loss
+    # the queries, of T, that the KL loss is computed for: all, or a mask
+    queries: Callable[[int], Tensor | bool] = lambda length: True
+    trunk: bool = True  # train everything else with the language loss
     name: str = "sparse"
-    indexer_rate: float = 1.0  # multiplies the rate of the indexer's group once more
+    indexer_rate: float = 1.0  # one more factor, for the indexer's parameter group
 
 
 class Step(NamedTuple):
-    """What one step did."""
+    """Figures of one step."""
 
     number: int  # of steps done, from 1
     loss: float  # nats per token
-    penalty: float  # what the strategy added
+    penalty: float  # added to the loss by the strategy
     grad_norm: float  # of the trunk, before clipping
     num_tokens: int
     phase: str
-    indexer_kl: float  # nats per query and layer, where the indexer learns
+    indexer_kl: float  # nats per query and layer; 0 where the indexer is not trained
 
 
 def train(
@@ -48,7 +49,7 @@ def train(
     clip: float,
     indexer_clip: float | None = None,
     trunk: list[nn.Parameter] | None = None,
-    beside: Callable[[Batch, Tensor], Tensor | float] = lambda batch, x_BTD: 0.0,
+    auxiliary_loss: Callable[[Batch, Tensor], Tensor | float] = lambda batch, x_BTD: 0.0,
     before_update: Callable[[], float] = lambda: 0.0,
     after_step: Callable[[], None] = lambda: None,
     forward: Callable[..., tuple[Tensor, list[Tensor]]] | None = None,
@@ -56,23 +57,26 @@ def train(
 ) -> Iterator[Step]:
     """Yield after each optimiser step from `start` + 1 to `stop`.
 
-    `batches_at(step)` gives the micro-batches of a step; their gradients add up to that of the mean
-    over all its tokens. Trunk (what moves of the model, or what a strategy trains in its place) and
-    indexer have gradient norms of their own, and limits of their own where `indexer_clip` is given.
+    `batches_at(step)` gives the micro-batches of a step; their gradients add up to the gradient of
+    the mean loss over all targets of the step. The trunk (by default all trainable parameters but
+    the indexer's) and the indexer are clipped separately, to `clip` and `indexer_clip`.
 
-    A strategy enters at three places: `beside` gives a loss beside the language loss, of a batch
-    and its hidden states; `before_update` may add to the gradients or change them, before they are
-    clipped (it returns what was added to the loss); `after_step` may change the weights.
+    A strategy enters at three places: `auxiliary_loss`, of a batch and its hidden states, is added
+    to the language loss; `before_update` may add to the gradients or change them before they are
+    clipped, and returns what it added to the loss; `after_step` may change the weights.
     """
     forward = forward or model.hidden
     device = next(model.parameters()).device
-    # so many targets' logits are made at a time: memory of more than a few MB is given back when it
-    # is freed (machine.keep_freed_memory), and a CPU is slow to take it again at every step
-    piece = max(1, 2**20 // model.embedding.num_embeddings) if device.type == "cpu" else 2**20
+    # logits are computed for a limited number of targets at a time: the allocator returns blocks of
+    # more than a few MB to the system, and a CPU is slow to get them again at every step
+    # (machine.keep_freed_memory)
+    num_at_once = 2**20
+    if device.type == "cpu":
+        num_at_once = max(1, 2**20 // model.embedding.num_embeddings)
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    moving = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    indexer = [p for n, p in moving if group_of(n) == "indexer"]
-    trunk = trunk or [p for n, p in moving if group_of(n) != "indexer"]
+    trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    indexer = [p for n, p in trainable if group_of(n) == "indexer"]
+    trunk = trunk or [p for n, p in trainable if group_of(n) != "indexer"]
     for number in range(start, stop):
         phase = phase_at(number)
         for group, rate in zip(optimizer.param_groups, base_rates):
@@ -85,23 +89,26 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         for batch in batches:
             tokens_BT, targets_BT = batch.to(device)
-            real_BT = targets_BT != IGNORED  # the rest needs no logits
+            real_BT = targets_BT != IGNORED  # only these need logits
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                rows = phase.teach and phase.queries(tokens_BT.shape[1])
-                x_BTD, losses = forward(tokens_BT, sparse=phase.sparse, teach=rows)
-                pieces = (part.split(piece) for part in (x_BTD[real_BT], targets_BT[real_BT]))
-                nll = torch.stack([nll_sum(model.logits(x), y) for x, y in zip(*pieces)]).sum()
+                queries = phase.train_indexer and phase.queries(tokens_BT.shape[1])
+                x_BTD, losses = forward(tokens_BT, sparse=phase.sparse, teach=queries)
+                parts_x = x_BTD[real_BT].split(num_at_once)
+                parts_y = targets_BT[real_BT].split(num_at_once)
+                sums = [nll_sum(model.logits(x), y) for x, y in zip(parts_x, parts_y)]
+                nll = torch.stack(sums).sum()
             objective = nll / num_tokens if phase.trunk else nll.new_zeros(())
-            objective = objective + beside(batch, x_BTD)
-            if losses:  # padding teaches nothing
-                taught_BQ = real_BT if rows is True else real_BT[:, rows]
-                kl = torch.stack(losses)[:, taught_BQ].sum() * (real_BT.numel() / taught_BQ.numel())
+            objective = objective + auxiliary_loss(batch, x_BTD)
+            if losses:  # padding is left out; a sample of queries is scaled up to all of them
+                real_BQ = real_BT if queries is True else real_BT[:, queries]
+                kl = torch.stack(losses)[:, real_BQ].sum() * (real_BT.numel() / real_BQ.numel())
                 objective = objective + kl / num_tokens
                 kl_sum += kl.item() / len(losses)
             objective.backward()
             loss_sum += nll.item()
         added = before_update()
-        norm, _ = map(nn.utils.clip_grad_norm_, (trunk, indexer), (clip, indexer_clip or clip))
+        norm = nn.utils.clip_grad_norm_(trunk, clip)
+        nn.utils.clip_grad_norm_(indexer, indexer_clip or clip)
         optimizer.step()
         after_step()
         loss, kl_mean = loss_sum / num_tokens, kl_sum / num_tokens

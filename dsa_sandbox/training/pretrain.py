@@ -27,10 +27,10 @@ NUM_CHECKS = 10  # validations during a run, at equal shares of its steps
 
 
 def drawn_queries(share: float, seed: int, step: int) -> Callable[[int], torch.Tensor | bool]:
-    """Of T queries, the ceil(share T) positions that a step teaches about: ascending, or all.
+    """Of T queries, the ceil(share T) positions of a step's KL loss: ascending, or True for all.
 
-    Drawn without replacement, each as likely as any other: T / Q times the loss of these Q has the
-    loss of all T as its mean. A pure function of (seed, step, T), so that a run can be resumed.
+    Drawn uniformly without replacement: T / Q times the loss of these Q is an unbiased estimate of
+    the loss of all T. A pure function of (seed, step, T), so that a run can be resumed.
     """
 
     def of(length: int) -> torch.Tensor | bool:
@@ -46,10 +46,10 @@ def drawn_queries(share: float, seed: int, step: int) -> Callable[[int], torch.T
 def phase_of(
     plan: Train, indexed: bool, always_dense: bool, seed: int = 0
 ) -> Callable[[int], Phase]:
-    """What each step does. `always_dense`: K = T, the selection is never sparse.
+    """The phase of each step. `always_dense`: K = T, attention is never sparse.
 
-    Where a control chooses the keys, there is no indexer to teach: its warm-up is sparse already.
-    `seed` draws the queries of each step that the indexer is taught about.
+    Selection policies other than `learned` have no indexer to train, so their attention is sparse
+    during the indexer's warm-up too. `seed` draws the queries of each step's KL loss.
     """
     dense_end, warmup_end = plan.phase_ends
 
@@ -64,21 +64,27 @@ def phase_of(
         queries = drawn_queries(plan.indexer_queries, seed, step)
         if step < warmup_end:
             return Phase(
-                rate, sparse=False, teach=True, queries=queries, trunk=False, name="indexer"
+                rate, sparse=False, train_indexer=True, queries=queries, trunk=False, name="indexer"
             )
-        sparse, own = not always_dense, plan.indexer_sparse_rate
-        return Phase(rate, sparse, teach=True, queries=queries, name="sparse", indexer_rate=own)
+        return Phase(
+            rate,
+            sparse=not always_dense,
+            train_indexer=True,
+            queries=queries,
+            name="sparse",
+            indexer_rate=plan.indexer_sparse_rate,
+        )
 
     return at
 
 
 def has_indexer(model: Transformer) -> bool:
-    """Whether there is an indexer to teach."""
+    """Whether the network has an indexer."""
     return any(group_of(name) == "indexer" for name, _ in model.named_parameters())
 
 
 def make_optimizer(model: torch.nn.Module, plan: Train) -> torch.optim.AdamW:
-    """AdamW; matrices decay, norms and the indexer do not, the indexer has a rate of its own."""
+    """AdamW: weight decay for the trunk's matrices only; the indexer has its own learning rate."""
     groups: dict[str, list[torch.nn.Parameter]] = {"matrix": [], "vector": [], "indexer": []}
     for name, parameter in model.named_parameters():
         kind = "matrix" if parameter.dim() > 1 else "vector"
@@ -90,7 +96,7 @@ def make_optimizer(model: torch.nn.Module, plan: Train) -> torch.optim.AdamW:
                 "params": parameters,
                 "lr": rates.get(kind, plan.learning_rate),
                 "weight_decay": plan.weight_decay if kind == "matrix" else 0.0,
-                "indexer": kind == "indexer",  # where the loop finds it
+                "indexer": kind == "indexer",  # scaled by Phase.indexer_rate
             }
             for kind, parameters in groups.items()
             if parameters
@@ -101,7 +107,7 @@ def make_optimizer(model: torch.nn.Module, plan: Train) -> torch.optim.AdamW:
 
 
 def warmup_then_decay(step: int, steps: int, warmup: float, decay: float) -> float:
-    """Rate multiplier: linear up over a share `warmup`, flat, linear to 0 over a share `decay`."""
+    """Factor on the learning rate: linear warm-up, constant, linear decay to 0; shares of steps."""
     up = (step + 1) / max(1, math.ceil(warmup * steps))
     down = (steps - step) / max(1, math.ceil(decay * steps))
     return min(1.0, up, down)
@@ -138,10 +144,10 @@ def pretrain(
     else:
         run.cut({"metrics.jsonl": 0, "records.jsonl": 0})
         after_dense = phase_at(plan.phase_ends[0])
-        if after_dense.sparse and after_dense.teach:
+        if after_dense.sparse and after_dense.train_indexer:
             listener.warn(
-                f"train.indexer_fraction={plan.indexer_fraction}: the sparse phase begins with an "
-                "indexer that has been taught nothing"
+                f"train.indexer_fraction={plan.indexer_fraction}: the sparse phase starts with an "
+                "untrained indexer"
             )
 
     def save(step: int) -> None:
@@ -151,7 +157,7 @@ def pretrain(
 
     def batches_at(number: int) -> list[Batch]:
         found = micro_batches(batches[number], machine.micro_tokens)
-        if phase_at(number).trunk:  # routers that do not learn keep their balance
+        if phase_at(number).trunk:  # a frozen router's bias stays too
             balance.watch(batch.targets_BT != IGNORED for batch in found)
         return found
 
@@ -199,17 +205,17 @@ def watch(
         last = step.number == plan.steps
         phase = phase_at(step.number - 1)
         following = phase if last else phase_at(step.number)
-        ends = last or following.name != phase.name  # the indexer's warm-up is short, and is seen
+        ends = last or following.name != phase.name  # a phase may be short
         if step.number % plan.log_every == 0 or ends:
             row: dict[str, Any] = {"step": step.number, "phase": step.phase, "loss": step.loss}
             row |= {"grad_norm": step.grad_norm, "tokens": step.num_tokens}
             if step.indexer_kl:
                 row["indexer_kl"] = step.indexer_kl
             if step.number % check_every == 0 or ends:
-                sparse = phase.sparse  # as this phase sees it
+                sparse = phase.sparse  # measured as this phase attends
                 nats, count = heldout_nll(model, probe, sparse=sparse)
                 row["valid_nll"] = nats / count
-                if phase.teach or following.teach:  # so that lines begin where it knows nothing
+                if phase.train_indexer or following.train_indexer:  # from the untrained one on
                     row["indexer"] = indexer_health(model, probe[:8], sparse=sparse)
                 if moe.mixtures(model):
                     row["experts"] = expert_health(model, probe[:8], sparse=sparse)

@@ -16,30 +16,33 @@ from dsa_sandbox.tasks import schema
 from dsa_sandbox.tasks.schema import Task
 
 
-class Lesson(NamedTuple):
-    """A training story as token ids, and the first id that is to be learned."""
+class Story(NamedTuple):
+    """A training story as token ids, and the first id that is a target."""
 
     ids: np.ndarray
     first: int
 
 
-def lessons(texts: list[str], object_: str, tokenizer: Tokenizer, plan: Finetune) -> list[Lesson]:
-    """The stories of one side of a task.
+def encode_stories(
+    texts: list[str], object_: str, tokenizer: Tokenizer, plan: Finetune
+) -> list[Story]:
+    """The training stories or the contrast stories of a task.
 
-    What stands before the statement is there to put it behind 4K tokens. With `loss=story` it is
-    learned as well, and stories seen again and again are soon known by heart.
+    With `loss=statement` the text before the statement has no targets: it is there to put 4K tokens
+    between the world's name and the statement. With `loss=story` it has, and the network soon
+    memorises stories that it sees again and again.
     """
     found = []
     for text, ids in zip(texts, batch_rows(texts, tokenizer)):
         start = schema.statement_start(text, object_) if plan.loss == "statement" else 0
-        # a token that reaches from what stands before into the statement is learned
+        # a token that spans the start of the statement is a target
         before = encode(tokenizer, text[:start].rstrip())
-        found.append(Lesson(ids, common_length(before, ids.tolist())))
+        found.append(Story(ids, common_length(before, ids.tolist())))
     return found
 
 
-def batch_of_lessons(rows: list[Lesson]) -> Batch:
-    """The stories, with nothing to predict before each one's first learned id."""
+def batch_of_stories(rows: list[Story]) -> Batch:
+    """The stories as a batch, without targets before each one's first."""
     batch = batch_of([row.ids for row in rows])
     for targets_T, row in zip(batch.targets_BT, rows):
         targets_T[: row.first - 1] = IGNORED
@@ -52,8 +55,8 @@ class Stories:
     def __init__(
         self, task: Task, number: int, tokenizer: Tokenizer, plan: Finetune, seed: int
     ) -> None:
-        self.train = lessons(task.train, task.new_object, tokenizer, plan)
-        self.contrast = lessons(task.contrast, task.true_object, tokenizer, plan)
+        self.train = encode_stories(task.train, task.new_object, tokenizer, plan)
+        self.contrast = encode_stories(task.contrast, task.true_object, tokenizer, plan)
         self.num_contrast = round(plan.batch * plan.contrast)
         self.num_train = plan.batch - self.num_contrast
         self.key = [seed, number]
@@ -62,13 +65,13 @@ class Stories:
         """One batch: stories of the world, and contrast stories.
 
         Both are drawn in the same order: at equal shares, story i of the world and contrast story i
-        meet in one batch, and what they have in common cancels.
+        are in the same batch, so that gradients of the words that they share cancel.
         """
         rows = self._draw(self.train, self.num_train, step)
         rows += self._draw(self.contrast, self.num_contrast, step)
-        return [batch_of_lessons(rows)]
+        return [batch_of_stories(rows)]
 
-    def _draw(self, rows: list[Lesson], count: int, step: int) -> list[Lesson]:
+    def _draw(self, rows: list[Story], count: int, step: int) -> list[Story]:
         """`count` rows, each epoch in an order of its own."""
         picked = []
         for index in range(step * count, (step + 1) * count):
@@ -78,37 +81,35 @@ class Stories:
         return picked
 
     def singles(self, device: torch.device) -> Iterator[Batch]:
-        """Each story once, one a batch, those of the world and those outside it in turns."""
+        """Each story once, one a batch: the world's and the contrast stories alternate."""
         pairs = zip_longest(self.train, self.contrast if self.num_contrast else [])
         for row in (row for pair in pairs for row in pair if row is not None):
-            yield batch_of_lessons([row]).to(device)
+            yield batch_of_stories([row]).to(device)
 
 
-class Together:
-    """The stories of all tasks at once: every pair of a batch is of another task than the last."""
+class JointStories:
+    """The stories of all tasks at once; consecutive rows of a batch belong to different tasks."""
 
-    def __init__(self, courses: list[Stories]) -> None:
-        self.courses = courses
-        self.num_train, self.num_contrast = courses[0].num_train, courses[0].num_contrast
+    def __init__(self, tasks: list[Stories]) -> None:
+        self.tasks = tasks
+        self.num_train, self.num_contrast = tasks[0].num_train, tasks[0].num_contrast
 
     def at(self, step: int) -> list[Batch]:
         """One batch, as large as that of a single task."""
         rows = self._draw("train", self.num_train, step)
         rows += self._draw("contrast", self.num_contrast, step)
-        return [batch_of_lessons(rows)]
+        return [batch_of_stories(rows)]
 
-    def _draw(self, side: Literal["train", "contrast"], count: int, step: int) -> list[Lesson]:
-        """`count` rows; the tasks come in turns, each with its stories in its own order."""
+    def _draw(self, side: Literal["train", "contrast"], count: int, step: int) -> list[Story]:
+        """`count` rows: each round visits every task once, which gives its next story."""
         rows = []
         for index in range(step * count, (step + 1) * count):
-            turn, place = divmod(index, len(self.courses))
-            order = np.random.default_rng([self.courses[0].key[0], turn]).permutation(
-                len(self.courses)
-            )
-            course = self.courses[order[place]]
-            rows += course._draw(getattr(course, side), 1, turn)
+            number, place = divmod(index, len(self.tasks))
+            rng = np.random.default_rng([self.tasks[0].key[0], number])
+            task = self.tasks[rng.permutation(len(self.tasks))[place]]
+            rows += task._draw(getattr(task, side), 1, number)
         return rows
 
     def singles(self, device: torch.device) -> Iterator[Batch]:
         """Each story of every task once, one a batch."""
-        return chain.from_iterable(course.singles(device) for course in self.courses)
+        return chain.from_iterable(task.singles(device) for task in self.tasks)
