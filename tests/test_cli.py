@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from home import ANCHOR, QUICK, ROOT, STREAM, Answer, TinyHome, cli, inside
+from home import ANCHOR, QUICK, STREAM, Answer, TinyHome, cli, inside
 
 from dsa_sandbox.cli.main import app
 from dsa_sandbox.config import resolve
@@ -400,24 +400,6 @@ def test_two_included_files_may_share_a_name(tmp_path: Path) -> None:
     rows = cli("ls", "strategies", "--json", *include).value["rows"]
     assert {"one", "two"} < {row["strategy"] for row in rows}
     assert all(row["what"] for row in rows if row["strategy"] not in ("one", "two"))
-
-
-def test_the_ci_script_runs(tmp_path: Path) -> None:
-    path = f"{BIN.parent}:{os.environ['PATH']}"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("DSA_SANDBOX")}
-    done = subprocess.run(
-        ["bash", ROOT / "examples" / "ci.sh", tmp_path / "home"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment | {"PATH": path},
-        timeout=240,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    first, second = done.stdout.splitlines()
-    assert "sgd" in first
-    assert "anchor" in second
-    assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 def test_a_study_skips_what_the_store_has(tiny_home: TinyHome) -> None:
