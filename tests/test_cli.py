@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,28 @@ def test_the_module_is_the_command() -> None:
     for command in ([BIN], [sys.executable, "-m", "dsa_sandbox"]):
         done = subprocess.run([*command, "--version"], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("dsa-sandbox 0.")
+        assert done.stdout.startswith("dsa-sandbox ")
+
+
+def test_the_version_names_the_package_torch_and_python() -> None:
+    import torch
+
+    out = cli("--version").out
+    python = "{}.{}.{}".format(*sys.version_info[:3])
+    expected = f"dsa-sandbox {version('dsa-sandbox')} (torch {torch.__version__}, Python {python})"
+    assert out == f"{expected}\n"
+
+
+def test_the_version_of_a_checkout_that_is_not_installed_is_said_to_be_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    answer = cli("--version")
+    assert answer.code == 0
+    assert answer.out.startswith("dsa-sandbox not installed (torch not installed, Python 3.")
 
 
 # two commands in an empty folder
