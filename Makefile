@@ -12,6 +12,7 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy
 	$(MAKE) --no-print-directory package
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
