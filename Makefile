@@ -1,10 +1,10 @@
 # make demo: the whole study at smoke scale.  make test: everything CI checks.  make fix: format.
-# make docs: the pages that are made from the code.
+# make docs: the pages that are made from the code.  make package: the wheel, away from the checkout.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test fix docs clean
+.PHONY: demo test package fix docs clean
 
 demo: .venv/installed
 	$(BIN)/dsa-sandbox run --preset smoke --count 8 --home runs/demo
@@ -12,8 +12,13 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy
+	$(MAKE) --no-print-directory package
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+package: .venv/installed-dev
+	bash tests/package.sh $(BIN)/python
 
 fix: .venv/installed-dev
 	$(BIN)/ruff format .

@@ -6,21 +6,23 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+
 from dsa_sandbox.config.settings import Machine
 from dsa_sandbox.errors import UserError
 
 
 class Engine(NamedTuple):
-    """What a command runs on, resolved; part of a run's manifest."""
+    """The resolved device, threads and precision of a command; a part of the run's manifest."""
 
     device: str
     threads: int
     precision: str  # fp32 or bf16
-    attention: str = "masked"  # how a selection is computed: kernels.attention
+    attention: str = "masked"  # the backend of kernels.attention that computes the selected flow
 
     @property
     def described(self) -> str:
-        """As a user reads it: fp32 on cpu, 1 thread."""
+        """For notes, as in `fp32 on cpu, 1 thread`."""
         plural = "" if self.threads == 1 else "s"
         by = "" if self.attention == "masked" else f", attention by {self.attention}"
         return f"{self.precision} on {self.device}, {self.threads} thread{plural}{by}"
@@ -34,12 +36,12 @@ class Engine(NamedTuple):
 
 
 def physical_cores() -> int:
-    """Cores this process may use, hyper-threads counted once."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    if allowed is None:
-        return os.cpu_count() or 1
+    """Cores that this process may use; the hyper-threads of a core count once."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS and Windows bind no process to cores
+        return psutil.cpu_count(logical=False) or 1
+    # not psutil's count: that is of the whole machine, also where a container has two cores of it
     siblings = set()
-    for cpu in allowed:
+    for cpu in os.sched_getaffinity(0):
         path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         try:
             siblings.add(path.read_text("utf-8").strip())
@@ -49,7 +51,7 @@ def physical_cores() -> int:
 
 
 def num_threads(machine: Machine, preset: str) -> int:
-    """Threads of one process: as set; else 1 at smoke (the same result everywhere), else cores."""
+    """Threads of one process: as set; else 1 at smoke, so that results repeat; else all cores."""
     return machine.threads or (1 if preset == "smoke" else physical_cores())
 
 
@@ -68,7 +70,7 @@ def has_bf16(device: str) -> bool:
 
 
 def pick_device(name: str) -> str:
-    """`auto` as the best device there is; UserError for one that is not."""
+    """The name of a device, `auto` resolved: cuda, mps or cpu; UserError for an absent one."""
     import torch
 
     if name == "auto":
@@ -89,7 +91,7 @@ def pick_device(name: str) -> str:
 
 
 def resolve(machine: Machine, preset: str) -> Engine:
-    """Decide device and precision, without changing anything."""
+    """Device, threads and precision from settings; the process itself is not changed."""
     device = pick_device(machine.device)
     precision = machine.precision
     if precision == "auto":
@@ -98,7 +100,7 @@ def resolve(machine: Machine, preset: str) -> Engine:
 
 
 def start(engine: Engine) -> None:
-    """Make this process run as `engine` says, and so that a run repeats bit for bit."""
+    """Set up this process as `engine` says, deterministic on a CPU."""
     import torch
 
     torch.set_num_threads(engine.threads)
@@ -109,7 +111,7 @@ def start(engine: Engine) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed tensors instead of giving their pages back after each one."""
+    """Tell glibc to keep freed memory: returning pages after each tensor costs time."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 8 * 2**20)  # M_MMAP_THRESHOLD; above it memory would fragment
@@ -117,17 +119,14 @@ def keep_freed_memory() -> None:
 
 
 def free_bytes(device: Any) -> float:
-    """Memory that the device has left for us; infinite where the system does not say."""
+    """Bytes of memory that the device has free for this process."""
     import torch
 
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    free = [float("inf")]
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
-        free.append(1024.0 * int(next(x for x in lines if x.startswith("MemAvailable")).split()[1]))
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # of a container; `max` is no number
+    free = [float(psutil.virtual_memory().available)]
+    group = Path("/sys/fs/cgroup")  # the limit of a container, which psutil does not read
+    with contextlib.suppress(OSError, ValueError):  # `max`, no limit, is not a number
         most, used = (int((group / f"memory.{x}").read_text("utf-8")) for x in ("max", "current"))
         free.append(float(most - used))
     return min(free)

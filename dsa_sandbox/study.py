@@ -1,21 +1,17 @@
 """The study: a grid whose cells are command lines; the store is all that they share."""
 
 import json
-import shlex
-import signal
 import subprocess
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dsa_sandbox import children, machine, sizes
 from dsa_sandbox.commands import finetune, make_tasks
 from dsa_sandbox.config.resolve import INDEXER_KEYS, in_order, resolve
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.data import corpus, tokens
-from dsa_sandbox.errors import Interrupted, RunFailed, UserError
+from dsa_sandbox.errors import UserError
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.metrics import arm, transfer
 from dsa_sandbox.registry import Unknown, archs, strategies
@@ -26,19 +22,13 @@ from dsa_sandbox.runs.home import find_run, make_home
 from dsa_sandbox.runs.load import load_tokenizer, pretrained
 from dsa_sandbox.tasks import checking, orders
 from dsa_sandbox.tasks.schema import Task
+from dsa_sandbox.workers import Cell, run_cells
 
 REGISTRIES = {"archs": archs, "strategies": strategies}
 ANEW = ".study-"  # files of the home: what a study with --force has made so far
 # settings that mean nothing to networks without an indexer
 FOR_INDEXED = (*INDEXER_KEYS, "train.dense_fraction")
 FOR_TAUGHT = ("finetune.indexer", "finetune.indexer_learning_rate")  # and those of its arms
-
-
-class Cell(NamedTuple):
-    """One command line, and what to call it in progress lines."""
-
-    label: str
-    arguments: list[str]
 
 
 class Rows(NamedTuple):
@@ -300,162 +290,55 @@ def read_anew(path: Path) -> dict[str, Any]:
 
 
 def all_stages(plan: Plan, listener: Listener) -> Outcome:
-    """Build, pre-train, make tasks, and all arms."""
-    workers = Workers(plan, listener)
-    stages = [
+    """Build and pretrain all bases, make their tasks, then fine-tune all arms."""
+    builds, pretrainings = (
         [Cell(f"{verb} {arch}", [verb, *plan.of_base(arch)]) for arch in plan.archs]
         for verb in ("build", "pretrain")
-    ]
-    for cell in stages[0][:-1]:
-        cell.arguments.append("--quiet")  # each would show the tables of all
-    born = workers.all(stages[0])
-    if plan.rows is not None:  # a tokenizer that is learned from the text is known from here on
-        tokenizer = load_tokenizer(Run(born[0]))
+    )
+    for cell in builds[:-1]:
+        cell.arguments.append("--quiet")  # each would print the parameter tables of all
+    built = run_stage(plan, builds, listener)
+    if plan.rows is not None:  # only a build has the tokenizer that is learned from the text
+        tokenizer = load_tokenizer(Run(built[0]))
         checking.check(plan.rows.tasks, tokenizer, plan.context, plan.rows.name)
-    bases = workers.all(stages[1])
+    bases = run_stage(plan, pretrainings, listener)
     making = ["make-tasks", *map(str, bases), *plan.common, *plan.making, *plan.included]
-    (made,) = workers.all([Cell("make-tasks", making)])
-    cells = []
+    (stream,) = run_stage(plan, [Cell("make-tasks", making)], listener)
+    finetunings = []
     for arch, base in zip(plan.archs, bases):
         for strategy in plan.strategies:
-            arguments = ["finetune", str(base), "--tasks", str(made), *plan.of_arm(arch, strategy)]
-            cells.append(Cell(f"{arch} {strategy}", arguments))
-    arms = workers.all(cells)
-    return Outcome([Run(p) for p in bases], Run(made), [Run(p) for p in arms])
+            arguments = [
+                *("finetune", str(base), "--tasks", str(stream)),
+                *plan.of_arm(arch, strategy),
+            ]
+            finetunings.append(Cell(f"{arch} {strategy}", arguments))
+    arms = run_stage(plan, finetunings, listener)
+    return Outcome([Run(p) for p in bases], Run(stream), [Run(p) for p in arms])
 
 
-class Workers:
-    """Child processes, at most `jobs` at once; signals are passed on and waited for."""
+def run_stage(plan: Plan, cells: list[Cell], listener: Listener) -> list[Path]:
+    """The run of each cell; with --force, those that this study has made already are taken."""
+    force = [] if plan.anew is None else ["--force"]
+    made: dict[str, str] = read_anew(plan.anew).get("made", {}) if plan.anew else {}
+    paths = {cell.label: plan.home / made[cell.label] for cell in cells if cell.label in made}
+    paths = {label: path for label, path in paths.items() if is_finished(path)}
 
-    def __init__(self, plan: Plan, listener: Listener) -> None:
-        self.plan, self.listener = plan, listener
-        self.children: dict[int, subprocess.Popen[bytes]] = {}
-        self.made: dict[str, str] = read_anew(plan.anew).get("made", {}) if plan.anew else {}
+    def start(cell: Cell) -> "subprocess.Popen[bytes]":
+        return children.start([*cell.arguments, *force], plan.threads)
 
-    def all(self, cells: list[Cell]) -> list[Path]:
-        """Run the cells; the path that each printed. The first failure ends the study."""
-        paths = {number: path for number, cell in enumerate(cells) if (path := self.is_made(cell))}
-        waiting = [(number, cell) for number, cell in enumerate(cells) if number not in paths]
-        waiting.reverse()  # sparse attention takes longest: it goes first
-        outputs: dict[int, list[bytes]] = {}
-        errors: dict[int, list[str]] = {}
-        readers: dict[int, list[threading.Thread]] = {}
-        with self.listener.deferred():
-            while waiting or self.children:
-                while waiting and len(self.children) < self.plan.jobs and not self.stopping:
-                    number, cell = waiting.pop(0)
-                    outputs[number], errors[number] = [], []
-                    self.children[number] = self.start(cell)
-                    readers[number] = self.read(
-                        cell, self.children[number], outputs[number], errors[number]
-                    )
-                if self.stopping and not self.children:
-                    raise Interrupted(self.listener.stop_signal)
-                self.pass_on()
-                for number, child in list(self.children.items()):
-                    if child.poll() is None:
-                        continue
-                    for reader in readers[number]:
-                        reader.join()
-                    close_pipes(child)
-                    del self.children[number]
-                    if child.returncode == 0:
-                        paths[number] = children.path_of(outputs[number][-1])
-                        self.note_made(cells[number], paths[number])
-                    elif not self.stopping:
-                        self.end_all()
-                        raise failure(cells[number], child.returncode, errors[number])
-                time.sleep(0.05)
-        return [paths[number] for number in range(len(cells))]
+    def finished(cell: Cell, path: Path) -> None:
+        if plan.anew is not None:  # without --force the home itself tells what is made
+            made[cell.label] = path.name
+            write_json(plan.anew, {"source": provenance.source_digest(), "made": made})
 
-    @property
-    def stopping(self) -> bool:
-        return bool(self.listener.stop_signal)
-
-    def start(self, cell: Cell) -> "subprocess.Popen[bytes]":
-        """The child that does a cell's work."""
-        force = [] if self.plan.anew is None else ["--force"]
-        return children.start([*cell.arguments, *force], self.plan.threads)
-
-    def is_made(self, cell: Cell) -> Path | None:
-        """The finished run that this study, with --force, has made of a cell."""
-        if cell.label not in self.made:
-            return None
-        path = self.plan.home / self.made[cell.label]
-        done = folder.readable_manifest(Run(path)).get("state") == "finished"
-        return path if done else None
-
-    def note_made(self, cell: Cell, path: Path) -> None:
-        """Remember that; without --force, the store itself knows what is made."""
-        if self.plan.anew is not None:
-            self.made[cell.label] = path.name
-            noted = {"source": provenance.source_digest(), "made": self.made}
-            write_json(self.plan.anew, noted)
-
-    def read(
-        self,
-        cell: Cell,
-        child: "subprocess.Popen[bytes]",
-        output: list[bytes],
-        errors: list[str],
-    ) -> list[threading.Thread]:
-        """Threads that collect the child's streams and tell its notes."""
-        assert child.stdout is not None
-        assert child.stderr is not None
-
-        def collect(stream: IO[bytes]) -> None:
-            output.extend(stream)
-
-        def tell(stream: IO[bytes]) -> None:
-            for line in map(children.text_of, stream):
-                errors.append(line)
-                if not line.startswith("error: "):
-                    self.listener.note(f"[{cell.label}] {line}")
-
-        threads = [
-            threading.Thread(target=collect, args=(child.stdout,)),
-            threading.Thread(target=tell, args=(child.stderr,)),
-        ]
-        for thread in threads:
-            thread.start()
-        return threads
-
-    def pass_on(self) -> None:
-        """Give the children the signal that we were given, once each."""
-        if not self.stopping:
-            return
-        for child in self.children.values():
-            if not getattr(child, "told", False):
-                child.send_signal(self.listener.stop_signal)
-                child.told = True  # type: ignore[attr-defined]
-
-    def end_all(self) -> None:
-        """Stop the cells that still run; they save and leave."""
-        for child in self.children.values():
-            child.send_signal(signal.SIGTERM)
-        for child in self.children.values():
-            child.wait()
-            close_pipes(child)
-        self.children.clear()
+    missing = [cell for cell in cells if cell.label not in paths]
+    paths |= run_cells(missing, plan.jobs, start, listener, finished)
+    return [paths[cell.label] for cell in cells]
 
 
-def close_pipes(child: "subprocess.Popen[bytes]") -> None:
-    """Give back what a finished child wrote into."""
-    for pipe in (child.stdout, child.stderr):
-        if pipe is not None:
-            pipe.close()
-
-
-def failure(cell: Cell, code: int, lines: list[str]) -> Exception:
-    """The child's own error as ours; its traceback where it had one."""
-    problems = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if code == 2 and problems:
-        return UserError(*(f"{cell.label}: {problem}" for problem in problems))
-    if code == 3 and problems:
-        return RunFailed("\n".join(f"{cell.label}: {problem}" for problem in problems))
-    command = shlex.join(["dsa-sandbox", *cell.arguments])
-    tail = "\n".join(lines[-15:])
-    return RunFailed(f"{cell.label} ended with code {code}: {command}\n{tail}")
+def is_finished(path: Path) -> bool:
+    """Whether a run is there and finished."""
+    return folder.readable_manifest(Run(path)).get("state") == "finished"
 
 
 def evaluate(outcome: Outcome) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What a CI job of yours may look like: a tiny network learns ten hand-written tasks with a built-in
 # strategy and with one of your own, and the figures are read from JSON. Half a minute on one core.
+# Any command that fails ends the script with that command's exit code.
 #
 #     bash examples/ci.sh [HOME]
 set -euo pipefail
@@ -14,6 +15,8 @@ fi
 sandbox() { dsa-sandbox "$@" --home "$home" --quiet </dev/null; }
 # prints the field of the object on stdin that the expression names, `value` being the object
 field() { python3 -c "import json, sys; value = json.load(sys.stdin); print($1)"; }
+
+dsa-sandbox --version
 
 tiny=(
     --set model.num_layers=2 --set model.width=32 --set model.num_heads=4 --set model.ffn_width=64
@@ -33,7 +36,9 @@ sandbox eval "$sgd" "$anchor" --json | python3 -c '
 import json, math, sys
 
 for name, figures in json.load(sys.stdin)["runs"].items():
-    if not math.isfinite(figures["Y"]):
+    forgetting = figures["Y"]
+    if not math.isfinite(forgetting):
         sys.exit(f"{name}: Y is not a finite number")
-    print(f"{name}: Y {figures['"'Y'"']:+.4f} nats")
+    print(f"{name}: Y {forgetting:+.4f} nats")
 '
+sandbox plot "$sgd" "$anchor" --kind forgetting

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 from home import QUICK, ROOT, cli
 
-from dsa_sandbox import children, study
-from dsa_sandbox.listener import Listener
-from dsa_sandbox.study import Cell, Plan, Workers
+from dsa_sandbox import children
 
 SHADOWS = ("random", "tokenizers", "typing", "dsa_sandbox")
 
@@ -79,35 +77,6 @@ def test_a_child_hears_what_its_parent_was_told(monkeypatch: pytest.MonkeyPatch)
     assert told.items() <= environment.items()
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["PYTHONIOENCODING"].startswith("utf-8")
-
-
-class Heard(Listener):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-def workers(listener: Listener) -> Workers:
-    plan = Plan(["dsa"], ["sgd"], [], [], [], [], [], [], [], Path("runs"), 1, 1, 1, 128, None)
-    return Workers(plan, listener)
-
-
-def test_a_study_reads_whatever_its_cells_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys; b = sys.stderr.buffer; b.write('gr\\u00fc\\u00df \\u2603'.encode()); "
-    code += "b.write(b' \\xff\\n'); b.flush(); sys.stdout.buffer.write(b'/a/\\xc3\\xbc\\xff\\n')"
-
-    def start(self: Workers, cell: Cell) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-
-    monkeypatch.setattr(study.Workers, "start", start)
-    heard = Heard()
-    (path,) = workers(heard).all([Cell("one", [])])
-    assert os.fsencode(path) == b"/a/\xc3\xbc\xff"
-    assert heard.notes == ["[one] gr\u00fc\u00df \u2603 \ufffd"]
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 from home import QUICK, TINY_EWC, Answer, TinyHome, cli
 
-from dsa_sandbox import study
+from dsa_sandbox import children, study
 from dsa_sandbox.errors import RunFailed
-from dsa_sandbox.listener import Listener
 from dsa_sandbox.runs import files, provenance
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import all_runs
-from dsa_sandbox.study import Cell, Workers
 
 STUDY = ["run", "--archs", "dsa", "--strategies", "sgd,ewc", "--count", "2", "--json", *TINY_EWC]
 
@@ -40,11 +38,11 @@ def test_a_forced_study_makes_each_run_once_and_goes_on_where_it_was_interrupted
     assert first.code == 0, first.err
     before = made(home)
 
-    start = Workers.start
+    start = children.start
 
-    def failing(self: Workers, cell: Cell) -> "subprocess.Popen[bytes]":
-        if cell.arguments[0] != "finetune":
-            return start(self, cell)
+    def failing(arguments: list[str], threads: int) -> "subprocess.Popen[bytes]":
+        if arguments[0] != "finetune":
+            return start(arguments, threads)
         return subprocess.Popen(
             [sys.executable, "-c", "import sys; print('error: no', file=sys.stderr); sys.exit(3)"],
             stdout=subprocess.PIPE,
@@ -52,7 +50,7 @@ def test_a_forced_study_makes_each_run_once_and_goes_on_where_it_was_interrupted
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(study.Workers, "start", failing)
+        patch.setattr(children, "start", failing)
         stopped = run("--force")
     assert stopped.code == 3
     halfway = made(home).keys() - before.keys()
@@ -102,8 +100,7 @@ def test_a_forced_study_of_other_settings_or_source_does_not_go_on_with_another(
         files.write_json(path, {"source": source, "made": {"build dsa": "gone"}})
     anew()
     assert list(home.glob(".study-*")) == [first]  # of other source code: it can never go on
-    # a noted run that is gone is made again
-    assert Workers(plans[-1], Listener()).is_made(Cell("build dsa", [])) is None
+    assert not study.is_finished(home / "gone")  # a noted run that is gone is made again
 
 
 def test_a_dry_run_of_a_forced_study_makes_nothing(home: Path, tiny_home: TinyHome) -> None:

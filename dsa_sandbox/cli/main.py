@@ -1,8 +1,7 @@
-"""The command line as a whole: all commands, and what becomes of their problems."""
+"""The command line as a whole: all commands, and how errors become one line and an exit code."""
 
 import difflib
 import os
-import re
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -22,7 +21,7 @@ from dsa_sandbox.cli import (
 from dsa_sandbox.cli.options import Verbs
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError, reason
 
-ClickException: Any = typer.BadParameter.__mro__[2]  # Typer's Click is its own copy
+ClickException: Any = typer.BadParameter.__mro__[2]  # Typer carries its own copy of Click
 
 app = typer.Typer(
     name="dsa-sandbox",
@@ -40,19 +39,34 @@ for module in (pretrain, make_tasks, finetune, study, evaluate, generate, exchan
 
 
 def show_version(value: bool) -> None:
-    """Print the version and leave."""
+    """Print the versions of this package, torch and Python, and leave."""
     if value:
-        from importlib.metadata import version
-
-        typer.echo(f"dsa-sandbox {version('dsa-sandbox')}")
+        python = ".".join(map(str, sys.version_info[:3]))
+        own, torch = installed_version("dsa-sandbox"), installed_version("torch")
+        typer.echo(f"dsa-sandbox {own} (torch {torch}, Python {python})")
         raise typer.Exit
+
+
+def installed_version(package: str) -> str:
+    """The version that an installed package states about itself; nothing is imported."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout that is on the path and not installed
+        return "not installed"
 
 
 @app.callback()
 def top(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version",
+            callback=show_version,
+            is_eager=True,
+            help="Show the versions of dsa-sandbox, torch and Python.",
+        ),
     ] = False,
 ) -> None:
     """Options before the command."""
@@ -104,9 +118,9 @@ def run_app(arguments: list[str]) -> int:
 
 
 def check_text(arguments: list[str]) -> None:
-    """UserError where an argument is no UTF-8: neither a terminal nor a manifest could show it.
+    """UserError where an argument is not UTF-8: neither a terminal nor a manifest could show it.
 
-    Asked of its bytes: under some locales Python takes UTF-8 for no text.
+    The bytes are checked: under some locales Python does not decode UTF-8.
     """
     for argument in arguments:
         try:
@@ -118,22 +132,24 @@ def check_text(arguments: list[str]) -> None:
 
 
 def usage_line(error: Any) -> str:
-    """Click's message in one line, with the command it belongs to."""
-    message = " ".join(error.format_message().split())
+    """Click's message in one line, with the command that it belongs to."""
+    message = error.format_message()
     context = getattr(error, "ctx", None)
     where = f"  (see {context.command_path} --help)" if context else ""
-    taken = re.match(r"No such option: --([\w-]+)", message)
-    if context and taken:
+    if context and hasattr(error, "possibilities"):  # of NoSuchOption alone
         options = [name for option in context.command.params for name in option.opts]
-        message = f"{taken[0]}{meant(taken[1], [name for name in options if name[:2] == '--'])}"
-    return f"{message}{where}"
+        known = [name for name in options if name.startswith("--")]
+        message = error.message + suggestion(error.option_name, known)
+    return " ".join(message.split()) + where
 
 
-def meant(taken: str, options: list[str]) -> str:
-    """What somebody may have meant by an option: another one, or a setting (--steps, --lr)."""
+def suggestion(unknown: str, options: list[str]) -> str:
+    """`; did you mean ...?` with the nearest option or setting (--steps, --lr), or nothing."""
     from dsa_sandbox.config import resolve
 
-    wanted = taken.replace("-", "_")
+    if not unknown.startswith("--"):
+        return ""
+    wanted = unknown[2:].replace("-", "_")
     keys = resolve.known_keys() if "--set" in options else []
     fields = {key: key.partition(".")[2] for key in keys}
     names = {option: option[2:].replace("-", "_") for option in options}
