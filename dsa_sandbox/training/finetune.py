@@ -18,7 +18,7 @@ from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.relearning import STEPS, recovery
 from dsa_sandbox.evaluation.scoring import heldout_nll, score
 from dsa_sandbox.listener import Listener
-from dsa_sandbox.machine import Engine
+from dsa_sandbox.machine import Engine, compiled
 from dsa_sandbox.runs import checkpoints
 from dsa_sandbox.runs.checkpoints import optimizer_tensors, restore_optimizer
 from dsa_sandbox.runs.folder import Run
@@ -167,7 +167,7 @@ class Stream:
         optimizer = self.rule.optimizer()
         if self.step and tensors is not None:
             restore_optimizer(self.rule.trained(), optimizer, tensors)
-        compiled = torch.compile(self.model.hidden) if self.settings.machine.compile else None
+        forward = compiled(self.model.hidden) if self.settings.machine.compile else None
         most, check = plan.max_steps * len(stage), Check(0, {})
         if self.step == 0:
             self.watch(number, 0)
@@ -178,7 +178,7 @@ class Stream:
             task=number,
             start=self.step,
             stop=most,
-            forward=compiled,
+            forward=forward,
             autocast=self.engine.autocast,
         )
         for step in steps:
