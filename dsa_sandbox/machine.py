@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,10 +105,19 @@ def start(engine: Engine) -> None:
     import torch
 
     torch.set_num_threads(engine.threads)
-    torch.use_deterministic_algorithms(engine.device == "cpu")
+    # use_deterministic_algorithms sets the same flag, and imports torch's compiler for 2 seconds
+    torch.set_deterministic_debug_mode("error" if engine.device == "cpu" else "default")
     # filling every new tensor with NaN would cost a pass over it
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     keep_freed_memory()
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` by torch.compile, whose own choices repeat where `start` asked for it."""
+    import torch
+
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
+    return torch.compile(function)
 
 
 def keep_freed_memory() -> None:

@@ -69,7 +69,7 @@ def test_help_says_what_is_to_be_typed_and_no_type_of_python(name: str) -> None:
             assert parameter.metavar, parameter.name
 
 
-def test_help_and_completion_import_nothing_heavy() -> None:
+def test_help_and_completion_import_nothing_heavy_and_commands_no_compiler() -> None:
     script = f"""
 import os, sys
 from dsa_sandbox.cli.main import app, run_app
@@ -87,6 +87,11 @@ heavy = {{"torch", "numpy", "datasets", "tokenizers", "plotext"}} & set(sys.modu
 assert not heavy, heavy
 assert run_app(["ls", "strategies"]) == run_app(["ls", "presets"]) == 0
 assert "torch" not in sys.modules
+from dsa_sandbox import machine
+machine.start(machine.Engine("cpu", 1, "fp32"))
+import torch
+assert torch.are_deterministic_algorithms_enabled()
+assert not {{"torch._inductor", "torch._dynamo"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

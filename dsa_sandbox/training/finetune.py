@@ -17,7 +17,7 @@ from dsa_sandbox.evaluation.evaluator import Measures
 from dsa_sandbox.evaluation.relearning import STEPS, recovery
 from dsa_sandbox.evaluation.scoring import heldout_nll
 from dsa_sandbox.listener import Listener
-from dsa_sandbox.machine import Engine
+from dsa_sandbox.machine import Engine, compiled
 from dsa_sandbox.runs import checkpoints
 from dsa_sandbox.runs.checkpoints import optimizer_tensors, restore_optimizer
 from dsa_sandbox.runs.folder import Run
@@ -144,7 +144,7 @@ class FinetuneRun:
         optimizer = self.trainer.optimizer()
         if self.step and tensors is not None:
             restore_optimizer(self.trainer.optimized(), optimizer, tensors)
-        compiled = torch.compile(self.model.hidden) if self.settings.machine.compile else None
+        forward = compiled(self.model.hidden) if self.settings.machine.compile else None
         max_steps, check = plan.max_steps * len(stage), stop_rule.Check(0, {})
         if self.step == 0:
             self.watch(number, 0)
@@ -154,8 +154,9 @@ class FinetuneRun:
             seed=self.settings.seed,
             task=number,
             start=self.step,
-            stop=max_steps,
-            forward=compiled,
+            restore_optimizer(self.trainer.optimized(), optimizer, tensors)
+        forward = compiled(self.model.hidden) if self.settings.machine.compile else None
+        max_steps, check = plan.max_steps * len(stage), stop_rule.Check(0, {})
             autocast=self.engine.autocast,
         )
         for step in steps:

@@ -15,7 +15,7 @@ from dsa_sandbox.errors import Interrupted, RunFailed
 from dsa_sandbox.evaluation.diagnostics import expert_health, indexer_health
 from dsa_sandbox.evaluation.scoring import heldout_nll
 from dsa_sandbox.listener import Listener
-from dsa_sandbox.machine import Engine
+from dsa_sandbox.machine import Engine, compiled
 from dsa_sandbox.registry import archs
 from dsa_sandbox.runs import checkpoints
 from dsa_sandbox.runs.checkpoints import optimizer_tensors, restore_optimizer
@@ -163,7 +163,7 @@ def pretrain(
 
     if machine.compile:
         moe.leave_uncompiled(model)
-    forward = torch.compile(model.hidden) if machine.compile else None
+    forward = compiled(model.hidden) if machine.compile else None
     steps = train(
         model,
         optimizer,
