@@ -23,7 +23,7 @@ from dsa_sandbox.runs import folder, provenance
 from dsa_sandbox.runs.files import digest_of, file_digest, write_json
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import find_run, make_home
-from dsa_sandbox.runs.load import load_tokenizer, pretrained
+from dsa_sandbox.runs.load import SavedNetwork, pretrained
 from dsa_sandbox.tasks import checking, orders
 from dsa_sandbox.tasks.schema import Task
 
@@ -153,8 +153,8 @@ def rows_of(home: Path, where: str | None) -> Rows | None:
     """The tasks of a file, or of a make-tasks run; UserError for what is wrong with them."""
     if where is None:
         return None
-    found, name, _ = make_tasks.read_tasks(home, where)
-    return Rows(where, name, found)
+    stream = make_tasks.read_tasks(home, where)
+    return Rows(where, stream.name, stream.tasks)
 
 
 def check(resolved: Settings, networks: list[str], home: Path, rows: Rows | None = None) -> None:
@@ -310,7 +310,7 @@ def all_stages(plan: Plan, listener: Listener) -> Outcome:
         cell.arguments.append("--quiet")  # each would show the tables of all
     born = workers.all(stages[0])
     if plan.rows is not None:  # a tokenizer that is learned from the text is known from here on
-        tokenizer = load_tokenizer(Run(born[0]))
+        tokenizer = SavedNetwork(Run(born[0])).tokenizer
         checking.check(plan.rows.tasks, tokenizer, plan.context, plan.rows.name)
     bases = workers.all(stages[1])
     making = ["make-tasks", *map(str, bases), *plan.common, *plan.making, *plan.included]
