@@ -25,7 +25,8 @@ from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.report import table
 from dsa_sandbox.report.wrapping import plain, rendered
 from dsa_sandbox.runs import home as store
-from dsa_sandbox.runs import load, saved
+from dsa_sandbox.runs.load import SavedNetwork
+from dsa_sandbox.runs.session import Session
 from dsa_sandbox.strategies import biased_fisher
 from dsa_sandbox.strategies.ewc import sampled_fisher
 
@@ -40,9 +41,10 @@ def main() -> None:
     chosen = options.parse_args()
     home = store.home_folder(chosen.home)
     run = store.find_run(home, chosen.run)
-    resolved = saved.run_settings(run)
+    saved = SavedNetwork(run)
+    resolved = saved.settings
     machine.start(machine.resolve(resolved.machine, resolved.preset))
-    model, text = load.load_model(run), load.corpus_of(run, home)
+    model, text = saved.network(), saved.text(Session(home))
     names = [name for name, _ in model.named_parameters() if group_of(name) != "indexer"]
     batches = tokens.Batches(text.train, model.context, model.context, resolved.seed + 7919)
 

@@ -13,6 +13,7 @@ from typing import get_args
 
 from dsa_sandbox.commands import evaluate, pretrain
 from dsa_sandbox.config import resolve, settings
+from dsa_sandbox.runs.session import Session
 
 
 def trained(seed: int, policy: str, arch: str, sets: list[str], home: Path) -> str:
@@ -20,7 +21,7 @@ def trained(seed: int, policy: str, arch: str, sets: list[str], home: Path) -> s
     resolved = resolve.resolve(
         options={"arch": (arch, ""), "seed": (seed, "")}, sets=[f"train.selection={policy}", *sets]
     ).settings
-    figures = pretrain.pretrain(resolved, home).figures
+    figures = pretrain.pretrain(resolved, Session(home)).figures
     pairs, gate = figures["pairs"], figures["gate"]
     return (
         f"{seed:<6}{policy:<10}{figures['valid']['nll']:<9.4f}{figures['known_facts']:<7}"
@@ -34,8 +35,8 @@ def asked(seed: int, policy: str, arch: str, sets: list[str], home: Path) -> str
     resolved = resolve.resolve(
         options={"arch": (arch, ""), "seed": (seed, "")}, sets=["train.selection=learned", *sets]
     ).settings
-    base = pretrain.pretrain(resolved, home).run
-    nll = evaluate.evaluate(base, home, selection=policy)["valid"]["nll"]
+    base = pretrain.pretrain(resolved, Session(home)).run
+    nll = evaluate.evaluate(base, Session(home), selection=policy)["valid"]["nll"]
     return f"{seed:<6}{policy:<10}{nll:<9.4f}"
 
 
@@ -53,7 +54,8 @@ def main() -> None:
     ]
     for seed in options.seeds:  # all policies start from one build: it has one writer
         named = {"arch": (options.arch, ""), "seed": (seed, "")}
-        pretrain.build(resolve.resolve(options=named, sets=options.set).settings, options.home)
+        first = resolve.resolve(options=named, sets=options.set).settings
+        pretrain.build(first, Session(options.home))
     headings = {
         trained: "seed  trained   NLL      known  right  bleed  pairs",
         asked: "seed  measured  NLL (trained with the indexer)",

@@ -26,8 +26,9 @@ from dsa_sandbox.evaluation.recall import recall
 from dsa_sandbox.evaluation.scoring import batch_rows, heldout_kl, heldout_nll, pair_shares
 from dsa_sandbox.evaluation.selection import jaccard
 from dsa_sandbox.evaluation.story_quality import Judge, stories
-from dsa_sandbox.runs import load, saved
 from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.runs.load import SavedNetwork
+from dsa_sandbox.runs.session import Session
 from dsa_sandbox.selection import backends
 from dsa_sandbox.tasks import contradiction
 from dsa_sandbox.tasks.schema import KINDS, Task
@@ -44,12 +45,13 @@ def stream_of(writer: Writer, count: int) -> list[Task]:
 
 def parts_of(run: Run, home: Path, count: int) -> dict[str, Callable[[], Any]]:
     """What is timed, by name; a full row is the sum of all but the first."""
-    resolved = saved.run_settings(run)
+    saved = SavedNetwork(run)
+    resolved = saved.settings
     engine = backends.engine_for(resolved, machine.resolve(resolved.machine, resolved.preset))
-    base, model = (load.load_model(run).to(engine.device) for _ in range(2))
+    base, model = (saved.network().to(engine.device) for _ in range(2))
     for network in (base, model):
         backends.use(network, engine.attention)
-    text, writer = load.corpus_of(run, home), load.writer_for(run, "test")
+    text, writer = saved.text(Session(home)), saved.writer("test")
     probes = Probes(stream_of(writer, count), text.tokenizer, base)
     m = Measures(resolved.eval, probes, text, writer, Judge(run.name, base), resolved.seed)
     new = batch_rows(probes.tasks[0].train[:16], text.tokenizer)
@@ -93,7 +95,7 @@ def rows_of(run: Run, home: Path, count: int, rounds: int) -> dict[str, list[flo
 def untrained(home: Path, arch: str) -> Run:
     """A network of the smoke preset as it is initialised."""
     resolved = resolve.resolve(options={"arch": (arch, "")}).settings
-    return pretrain.build(resolved, home).run
+    return pretrain.build(resolved, Session(home)).run
 
 
 def main() -> None:

@@ -39,7 +39,8 @@ def write(out: Path, runs: list[Path]) -> None:
     for path in runs:
         run = Run(path)
         exchange.export(run, out / run.name, force=True)
-        expect(out / f"{run.name}.npz", load.load_model(run), load.load_tokenizer(run))
+        saved = load.SavedNetwork(run)
+        expect(out / f"{run.name}.npz", saved.network(), saved.tokenizer)
     for name, resolved, tokenizer in () if runs else tiny():
         model = load.new_model(resolved, tokenizer.get_vocab_size())
         sharpen(model)

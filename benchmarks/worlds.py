@@ -19,6 +19,8 @@ from dsa_sandbox.commands import finetune, make_tasks, pretrain
 from dsa_sandbox.config import resolve
 from dsa_sandbox.metrics import forgetting
 from dsa_sandbox.runs import files, load
+from dsa_sandbox.runs.session import Session
+from dsa_sandbox.tasks.schema import TaskStream
 
 
 def one(seed: int, arch: str, strategy: str, count: int, home: Path, sets: list[str]) -> str:
@@ -27,18 +29,17 @@ def one(seed: int, arch: str, strategy: str, count: int, home: Path, sets: list[
         options={"arch": (arch, ""), "strategy": (strategy, ""), "seed": (seed, "")},
         sets=[f"tasks.count={count}", *sets],
         with_strategy=True,
-    ).settings
-    base = pretrain.pretrain(resolved, home).run
+    )
+    session = Session(home)
+    base = load.SavedNetwork(pretrain.pretrain(resolved.settings, session).run)
     block = load.block_of(home, base)
-    block.sort(key=lambda run: str(run.manifest["arch"]))
-    stream = make_tasks.make_tasks(resolved, home, block).run
-    rows, _, _ = make_tasks.read_tasks(home, str(stream.path))
+    block.sort(key=lambda base: str(base.manifest["arch"]))
+    stream = make_tasks.make_tasks(resolved.settings, session, block).run
+    settings = load.settings_for(resolved, base)
     singles = []
-    for task in rows:
-        sha = files.digest_of(task.model_dump())
-        run = finetune.finetune(
-            load.for_base(resolved, base, {}), home, base, [task], task.task, sha
-        ).run
+    for task in make_tasks.tasks_of(stream).tasks:
+        alone = TaskStream([task], task.task, files.digest_of(task.model_dump()))
+        run = finetune.finetune(settings, session, base, alone).run
         singles.append((run, run.manifest["figures"]))
     figures = [figures for _, figures in singles]
     worlds = {
@@ -63,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     for seed, arch in product(options.seeds, ("dense", "dsa")):
         resolved = resolve.resolve(options={"arch": (arch, ""), "seed": (seed, "")}).settings
-        pretrain.pretrain(resolved, options.home)
+        pretrain.pretrain(resolved, Session(options.home))
     print("seed  arch   rule     in world  others   none     learned  steps  dNLL", flush=True)
     cells = list(product(options.seeds, ("dense", "dsa"), ("sgd", "acft")))
     with ProcessPoolExecutor(2) as pool:

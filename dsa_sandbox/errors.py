@@ -20,9 +20,9 @@ class RunFailed(Exception):
 class Interrupted(Exception):
     """A signal asked us to stop; the state is saved, exit 128 + signal."""
 
-    def __init__(self, signal_number: int, resume: str = "") -> None:
+    def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by signal {signal_number}")
-        self.signal_number, self.resume = signal_number, resume
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
 
 

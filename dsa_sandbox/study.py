@@ -19,7 +19,7 @@ from dsa_sandbox.runs import folder, provenance
 from dsa_sandbox.runs.files import digest_of, file_digest, write_json
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import find_run, make_home
-from dsa_sandbox.runs.load import load_tokenizer, pretrained
+from dsa_sandbox.runs.load import SavedNetwork, pretrained
 from dsa_sandbox.tasks import checking, orders
 from dsa_sandbox.tasks.schema import Task
 from dsa_sandbox.workers import Cell, run_cells
@@ -143,8 +143,8 @@ def rows_of(home: Path, where: str | None) -> Rows | None:
     """The tasks of a file, or of a make-tasks run; UserError for what is wrong with them."""
     if where is None:
         return None
-    found, name, _ = make_tasks.read_tasks(home, where)
-    return Rows(where, name, found)
+    stream = make_tasks.read_tasks(home, where)
+    return Rows(where, stream.name, stream.tasks)
 
 
 def check(resolved: Settings, networks: list[str], home: Path, rows: Rows | None = None) -> None:
@@ -299,7 +299,7 @@ def all_stages(plan: Plan, listener: Listener) -> Outcome:
         cell.arguments.append("--quiet")  # each would print the parameter tables of all
     built = run_stage(plan, builds, listener)
     if plan.rows is not None:  # only a build has the tokenizer that is learned from the text
-        tokenizer = load_tokenizer(Run(built[0]))
+        tokenizer = SavedNetwork(Run(built[0])).tokenizer
         checking.check(plan.rows.tasks, tokenizer, plan.context, plan.rows.name)
     bases = run_stage(plan, pretrainings, listener)
     making = ["make-tasks", *map(str, bases), *plan.common, *plan.making, *plan.included]

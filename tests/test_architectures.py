@@ -210,6 +210,11 @@ def test_an_architecture_that_says_wrongly_whether_it_has_an_indexer_is_refused(
 # runs of an included architecture
 
 
+def test_finetune_looks_for_a_base_of_an_architecture_that_it_includes(tmp_path: Path) -> None:
+    problem = cli("finetune", *INCLUDE, "--home", tmp_path / "home").problem
+    assert problem.endswith("run first: dsa-sandbox pretrain --arch linear")
+
+
 def test_stories_figures_and_charts_of_an_included_architecture_need_no_include(
     quick_home: Path, tmp_path: Path
 ) -> None:
@@ -272,7 +277,8 @@ def test_a_base_whose_file_is_gone_spoils_no_other(tiny_home: TinyHome, tmp_path
     (folder / "manifest.json").write_text(json.dumps(lost), "utf-8")
     text = (base.path / "settings.toml").read_text("utf-8")
     (folder / "settings.toml").write_text(text.replace('arch = "dsa"', 'arch = "lost"'), "utf-8")
-    assert load.block_of(tmp_path / "home", base) == [base]
+    saved = load.SavedNetwork(base)
+    assert load.block_of(tmp_path / "home", saved) == [saved]
 
 
 def test_an_arm_of_an_included_strategy_is_read_without_its_file(

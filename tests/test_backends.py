@@ -21,10 +21,10 @@ from dsa_sandbox.core.attention import DsaAttention
 from dsa_sandbox.core.transformer import Transformer, group_of, nll_sum
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.kernels import chunked
-from dsa_sandbox.listener import SILENT
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.runs import provenance
 from dsa_sandbox.runs.job import Job
+from dsa_sandbox.runs.session import Session
 from dsa_sandbox.selection import backends, policies
 
 ARCHS = ["dsa", "dsa block", "dsa-full", "dsa-v32"]
@@ -334,8 +334,8 @@ def test_a_run_is_the_same_run_whatever_computes_it_and_goes_on_as_it_began(
     def job(*sets: str) -> Job:
         pairs = [*QUICK[1::2], *sets]
         resolved = resolve.resolve(preset="smoke", sets=pairs).settings
-        parts = ["pretrain", ["dsa", "smoke", "s0"], {}, resolved, {}]
-        return Job(quick_home, *parts, force=False, includes={}, listener=SILENT)  # type: ignore[arg-type]
+        session = Session(quick_home)
+        return Job(session, "pretrain", resolved, name=["dsa"], inputs={}, parents={})
 
     begun = job("machine.attention=gather")
     assert begun.identity == job().identity

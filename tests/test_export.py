@@ -26,7 +26,7 @@ from dsa_sandbox.errors import UserError
 from dsa_sandbox.interop import to_transformers
 from dsa_sandbox.runs import checkpoints
 from dsa_sandbox.runs.folder import Run
-from dsa_sandbox.runs.saved import run_settings
+from dsa_sandbox.runs.load import SavedNetwork
 from dsa_sandbox.variants.moe import mixtures
 
 # many indexer heads: with few, ReLU makes exact ties, which topk breaks as it likes; wider than
@@ -257,7 +257,7 @@ def greedy(base: Path, ids: list[int], count: int) -> list[int]:
     from dsa_sandbox.runs import load as bases
     from dsa_sandbox.runs.folder import Run
 
-    model = bases.load_model(Run(base))
+    model = bases.SavedNetwork(Run(base)).network()
     for _ in range(count):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
         if ids[-1] == 0:
@@ -534,8 +534,8 @@ def test_the_card_names_the_text_and_no_path_of_this_machine(
             if there_now and not Path(source).is_absolute():
                 (place / source).mkdir(parents=True)
             monkeypatch.chdir(place)
-            settings = run_settings(Run(run))
-            data = settings.data.model_copy(update={"source": source})
-            settings = settings.model_copy(update={"data": data})
             Run(run).update(data=None if kind is None else {"kind": kind})
-            assert exchange.text_of(Run(run), settings) == named
+            saved = SavedNetwork(Run(run))
+            data = saved.settings.data.model_copy(update={"source": source})
+            saved.settings = saved.settings.model_copy(update={"data": data})
+            assert exchange.text_name(saved) == named

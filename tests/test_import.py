@@ -27,6 +27,7 @@ from dsa_sandbox.interop import from_transformers, to_transformers
 from dsa_sandbox.interop import tokenizer as vocabulary
 from dsa_sandbox.runs import load, saved
 from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.runs.session import Session
 
 UNTIED = MODEL.model_copy(update={"tied": False, "rope_base": 5e5, "num_selected_heads": 3})
 
@@ -47,7 +48,7 @@ def brought(folder: Path, *options: object, notes: str = "") -> Transformer:
     """The network of a folder, imported into a home beside it."""
     answer = cli("import", folder, "--home", folder.parent / "home", *options)
     assert notes in answer.err
-    return load.load_model(Run(answer.run)).eval()
+    return load.SavedNetwork(Run(answer.run)).network().eval()
 
 
 def refused(folder: Path, *options: object) -> str:
@@ -133,7 +134,7 @@ def test_what_was_exported_comes_back_bit_by_bit(arch: str, plan: Any, tmp_path:
     tokens_BT = some_tokens(3, CONTEXT, seed=9)
     torch.testing.assert_close(back(tokens_BT), model(tokens_BT), rtol=0, atol=1e-5)
     (run,) = (tmp_path / "home").glob("import-*")
-    assert load.load_tokenizer(Run(run)).to_str() == tokenizer.to_str()
+    assert load.SavedNetwork(Run(run)).tokenizer.to_str() == tokenizer.to_str()
     own = saved.run_settings(Run(run))
     assert own.arch == arch
     assert own.model.num_kept == plan.num_kept
@@ -185,7 +186,7 @@ def test_a_tokenizer_that_transformers_saves_again_is_the_same(tmp_path: Path) -
     assert '"truncation": {' in (tmp_path / "there" / "tokenizer.json").read_text("utf-8")
     brought(tmp_path / "there")
     (run,) = (tmp_path / "home").glob("import-*")
-    assert load.load_tokenizer(Run(run)).to_str() == tokenizer.to_str()
+    assert load.SavedNetwork(Run(run)).tokenizer.to_str() == tokenizer.to_str()
 
 
 @pytest.mark.parametrize("end", [0, 2])
@@ -209,9 +210,8 @@ def test_a_llama_goes_there_and_back(tmp_path: Path) -> None:
     assert "imported from llama (LlamaForCausalLM)" in card
     assert "license" not in card  # it is not ours to give
     says_the_same(brought(tmp_path / "again"), theirs, end=2)
-    says_the_same(
-        load.load_model(Run(run)), AutoModelForCausalLM.from_pretrained(tmp_path / "again")
-    )
+    ours = load.SavedNetwork(Run(run)).network()
+    says_the_same(ours, AutoModelForCausalLM.from_pretrained(tmp_path / "again"))
 
 
 def test_a_matrix_that_is_used_twice_becomes_two(tmp_path: Path) -> None:
@@ -573,9 +573,9 @@ def test_a_document_is_opened_by_what_opened_it_there(begin: int, end: int, tmp_
 
     answer = cli("import", tmp_path / "llama", "--data", data, "--home", home)
     assert "a text is opened by '<s>', and ended by '</s>'" in answer.err
-    run = Run(answer.run)
-    model, tokenizer = load.load_model(run).eval(), load.load_tokenizer(run)
-    text = load.corpus_of(run, home)
+    saved = load.SavedNetwork(Run(answer.run))
+    model, tokenizer = saved.network().eval(), saved.tokenizer
+    text = saved.text(Session(home))
     assert base_quality.text_quality(model, text.valid)["nll"] == pytest.approx(right, abs=1e-4)
     documents = scoring.batch_rows(texts, tokenizer)
     nats, count = scoring.heldout_nll(model, documents)
@@ -627,7 +627,7 @@ def test_an_opener_goes_there_and_back(tmp_path: Path) -> None:
     for config in (model.config, model.generation_config):
         assert (config.bos_token_id, config.eos_token_id) == (1, 0)
     again = cli("import", tmp_path / "again", "--home", home).run
-    one, other = (load.load_tokenizer(Run(path)).to_str() for path in (run, again))
+    one, other = (load.SavedNetwork(Run(path)).tokenizer.to_str() for path in (run, again))
     assert one == other
     weights = [load_file(path / "model.safetensors") for path in (run, again)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -649,7 +649,7 @@ def test_what_opens_a_text_is_found_as_what_ends_it(
     beside = {"bos_token": {"content": "<s>"}, "eos_token": "</s>"}
     (tmp_path / "llama" / "tokenizer_config.json").write_text(json.dumps(beside), "utf-8")
     run = cli("import", tmp_path / "llama", "--home", tmp_path / "home").run
-    tokenizer = load.load_tokenizer(Run(run))
+    tokenizer = load.SavedNetwork(Run(run)).tokenizer
     assert tokenizer.id_to_token(opener_of(tokenizer)) == opener
 
 

@@ -27,6 +27,7 @@ from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation.diagnostics import expert_health
 from dsa_sandbox.runs import checkpoints, load, saved
 from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.runs.session import Session
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.ewc import sampled_fisher
 from dsa_sandbox.tasks import schema
@@ -263,9 +264,10 @@ def test_fine_tuning_leaves_biases_and_what_is_frozen_bit_equal(
         options={"strategy": (strategy, "--strategy")},
         with_strategy=True,
     )
-    values = load.for_base(resolved.settings, Run(base), resolved.sources)
-    tasks = schema.read(STREAM)[:1]
-    run = finetune.finetune(values, quick_home, Run(base), tasks, "one", "1" * 64).run
+    saved_base = load.SavedNetwork(Run(base))
+    stream = schema.TaskStream(schema.read(STREAM)[:1], "one", "1" * 64)
+    settings = load.settings_for(resolved, saved_base)
+    run = finetune.finetune(settings, Session(quick_home), saved_base, stream).run
     before, after = weights(base), weights(run.path)
     moved = {group_of(name) for name in before if not torch.equal(before[name], after[name])}
     assert before["blocks.0.feedforward.bias"].any()

@@ -204,7 +204,6 @@ def test_arms_are_told_apart_by_what_their_bases_are(tiny_home: Any, tmp_path: P
         cli("import", tmp_path / "there", "--context", context, "--home", tmp_path / "home").out
         for context in ("104", "100")
     ]
-    first, second = (Run(Path(run.strip())) for run in runs)
-    sha = "model.safetensors"
-    assert first.manifest["files"][sha] == second.manifest["files"][sha]
-    assert load.stood_on([first]) != load.stood_on([second])
+    first, second = (load.SavedNetwork(Run(Path(run.strip()))) for run in runs)
+    assert first.sha256 == second.sha256
+    assert load.identities([first]) != load.identities([second])

@@ -19,6 +19,7 @@ from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.runs import load
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.job import Result
+from dsa_sandbox.runs.session import Session
 from dsa_sandbox.tasks import schema
 
 EVERY_STEP = "machine.save_every_s=0.000001"
@@ -69,10 +70,10 @@ def fine_tuning(strategy: str, *sets: str) -> Resolved:
 
 def tune(home: Path, base: Path, strategy: str, *sets: str, listener: Listener = SILENT) -> Result:
     resolved = fine_tuning(strategy, *sets)
-    run = Run(base)
-    tasks = schema.read(STREAM)[:3]
-    values = load.for_base(resolved.settings, run, resolved.sources)
-    return finetune.finetune(values, home, run, tasks, "three", "3" * 64, listener=listener)
+    saved = load.SavedNetwork(Run(base))
+    stream = schema.TaskStream(schema.read(STREAM)[:3], "three", "3" * 64)
+    session = Session(home, listener=listener)
+    return finetune.finetune(load.settings_for(resolved, saved), session, saved, stream)
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -94,21 +95,21 @@ MOE = ("model.ffn=moe", "model.num_experts=4", "train.balance_rate=0.1")  # bias
 def test_pretraining_stopped_at_any_step_ends_in_the_same_bytes(
     arch: str, sets: tuple[str, ...], quick_home: Path, tmp_path: Path
 ) -> None:
-    expected = contents(pretrain.pretrain(pretraining(arch, *sets).settings, quick_home).run.path)
+    settings = pretraining(arch, *sets).settings
+    expected = contents(pretrain.pretrain(settings, Session(quick_home)).run.path)
     assert set(expected) == {"model.safetensors", "metrics.jsonl"}
     other = with_cache(tmp_path / "other", quick_home)
     for step in range(1, 9):
         with pytest.raises(Interrupted):
             pretrain.pretrain(
                 pretraining(arch, EVERY_STEP, *sets).settings,
-                other,
-                listener=StopAfter(1, "pretrain"),
+                Session(other, listener=StopAfter(1, "pretrain")),
             )
         assert Run(the_run(other, "pretrain")).manifest["state"] == "interrupted"
         assert [path.name for path in (the_run(other, "pretrain") / "checkpoints").iterdir()] == [
             f"step-{step:08d}"
         ]
-    run = pretrain.pretrain(pretraining(arch, *sets).settings, other).run
+    run = pretrain.pretrain(settings, Session(other)).run
     assert contents(run.path) == expected
     assert not (run.path / "checkpoints").exists()
     assert run.manifest["state"] == "finished"
@@ -226,20 +227,20 @@ def test_fine_tuning_goes_on_after_kill_9(tiny_home: TinyHome, tmp_path: Path) -
 def test_lines_behind_the_checkpoint_are_cut_and_written_again(quick_home: Path) -> None:
     resolved = pretraining("dsa").settings
     with pytest.raises(Interrupted):
-        pretrain.pretrain(resolved, quick_home, listener=StopAfter(4, "pretrain"))
+        pretrain.pretrain(resolved, Session(quick_home, listener=StopAfter(4, "pretrain")))
     metrics = the_run(quick_home, "pretrain") / "metrics.jsonl"
     with metrics.open("a", encoding="utf-8") as file:
         file.write('{"step": 5, "phase": "dense", "lo')  # torn by kill -9
-    pretrain.pretrain(resolved, quick_home)
+    pretrain.pretrain(resolved, Session(quick_home))
     steps = [json.loads(line)["step"] for line in metrics.read_text("utf-8").splitlines()]
     assert steps == list(range(1, 10))
 
 
 def test_a_run_goes_on_with_the_threads_it_was_begun_with(quick_home: Path) -> None:
+    stopping = Session(quick_home, listener=StopAfter(4, "pretrain"))
     with pytest.raises(Interrupted):
-        pretrain.pretrain(
-            pretraining("dsa").settings, quick_home, listener=StopAfter(4, "pretrain")
-        )
-    run = pretrain.pretrain(pretraining("dsa", "machine.threads=2").settings, quick_home).run
+        pretrain.pretrain(pretraining("dsa").settings, stopping)
+    two_threads = pretraining("dsa", "machine.threads=2").settings
+    run = pretrain.pretrain(two_threads, Session(quick_home)).run
     assert run.manifest["engine"]["threads"] == 1
     assert torch.get_num_threads() == 1

@@ -25,6 +25,7 @@ from dsa_sandbox.runs import checkpoints, job
 from dsa_sandbox.runs.files import file_digest, write_atomic
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import COUNTER, all_runs, find_run, newest, next_number
+from dsa_sandbox.runs.session import Session
 
 EVERY_STEP = "machine.save_every_s=0.000001"
 
@@ -40,7 +41,7 @@ def build(home: Path, *arguments: object) -> Path:
 def unfinished(home: Path, step: int = 3, *sets: str) -> Run:
     """A pretrain run that was interrupted after `step` steps."""
     with pytest.raises(Interrupted):
-        pretrain.pretrain(quick(*sets), home, listener=StopAfter(step, "pretrain"))
+        pretrain.pretrain(quick(*sets), Session(home, listener=StopAfter(step, "pretrain")))
     (path,) = home.glob("pretrain-*")
     assert [p.name for p in (path / "checkpoints").iterdir()] == [f"step-{step:08d}"]
     return Run(path)
@@ -533,7 +534,7 @@ class FillDisk(Listener):
 
 def test_a_save_that_fails_keeps_the_last_checkpoint(quick_home: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RunFailed) as failure:
-        pretrain.pretrain(quick(EVERY_STEP), quick_home, listener=FillDisk(4, patch))
+        pretrain.pretrain(quick(EVERY_STEP), Session(quick_home, listener=FillDisk(4, patch)))
     assert failure.value.exit_code == 3
     (run,) = quick_home.glob("pretrain-*")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]

@@ -5,14 +5,20 @@ from typing import Annotated
 
 import typer
 
-from dsa_sandbox.cli.options import Device, Json, Quiet, Verb, prepare
+from dsa_sandbox.cli.options import Call, Device, verb
 from dsa_sandbox.errors import UserError
 
 app = typer.Typer()
 
 
-@app.command(cls=Verb, epilog="Example: dsa-sandbox bench training --length 256 --threads 1")
+@verb(
+    app,
+    "bench training --length 256 --threads 1",
+    shared="device as_json quiet",
+    later=True,
+)
 def bench(
+    call: Call,
     kinds: Annotated[
         list[str] | None,
         typer.Argument(
@@ -64,19 +70,14 @@ def bench(
         typer.Option("--precision", help="Precision: auto, fp32 or bf16.", metavar="NAME"),
     ] = None,
     device: Device = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Benchmark training, decoding and strategies beside other libraries; measure memory."""
-    call = prepare(
-        options={
-            "machine.threads": (threads, "--threads"),
-            "machine.precision": (precision, "--precision"),
-            "machine.device": (device, "--device"),
-        },
-        as_json=as_json,
-        quiet=quiet,
-    )
+    call.options = {
+        "machine.threads": (threads, "--threads"),
+        "machine.precision": (precision, "--precision"),
+        "machine.device": (device, "--device"),
+    }
+    call.resolve()
     timing = {"--rounds": rounds, "--clock": clock, "--tokens": tokens}
     for option, value in timing.items() if kinds == ["memory"] else ():
         if value is not None:
@@ -99,9 +100,9 @@ def bench(
         rounds=rounds or 5,
         clock=clock or "wall",
         options={name: value for name, value in options.items() if value is not None},
-        listener=call.listener,
+        listener=call.session.listener,
     )
-    if as_json:
+    if call.as_json:
         console.emit_json({"command": "bench", **result})
     else:
         console.emit(tables.text(result, console.width_of(sys.stdout)))

@@ -6,23 +6,14 @@ from typing import Annotated
 
 import typer
 
-from dsa_sandbox.cli.options import (
-    Data,
-    Home,
-    Include,
-    Json,
-    Quiet,
-    TasksFrom,
-    Verb,
-    path,
-    prepare,
-)
+from dsa_sandbox.cli.options import Call, Data, TasksFrom, path, verb
 
 app = typer.Typer()
 
 
-@app.command("eval", cls=Verb, epilog="Example: dsa-sandbox eval --json")
+@verb(app, "eval --json", shared="include home as_json quiet")
 def evaluate(
+    call: Call,
     runs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -45,37 +36,16 @@ def evaluate(
     everything: Annotated[
         bool, typer.Option("--all", help="Also print learning speed and drift.")
     ] = False,
-    include: Include = None,
-    home: Home = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Compute metrics of finished fine-tuning runs, or measure bases (on a stream: --tasks)."""
-    call = prepare(home=home, include=include, as_json=as_json, quiet=quiet)
     from dsa_sandbox.cli import console
-    from dsa_sandbox.commands import evaluate as networks
-    from dsa_sandbox.metrics import transfer
-    from dsa_sandbox.registry import archs, strategies
+    from dsa_sandbox.commands import evaluate as command
     from dsa_sandbox.report import table
-    from dsa_sandbox.runs import home as store
 
-    chosen = store.chosen_runs(call.home, runs or [], finished=True)
-    if not runs:  # as a grid: however many ran side by side, and whichever came first
-        known = [*archs, *strategies]
-        chosen.sort(
-            key=lambda run: [
-                known.index(name) if name in known else len(known)
-                for name in (run.manifest["arch"], *run.manifest["strategy"].split("+"))
-            ]
-        )
-    results = {
-        run.name: networks.evaluate(
-            run, call.home, tasks=tasks, selection=selection, data=data, listener=call.listener
-        )
-        for run in chosen
-    }
-    results = transfer.against(results)
-    if as_json:
+    results = command.evaluate_all(
+        call.session, runs or [], tasks=tasks, selection=selection, data=data
+    )
+    if call.as_json:
         console.emit_json(
             {
                 "command": "eval",
@@ -89,8 +59,9 @@ def evaluate(
     console.emit(table.results(results, width=width, with_formulas=formulas, more=everything))
 
 
-@app.command(cls=Verb, epilog="Example: dsa-sandbox plot --kind retention --save curves.csv")
+@verb(app, "plot --kind retention --save curves.csv", shared="include home as_json quiet")
 def plot(
+    call: Call,
     runs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -113,18 +84,13 @@ def plot(
             "--save", help="Also write the points to a .csv file.", metavar="FILE", parser=path
         ),
     ] = None,
-    include: Include = None,
-    home: Home = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Plot learning, forgetting and drift of arms, or the training of an indexer."""
-    call = prepare(include=include, home=home, as_json=as_json, quiet=quiet)
     from dsa_sandbox.cli import console
     from dsa_sandbox.report import plots
 
     plots.check(kind, save)
-    chosen = plots.chosen(kind, call.home, runs or [])
+    chosen = plots.chosen(kind, call.session.home, runs or [])
     drawn = plots.draw(
         kind,
         chosen,
@@ -134,8 +100,8 @@ def plot(
     )
     if save is not None:
         plots.save_csv(save, drawn.points)
-        call.listener.note(f"points written to {save}")
-    if as_json:
+        call.session.listener.note(f"points written to {save}")
+    if call.as_json:
         console.emit_json({"command": "plot", "kind": kind, "points": drawn.points})
     else:
         console.emit(drawn.text)

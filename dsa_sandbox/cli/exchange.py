@@ -6,56 +6,50 @@ from typing import Annotated
 import typer
 
 from dsa_sandbox.cli.options import (
-    Config,
-    Data,
-    DryRun,
-    Force,
-    Home,
-    Include,
-    Json,
-    Preset,
-    Quiet,
-    Seed,
-    Set,
-    Verb,
+    MAKES_A_RUN,
+    Call,
     answer_plan,
     answer_run,
     path,
-    prepare,
     show_notes,
+    verb,
 )
 
 app = typer.Typer()
 
 
-@app.command(cls=Verb, epilog="Example: dsa-sandbox export pretrain-dense --to my-model")
+@verb(app, "export pretrain-dense --to my-model", shared="include home as_json quiet")
 def export(
+    call: Call,
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run with a network.")],
     to: Annotated[Path, typer.Option("--to", help="Output folder.", metavar="FOLDER", parser=path)],
-    include: Include = None,
-    home: Home = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write into a folder that is not empty.")
     ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Export a network to transformers: dense as Llama, dsa-v32 as DeepSeek, dsa with its code."""
-    call = prepare(include=include, home=home, as_json=as_json, quiet=quiet)
     from dsa_sandbox.cli import console
-    from dsa_sandbox.commands import exchange
+    from dsa_sandbox.commands import exchange as command
     from dsa_sandbox.runs import home as store
 
-    made = exchange.export(store.find_run(call.home, run), to, force=force)
-    if as_json:
+    made = command.export(store.find_run(call.session.home, run), to, force=force)
+    if call.as_json:
         console.emit_json({"command": "export", **made})
     else:
-        call.listener.note(f"{made['architecture']}, {made['parameters']:,} parameters")
+        note = f"{made['architecture']}, {made['parameters']:,} parameters"
+        show_notes(call, note)
         console.emit(made["folder"])
 
 
-@app.command("import", cls=Verb, epilog="Example: dsa-sandbox import my-llama --context 512")
+@verb(
+    app,
+    "import my-llama --context 512",
+    options="data context seed",
+    shared=MAKES_A_RUN.replace("include ", ""),
+    later=True,
+)
 def import_(
+    call: Call,
     folder: Annotated[
         Path,
         typer.Argument(
@@ -64,47 +58,16 @@ def import_(
             parser=path,
         ),
     ],
-    data: Data = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            "--context",
-            help="Maximum sequence length (default: the model's, at most 2048).",
-            metavar="N",
-        ),
-    ] = None,
-    seed: Seed = None,
-    preset: Preset = None,
-    config: Config = None,
-    set_: Set = None,
-    home: Home = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Import a Llama-shaped or exported model as a base; runs no code of its folder."""
-    from dsa_sandbox.commands import exchange
+    from dsa_sandbox.commands import exchange as command
     from dsa_sandbox.interop import from_transformers
 
     found = from_transformers.opened(folder)
-    call = prepare(
-        options={
-            "data.source": (data, "--data"),
-            "model.context": (context, "--context"),
-            "seed": (seed, "--seed"),
-        },
-        preset=preset,
-        config=config,
-        sets=set_,
-        home=home,
-        as_json=as_json,
-        quiet=quiet,
-        network=(found.file, {**found.fixed, **found.likely}),
-    )
-    settings = from_transformers.check(call.resolved, found)
-    if dry_run:
-        exchange.check(settings)
+    resolved = call.resolve(network=(found.file, {**found.fixed, **found.likely}))
+    settings = from_transformers.check(resolved, found)
+    if call.dry_run:
+        command.check_import(settings)
         plan = {
             "arch": settings.arch,
             "architecture": found.architecture,
@@ -113,7 +76,7 @@ def import_(
         }
         answer_plan(call, "import", plan)
         return
-    result = exchange.import_folder(settings, call.home, found, force=force, listener=call.listener)
+    result = command.import_folder(settings, call.session, found)
     note = f"{result.figures['architecture']}, {result.figures['parameters']:,} parameters"
     show_notes(call, f"{note}, as {settings.arch}")
-    answer_run(call, "import", result)
+    answer_run(call, result)

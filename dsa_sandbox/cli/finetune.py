@@ -1,39 +1,33 @@
 """finetune: learn a stream of tasks on a base."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dsa_sandbox.cli.options import (
+    MAKES_A_RUN,
     Arch,
-    Config,
-    Count,
-    Data,
-    Device,
-    DryRun,
-    Force,
-    Home,
-    Include,
-    Json,
-    Preset,
-    Quiet,
-    Seed,
-    Set,
-    Strategy,
+    Call,
     TasksFrom,
-    Verb,
     answer_plan,
     answer_run,
-    prepare,
     show_notes,
+    verb,
 )
-from dsa_sandbox.errors import UserError
 
 app = typer.Typer()
 
 
-@app.command(cls=Verb, epilog="Example: dsa-sandbox finetune --strategy ewc --set ewc.strength=0.1")
+@verb(
+    app,
+    "finetune --strategy ewc --set ewc.strength=0.1",
+    options="strategy arch tasks data count seed device",
+    shared=MAKES_A_RUN,
+    later=True,
+    with_strategy=True,
+)
 def finetune(
+    call: Call,
     run: Annotated[
         str | None,
         typer.Argument(
@@ -41,106 +35,36 @@ def finetune(
             help="Pre-trained or imported run (default: the newest pre-trained).",
         ),
     ] = None,
-    strategy: Strategy = None,
     arch: Arch = None,
     tasks: TasksFrom = None,
-    data: Data = None,
-    count: Count = None,
-    seed: Seed = None,
-    device: Device = None,
-    preset: Preset = None,
-    config: Config = None,
-    set_: Set = None,
-    include: Include = None,
-    home: Home = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Train a base on the tasks, one after another, with a strategy; record forgetting."""
-    from dsa_sandbox.cli import console
-    from dsa_sandbox.runs import home as store
-
-    listener = console.Terminal(quiet)
-    place = store.home_folder(home)
-    if run is not None:
-        base = store.find_run(place, run)
-    else:
-        from dsa_sandbox.runs import load
-
-        base = load.default_base(place, arch, preset, listener)
-    manifest = base.manifest
-    call = prepare(
-        options={
-            "strategy": (strategy, "--strategy"),
-            "arch": (arch, "--arch"),
-            "data.source": (data, "--data"),
-            "tasks.count": (count, "--count"),
-            "seed": (seed, "--seed"),
-            "machine.device": (device, "--device"),
-        },
-        preset=preset or manifest.get("preset"),
-        config=config,
-        sets=set_,
-        include=include,
-        home=home,
-        as_json=as_json,
-        quiet=quiet,
-        with_strategy=True,
-    )
-    from dsa_sandbox.commands import finetune as tuning
-    from dsa_sandbox.commands import make_tasks
+    from dsa_sandbox.commands import finetune as command
     from dsa_sandbox.report import table
     from dsa_sandbox.runs import load
-    from dsa_sandbox.tasks.checking import check as check_rows
+    from dsa_sandbox.tasks import checking
 
-    load.pretrained(base)
-    resolved = load.for_base(call.settings, base, call.resolved.sources)
-    resolved = load.with_seed_of(resolved, base, call.resolved.sources)
-    tuning.check(resolved, call.home)  # before tasks are made
-    typed = call.resolved.sources.get("tasks.count") in ("--count", "--set")
-    asked: dict[str, Any] = {"tasks": resolved.tasks.count} if typed else {}
-    for key in ("family", "order"):
-        source = call.resolved.sources.get(f"tasks.{key}")
-        if tasks is not None and source == "--set":
-            value = getattr(resolved.tasks, key)
-            raise UserError(f"tasks.{key}={value}: --tasks names the stream  [from --set]")
-        if source is not None:
-            asked[key] = getattr(resolved.tasks, key)
-    rows, name, sha = make_tasks.tasks_for(
-        resolved,
-        call.home,
-        base,
-        tasks,
-        asked=asked,
-        dry_run=dry_run,
-        includes=call.includes,
-        listener=call.listener,
+    session = call.session
+    base = load.base_for(session, run, arch, call.preset)
+    resolved = call.resolve(preset=base.manifest.get("preset"))
+    settings, stream = command.settings_and_tasks(
+        resolved, session, base, tasks, dry_run=call.dry_run
     )
-    if dry_run:
-        if rows:
-            check_rows(rows, load.load_tokenizer(base), resolved.model.context, name)
-        num_tasks = len(rows) or resolved.tasks.count
+    if call.dry_run:
+        if stream:
+            context = settings.model.context
+            checking.check(stream.tasks, base.tokenizer, context, stream.name)
+        num_tasks = len(stream.tasks) if stream else settings.tasks.count
         plan = {
             "base": base.name,
-            "strategy": resolved.strategy,
-            "tasks": len(rows) or "made first",
-            "max_steps": num_tasks * resolved.finetune.max_steps,
-            **tuning.dry_run(resolved, base, num_tasks),
+            "strategy": settings.strategy,
+            "tasks": num_tasks if stream else "made first",
+            "max_steps": num_tasks * settings.finetune.max_steps,
+            **command.dry_run(settings, base, num_tasks),
         }
         answer_plan(call, "finetune", plan)
         return
-    result = tuning.finetune(
-        resolved,
-        call.home,
-        base,
-        rows,
-        name,
-        sha,
-        force=force,
-        includes=call.includes,
-        listener=call.listener,
-    )
+    assert stream
+    result = command.finetune(settings, session, base, stream)
     show_notes(call, table.arm(result.run.name, result.figures))
-    answer_run(call, "finetune", result)
+    answer_run(call, result)

@@ -4,15 +4,18 @@ from typing import Annotated, Any
 
 import typer
 
-from dsa_sandbox.cli.options import Device, Home, Include, Json, Quiet, Verb, prepare
+from dsa_sandbox.cli.options import Call, Device, verb
 
 app = typer.Typer()
 
 
-@app.command(
-    cls=Verb, epilog='Example: dsa-sandbox generate --prompt "Tom had a red ball." --count 3'
+@verb(
+    app,
+    'generate --prompt "Tom had a red ball." --count 3',
+    shared="device include home as_json quiet",
 )
 def generate(
+    call: Call,
     run: Annotated[
         str | None,
         typer.Argument(metavar="RUN", help="Run with a network (default: the newest base)."),
@@ -40,26 +43,21 @@ def generate(
         int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the sampling.", metavar="N")
     ] = 0,
     device: Device = None,
-    include: Include = None,
-    home: Home = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Generate text; a single story is streamed."""
-    call = prepare(include=include, home=home, as_json=as_json, quiet=quiet)
     from dsa_sandbox.cli import console
-    from dsa_sandbox.commands import generate as networks
+    from dsa_sandbox.commands import generate as command
     from dsa_sandbox.runs import home as store
     from dsa_sandbox.runs import load
 
-    networks.check_drawing(temperature, top_p)  # before a network is looked for
+    command.check_drawing(temperature, top_p)  # before a network is looked for
     if run is not None:
-        teller = store.find_run(call.home, run)
+        chosen = store.find_run(call.session.home, run)
     else:
-        teller = load.default_network(call.home, call.listener)
+        chosen = load.default_network(call.session)
 
     def say(text: str) -> None:
-        if count == 1 and not as_json:
+        if count == 1 and not call.as_json:
             console.emit(text, end="")
 
     drawing: dict[str, Any] = {
@@ -68,12 +66,12 @@ def generate(
         "top_p": top_p,
         "seed": seed,
     }
-    stories = networks.generate(
-        teller, prompt=prompt, count=count, device=device, say=say, **drawing
+    stories = command.generate(
+        chosen, prompt=prompt, count=count, device=device, say=say, **drawing
     )
-    if as_json:
+    if call.as_json:
         console.emit_json(
-            {"command": "generate", "run": teller.name, **drawing, "stories": stories}
+            {"command": "generate", "run": chosen.name, **drawing, "stories": stories}
         )
     elif count == 1:
         console.emit("")

@@ -5,32 +5,29 @@ from typing import Annotated, Any
 import typer
 
 from dsa_sandbox.cli.options import (
-    Config,
+    MAKES_A_RUN,
+    Call,
     Count,
-    Device,
-    DryRun,
     Family,
-    Force,
-    Home,
-    Include,
-    Json,
-    Preset,
-    Quiet,
-    Seed,
-    Set,
     TasksFrom,
-    Verb,
     answer_plan,
     answer_run,
-    prepare,
     show_notes,
+    verb,
 )
 
 app = typer.Typer()
 
 
-@app.command("make-tasks", cls=Verb, epilog="Example: dsa-sandbox make-tasks --count 8")
+@verb(
+    app,
+    "make-tasks --count 8",
+    options="count family tasks seed device",
+    shared=MAKES_A_RUN,
+    later=True,
+)
 def make_tasks(
+    call: Call,
     runs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -41,67 +38,24 @@ def make_tasks(
     count: Count = None,
     family: Family = None,
     tasks: TasksFrom = None,
-    seed: Seed = None,
-    device: Device = None,
-    preset: Preset = None,
-    config: Config = None,
-    set_: Set = None,
-    include: Include = None,
-    home: Home = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Make a stream of tasks from facts that the bases know, or check your own (--tasks)."""
-    from dsa_sandbox.cli import console
-    from dsa_sandbox.commands import make_tasks as streams
+    from dsa_sandbox.commands import make_tasks as command
     from dsa_sandbox.report import table
-    from dsa_sandbox.runs import home as store
-    from dsa_sandbox.runs import load, saved
+    from dsa_sandbox.runs import load
 
-    place, listener = store.home_folder(home), console.Terminal(quiet)
-    saved.include(include or [])
-    if runs:
-        chosen = [store.find_run(place, name) for name in runs]
-    else:
-        newest = load.default_base(place, None, preset, listener)
-        chosen = load.block_of(place, newest)
-    call = prepare(
-        options={
-            "tasks.count": (count, "--count"),
-            "tasks.family": (family, "--family"),
-            "seed": (seed, "--seed"),
-            "machine.device": (device, "--device"),
-        },
-        preset=preset or chosen[0].manifest.get("preset"),
-        config=config,
-        sets=set_,
-        include=include,
-        home=home,
-        as_json=as_json,
-        quiet=quiet,
-    )
-    unasked = {"--count": count, "--family": family}
-    streams.check_unasked(tasks, unasked, call.resolved.sources)
-    resolved = load.for_base(call.settings, chosen[0], call.resolved.sources)
-    resolved = load.with_seed_of(resolved, chosen[0], call.resolved.sources)
-    if dry_run:
-        given, _ = streams.check(resolved, call.home, chosen, tasks)
-        plan: dict[str, Any] = {"bases": ", ".join(base.name for base in chosen)}
-        plan |= {"rows": tasks} if given else {"family": resolved.tasks.family}
-        plan |= {"count": len(given) or resolved.tasks.count}
-        plan |= {"stream": resolved.tasks.stream, "order": resolved.tasks.order}
+    bases = command.bases_for(call.session, runs or [], call.preset)
+    resolved = call.resolve(preset=bases[0].manifest.get("preset"))
+    command.check_unasked(tasks, {"--count": count, "--family": family}, resolved)
+    settings = load.settings_for(resolved, bases[0])
+    if call.dry_run:
+        given = command.check_stream(settings, call.session.home, bases, tasks)
+        plan: dict[str, Any] = {"bases": ", ".join(base.name for base in bases)}
+        plan |= {"rows": tasks} if given else {"family": settings.tasks.family}
+        plan |= {"count": len(given.tasks) if given else settings.tasks.count}
+        plan |= {"stream": settings.tasks.stream, "order": settings.tasks.order}
         answer_plan(call, "make-tasks", plan)
         return
-    result = streams.make_tasks(
-        resolved,
-        call.home,
-        chosen,
-        rows=tasks,
-        force=force,
-        includes=call.includes,
-        listener=call.listener,
-    )
+    result = command.make_tasks(settings, call.session, bases, rows=tasks)
     show_notes(call, table.stream(result.run.name, result.figures))
-    answer_run(call, "make-tasks", result)
+    answer_run(call, result)

@@ -1,15 +1,26 @@
-"""The options that commands share, and what each command begins and ends with."""
+"""The options that commands share, how a command begins with them, and how it answers."""
 
+import inspect
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from dsa_sandbox.runs.session import Session
+
+if TYPE_CHECKING:  # pydantic takes time that help does not need
+    from dsa_sandbox.config.resolve import Resolved
+    from dsa_sandbox.config.settings import Settings
+    from dsa_sandbox.runs.job import Result
+
 
 def path(text: str) -> Path:
-    """What a user names on the command line as a path; Typer's own takes "" for this folder."""
+    """The path of an argument; Typer's own parser reads "" as the working directory."""
     if not text:
         raise typer.BadParameter("an empty name; leave it out, or name a path.")
     return Path(text)
@@ -50,6 +61,14 @@ Family = Annotated[
         "--family",
         help="contradiction, novel, style, reversal or roleplay, or one of yours.",
         metavar="NAME",
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        help="Maximum sequence length (default: the model's, at most 2048).",
+        metavar="N",
     ),
 ]
 TasksFrom = Annotated[
@@ -142,21 +161,21 @@ AllowMismatch = Annotated[
 
 
 class Verb(TyperCommand):
-    """A command whose help says in our words what an option takes, not Python's: <list[Path]>."""
+    """A command whose help shows metavars instead of Python types such as <list[Path]>."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         return [without_type(parameter) for parameter in super().get_params(ctx)]
 
 
 class Verbs(TyperGroup):
-    """All commands together; their help is as that of one."""
+    """The group of all commands, with the same kind of help."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         return [without_type(parameter) for parameter in super().get_params(ctx)]
 
 
 def without_type(parameter: Any) -> Any:
-    """The parameter; a flag, or an argument by its name alone, is shown without a type."""
+    """The parameter, shown without a type where it is an argument or a flag."""
     if isinstance(parameter, TyperArgument):
         parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
     elif parameter.metavar is None and parameter.is_flag:
@@ -164,68 +183,149 @@ def without_type(parameter: Any) -> Any:
     return parameter
 
 
-class Call(NamedTuple):
-    """What every command needs: settings, home, listener, and how to answer."""
+# options that set one setting: the parameter's name, its annotation and the setting
+SETTING_OPTIONS: dict[str, tuple[Any, str]] = {
+    "strategy": (Strategy, "strategy"),
+    "arch": (Arch, "arch"),
+    "data": (Data, "data.source"),
+    "count": (Count, "tasks.count"),
+    "family": (Family, "tasks.family"),
+    "context": (Context, "model.context"),
+    "seed": (Seed, "seed"),
+    "device": (Device, "machine.device"),
+}
+# options that `Call` takes care of: the parameter's name, its annotation and its default
+CALL_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "preset": (Preset, None),
+    "config": (Config, None),
+    "set_": (Set, None),
+    "include": (Include, None),
+    "home": (Home, None),
+    "force": (Force, False),
+    "dry_run": (DryRun, False),
+    "as_json": (Json, False),
+    "quiet": (Quiet, False),
+}
+MAKES_A_RUN = "preset config set_ include home force dry_run as_json quiet"
 
-    resolved: Any  # resolving.Resolved
-    home: Path
-    listener: Any
+
+@dataclass
+class Call:
+    """A command as it was typed."""
+
+    session: Session
     as_json: bool
-    includes: dict[str, str]
+    dry_run: bool
+    preset: str | None
+    config: Path | None
+    sets: list[str]
+    options: dict[str, tuple[Any, str]]  # value and spelling of options, by the setting they set
+    with_strategy: bool
+    resolved: "Resolved" = field(init=False)  # by `resolve`
 
     @property
-    def settings(self) -> Any:
+    def settings(self) -> "Settings":
         return self.resolved.settings
 
+    def resolve(self, *, preset: str | None = None, **more: Any) -> "Resolved":
+        """The settings and who set each; `preset` stands in where the user named none."""
+        from dsa_sandbox.config import resolve
 
-def prepare(
+        self.resolved = resolve.resolve(
+            preset=self.preset or preset,
+            config=self.config,
+            sets=self.sets,
+            options=self.options,
+            with_strategy=self.with_strategy,
+            **more,
+        )
+        return self.resolved
+
+
+def verb(
+    app: typer.Typer,
+    example: str,
     *,
-    options: dict[str, tuple[Any, str]] | None = None,
-    preset: str | None = None,
-    config: Path | None = None,
-    sets: list[str] | None = None,
-    include: list[Path] | None = None,
-    home: Path | None = None,
-    as_json: bool = False,
-    quiet: bool = False,
+    options: str = "",
+    shared: str,
+    later: bool = False,
     with_strategy: bool = False,
-    network: tuple[str, dict[str, Any]] | None = None,
-) -> Call:
-    """Includes first, then settings; signals are caught from here on."""
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator: make a function that takes a `Call` a command of `app`.
+
+    The first word of `example` is the command's name. Its help lists the setting options named in
+    `options`, the function's own parameters, then the options of `shared`, which fill the `Call`.
+    A parameter of the function that one of the lists names as well is shown in its place there.
+    Included files run first, then settings are resolved, unless the function does that `later`.
+    """
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        _, *parameters = inspect.signature(function, eval_str=True).parameters.values()
+        own = {one.name: one.replace(kind=Parameter.KEYWORD_ONLY) for one in parameters}
+        first, last = options.split(), shared.split()
+        names = [*first, *(name for name in own if name not in (*first, *last)), *last]
+        shown = [own.get(name) or shared_option(name) for name in names]
+
+        def command(**values: Any) -> None:
+            call = begin(values, first, with_strategy)
+            if not later:
+                call.resolve()
+            function(call, **{name: values[name] for name in own})
+
+        command.__doc__ = function.__doc__
+        command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in shown}
+        name = example.split()[0]
+        app.command(name, cls=Verb, epilog=f"Example: dsa-sandbox {example}")(command)
+        return function
+
+    return add
+
+
+def shared_option(name: str) -> Parameter:
+    """The parameter of an option that commands share."""
+    annotation, default = CALL_OPTIONS.get(name) or (SETTING_OPTIONS[name][0], None)
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def begin(values: dict[str, Any], options: list[str], with_strategy: bool) -> Call:
+    """The call of a command, from the values of its parameters; signals are caught from here on."""
     from dsa_sandbox.cli import console
-    from dsa_sandbox.config import resolve
     from dsa_sandbox.runs import home as store
     from dsa_sandbox.runs import saved
 
-    terminal = console.Terminal(quiet)
+    terminal = console.Terminal(values.get("quiet", False))
     console.catch_signals(terminal)
-    includes = saved.include(include or [])
-    resolved = resolve.resolve(
-        preset=preset,
-        config=config,
-        sets=sets,
-        options=options,
+    includes = saved.include(values.get("include") or [])
+    home = store.home_folder(values.get("home"))
+    typed = [name for name in options if name in SETTING_OPTIONS]
+    return Call(
+        Session(home, includes, terminal, bool(values.get("force"))),
+        as_json=values.get("as_json", False),
+        dry_run=values.get("dry_run", False),
+        preset=values.get("preset"),
+        config=values.get("config"),
+        sets=values.get("set_") or [],
+        options={SETTING_OPTIONS[name][1]: (values[name], f"--{name}") for name in typed},
         with_strategy=with_strategy,
-        network=network,
     )
-    return Call(resolved, store.home_folder(home), terminal, as_json, includes)
 
 
-def answer_run(call: Call, command: str, result: Any) -> None:
+def answer_run(call: Call, result: "Result") -> None:
     """Print the run's path, or one object."""
     from dsa_sandbox.cli import console
 
     if call.as_json:
-        console.emit_json({"command": command, "run": str(result.run.path), **result.figures})
+        console.emit_json(result.as_object())
     else:
         console.emit(str(result.run.path))
 
 
 def answer_plan(call: Call, command: str, plan: dict[str, Any]) -> None:
-    """Print what would be done."""
+    """Print the plan of a dry run: a line for each value, or one object."""
     from dsa_sandbox.cli import console
 
-    plan = {"command": command, "dry_run": True, "home": str(call.home), **plan}
+    plan = {"command": command, "dry_run": True, "home": str(call.session.home), **plan}
     if call.as_json:
         console.emit_json(plan)
     else:
@@ -239,11 +339,11 @@ def answer_plan(call: Call, command: str, plan: dict[str, Any]) -> None:
 def show_notes(call: Call, text: str) -> None:
     """A summary on stderr, line by line."""
     for line in text.splitlines():
-        call.listener.note(line)
+        call.session.listener.note(line)
 
 
 def network_plan(call: Call) -> dict[str, Any]:
-    """Sizes and lengths, by arithmetic alone; checks the device and the data."""
+    """The plan of a pre-training, without building it; checks the device and the data."""
     from dsa_sandbox import machine, sizes
     from dsa_sandbox.data import corpus
 

@@ -6,33 +6,34 @@ from typing import Annotated, Any
 import typer
 
 from dsa_sandbox.cli.options import (
+    MAKES_A_RUN,
     OUTPUT,
-    Config,
+    Call,
     Count,
     Data,
     Device,
-    DryRun,
     Family,
-    Home,
     Include,
-    Json,
-    Preset,
-    Quiet,
     Seed,
-    Set,
     TasksFrom,
-    Verb,
     answer_plan,
     network_plan,
-    prepare,
+    verb,
 )
 from dsa_sandbox.errors import UserError
 
 app = typer.Typer()
 
 
-@app.command(cls=Verb, epilog="Example: dsa-sandbox run --preset smoke --count 8")
+@verb(
+    app,
+    "run --preset smoke --count 8",
+    options="count family tasks data seed device",
+    shared=MAKES_A_RUN,
+    later=True,
+)
 def run(
+    call: Call,
     count: Count = None,
     family: Family = None,
     tasks: TasksFrom = None,
@@ -57,11 +58,7 @@ def run(
             "--archs", help="Architectures of the grid, separated by commas.", metavar="A,B,.."
         ),
     ] = "dense,dsa",
-    preset: Preset = None,
-    config: Config = None,
-    set_: Set = None,
     include: Include = None,
-    home: Home = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -71,52 +68,35 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Run the whole study: build, pretrain, make-tasks, all arms, eval, plot; skip what exists."""
-    call = prepare(
-        options={
-            "tasks.count": (count, "--count"),
-            "tasks.family": (family, "--family"),
-            "data.source": (data, "--data"),
-            "seed": (seed, "--seed"),
-            "machine.device": (device, "--device"),
-        },
-        preset=preset,
-        config=config,
-        sets=[s for s in set_ or [] if not is_strategy_key(s, strategies)],
-        include=include,
-        home=home,
-        as_json=as_json,
-        quiet=quiet,
-    )
     from dsa_sandbox import study
     from dsa_sandbox.cli import console
     from dsa_sandbox.commands import make_tasks
     from dsa_sandbox.config import resolve
     from dsa_sandbox.report import plots, table
 
+    sets, home = call.sets, call.session.home
+    call.sets = [text for text in sets if not is_strategy_key(text, strategies)]
+    resolved = call.resolve()
     for key, option in (("arch", "--archs"), ("strategy", "--strategies")):
-        if call.resolved.sources.get(key) == "--set":
+        if resolved.sources.get(key) == "--set":
             raise UserError(f"--set {key}: a study names several; use {option}")
     networks = study.names(archs, "archs")
-    resolve.check_training(call.resolved, networks)
+    resolve.check_training(resolved, networks)
     chosen = study.names(strategies, "strategies")
-    study.check_strategies(chosen, preset, config, set_ or [])
-    unasked = {"--count": count, "--family": family}
-    make_tasks.check_unasked(tasks, unasked, call.resolved.sources)
-    rows = study.rows_of(call.home, tasks)
-    study.check(call.settings, networks, call.home, rows)
+    study.check_strategies(chosen, call.preset, call.config, sets)
+    make_tasks.check_unasked(tasks, {"--count": count, "--family": family}, resolved)
+    rows = study.rows_of(home, tasks)
+    study.check(call.settings, networks, home, rows)
     plan = study.plan(
         call.settings,
-        call.home,
+        home,
         archs=networks,
         strategies=chosen,
-        preset=preset,
-        config=config,
-        sets=set_ or [],
+        preset=call.preset,
+        config=call.config,
+        sets=sets,
         include=include or [],
         data=data,
         device=device,
@@ -125,14 +105,14 @@ def run(
         rows=rows,
         seed=seed,
         jobs=jobs,
-        force=force,
+        force=call.session.force,
     )
-    if dry_run:
+    if call.dry_run:
         answer_plan(call, "run", {**network_plan(call), **plan.described()})
         return
-    outcome = study.run(plan, call.listener)
+    outcome = study.run(plan, call.session.listener)
     results = study.evaluate(outcome)
-    if as_json:
+    if call.as_json:
         console.emit_json(
             {"command": "run", **outcome.paths(), "runs": results, **table.contrasts(results)}
         )
@@ -151,5 +131,5 @@ def run(
 
 
 def is_strategy_key(text: str, strategies: str) -> bool:
-    """Whether a --set belongs to one of the strategies of the grid: its cells get it."""
+    """Whether a --set belongs to a strategy of the grid: only that strategy's cells receive it."""
     return text.partition(".")[0] in strategies.replace("+", ",").replace(" ", "").split(",")

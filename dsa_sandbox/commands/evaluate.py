@@ -1,6 +1,5 @@
-"""Figures of a run: of an arm from its records, of a base by measuring it."""
+"""The verb `eval`: figures of arms, from their records, and of bases, by measuring them."""
 
-from pathlib import Path
 from typing import Any
 
 from dsa_sandbox import machine
@@ -8,53 +7,62 @@ from dsa_sandbox.commands.make_tasks import read_tasks
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation import base_quality
 from dsa_sandbox.evaluation.probes import Probes
-from dsa_sandbox.listener import SILENT, Listener
-from dsa_sandbox.metrics import arm, forgetting
+from dsa_sandbox.metrics import arm, forgetting, transfer
+from dsa_sandbox.registry import archs, strategies
 from dsa_sandbox.runs.folder import Run
-from dsa_sandbox.runs.load import (
-    BASES,
-    corpus_of,
-    load_model,
-    load_tokenizer,
-    policy_of,
-    pretrained,
-    text_of,
-    writer_for,
-)
-from dsa_sandbox.runs.saved import run_settings
+from dsa_sandbox.runs.home import chosen_runs
+from dsa_sandbox.runs.load import BASES, policy_of, pretrained
+from dsa_sandbox.runs.session import Session
 from dsa_sandbox.selection import backends, policies
 from dsa_sandbox.tasks import checking, schema
 
 
-def evaluate(
-    run: Run,
-    home: Path,
+def evaluate_all(
+    session: Session,
+    names: list[str],
     *,
     tasks: str | None = None,
     selection: str | None = None,
     data: str | None = None,
-    listener: Listener = SILENT,
+) -> dict[str, dict[str, Any]]:
+    """Figures by run: of the named ones, or of all finished arms of the newest arm's stream.
+
+    Without names, the runs come in the order of architectures and strategies.
+    """
+    chosen = chosen_runs(session.home, names, finished=True)
+    if not names:
+        known = [*archs, *strategies]
+
+        def place(run: Run) -> list[int]:
+            parts = [run.manifest["arch"], *run.manifest["strategy"].split("+")]
+            return [known.index(name) if name in known else len(known) for name in parts]
+
+        chosen.sort(key=place)
+    options = {"tasks": tasks, "selection": selection, "data": data}
+    return transfer.against({run.name: evaluate(run, session, **options) for run in chosen})
+
+
+def evaluate(
+    run: Run,
+    session: Session,
+    *,
+    tasks: str | None = None,
+    selection: str | None = None,
+    data: str | None = None,
 ) -> dict[str, Any]:
     """Figures of a run: of an arm from its records; of a base measured now.
 
-    With `tasks`, a base is asked the probes of a stream that it has not learned; with `selection`,
-    that policy chooses the keys; `data` says where its text lies now.
+    Of a base, `tasks` names a stream whose items it is scored on without learning them,
+    `selection` a policy that selects the keys, and `data` the present place of its text.
     """
     manifest = run.manifest
     command = manifest.get("command")
     if command == "finetune":
-        if tasks is not None:
-            raise UserError(
-                f"{run.name}: an arm is read from its records; --tasks applies to bases only"
-            )
-        if selection is not None:
-            raise UserError(
-                f"{run.name}: an arm is read from its records; --selection applies to bases only"
-            )
-        if data is not None:
-            raise UserError(
-                f"{run.name}: an arm is read from its records; --data applies to bases only"
-            )
+        for option, value in (("tasks", tasks), ("selection", selection), ("data", data)):
+            if value is not None:
+                raise UserError(
+                    f"{run.name}: an arm is read from its records; --{option} applies to bases only"
+                )
         if manifest["state"] != "finished":
             raise UserError(f"{run.name}: not finished; `plot` draws unfinished runs")
         run.checked("records.jsonl")
@@ -63,28 +71,29 @@ def evaluate(
     if command not in BASES:
         takes = ", ".join([*BASES, "finetune"])
         raise UserError(f"{run.name}: a {command} run; eval takes runs of {takes}")
-    pretrained(run)
-    if data is not None:  # also where its packed text is there: an option is never passed over
-        text_of(run, data)
-    resolved = run_settings(run)
-    engine = backends.engine_for(resolved, machine.resolve(resolved.machine, resolved.preset))
+    base = pretrained(run)
+    if data is not None:  # checked even where a packed copy makes the text unnecessary
+        base.source(data)
+    settings = base.settings
+    engine = backends.engine_for(settings, machine.resolve(settings.machine, settings.preset))
     machine.start(engine)
-    model = load_model(run).to(engine.device)
+    model = base.network().to(engine.device)
     backends.use(model, engine.attention)
     if selection is not None and not policies.selects(model):
         raise UserError(
-            f"--selection={selection}: {run.name} is {resolved.arch}, which selects no keys"
+            f"--selection={selection}: {run.name} is {settings.arch}, which selects no keys"
         )
     if selection is not None:
-        policies.use(model, policy_of(resolved, "--selection", selection))
+        policies.use(model, policy_of(settings, "--selection", selection))
     if tasks is not None:
-        rows, name, _ = read_tasks(home, tasks)
-        tokenizer = load_tokenizer(run)
-        checking.check(rows, tokenizer, model.context, name)
-        probes = Probes(rows, tokenizer)
-        records = list(probes.records(model, 0, list(range(len(rows))), schema.KINDS))
+        stream = read_tasks(session.home, tasks)
+        checking.check(stream.tasks, base.tokenizer, model.context, stream.name)
+        probes = Probes(stream.tasks, base.tokenizer)
+        numbers = list(range(len(stream.tasks)))
+        records = list(probes.records(model, 0, numbers, schema.KINDS))
         right = {kind: forgetting.right(forgetting.select(records, kind)) for kind in schema.KINDS}
-        return {"kind": "probes", "stream": name, "tasks": len(rows), "right": right}
-    text = corpus_of(run, home, listener, where=data)
-    figures = base_quality.base_quality(model, text, writer_for(run, "test"), resolved.seed)
+        found = {"stream": stream.name, "tasks": len(stream.tasks), "right": right}
+        return {"kind": "probes", **found}
+    text = base.text(session, where=data)
+    figures = base_quality.base_quality(model, text, base.writer("test"), settings.seed)
     return {"kind": "base", "arch": manifest["arch"], **figures}

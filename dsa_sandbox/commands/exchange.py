@@ -1,7 +1,8 @@
-"""Networks that come from transformers, and go there."""
+"""The verbs `import` and `export`: networks in the layout of transformers."""
 
 import re
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,52 +12,45 @@ from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.interop import from_transformers, to_transformers
-from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.runs import checkpoints, files
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.job import Job, Result, sections
-from dsa_sandbox.runs.load import load_model, load_tokenizer, network_of
-from dsa_sandbox.runs.saved import run_settings
+from dsa_sandbox.runs.load import SavedNetwork, network_of
+from dsa_sandbox.runs.session import Session
 
 
-def check(resolved: Settings) -> None:
-    """UserError for a device or text that is not there."""
-    machine.resolve(resolved.machine, resolved.preset)
-    corpus.resolve(resolved.data)
+def check_import(settings: Settings) -> None:
+    """UserError where the device or the text is missing."""
+    machine.resolve(settings.machine, settings.preset)
+    corpus.resolve(settings.data)
 
 
-def import_folder(
-    resolved: Settings,
-    home: Path,
-    folder: from_transformers.Folder,
-    *,
-    force: bool = False,
-    listener: Listener = SILENT,
-) -> Result:
-    """A run of what a folder in the layout of transformers holds, to be fine-tuned or measured.
+def import_folder(settings: Settings, session: Session, folder: from_transformers.Folder) -> Result:
+    """The network of a folder in the layout of transformers, as a run.
 
-    `resolved` has the folder's settings (`reading.check`); its `data` are what fine-tuning takes
-    held-out text and pre-training text from.
+    `settings` come from `from_transformers.check`; their `data` name the text that fine-tuning
+    takes for held-out loss and for pre-training batches.
     """
-    source = corpus.resolve(resolved.data)
-    context, tokenizer = resolved.model.context, folder.words.tokenizer
-    data_hash = tokens.corpus_digest(source, resolved.data, resolved.seed, context, tokenizer)
-    values = {"arch": resolved.arch, "seed": resolved.seed, "data_hash": data_hash}
-    values |= {"files": folder.files, **sections(resolved, ("model",))}
+    source = corpus.resolve(settings.data)
+    context, tokenizer = settings.model.context, folder.words.tokenizer
+    data_hash = tokens.corpus_digest(source, settings.data, settings.seed, context, tokenizer)
+    listener = session.listener
     job = Job(
-        home,
+        replace(session, includes={}),
         "import",
-        [resolved.arch, resolved.preset, f"s{resolved.seed}"],
-        values,
-        resolved,
-        {},
-        force=force,
-        includes={},
-        listener=listener,
+        settings,
+        name=[settings.arch],
+        inputs={
+            "arch": settings.arch,
+            "data_hash": data_hash,
+            "files": folder.files,
+            **sections(settings, ("model",)),
+        },
+        parents={},
     )
     if job.finished:
         return job.returned()
-    state = from_transformers.state_of(folder, resolved)
+    state = from_transformers.state_of(folder, settings)
     notes = [*folder.notes]
     if context < folder.longest:
         notes.append(f"context {context} of {folder.longest} tokens (--context takes more)")
@@ -86,44 +80,47 @@ def import_folder(
 
 
 def export(run: Run, folder: Path, *, force: bool = False) -> dict[str, Any]:
-    """Write a finished network as a folder that transformers loads."""
-    network_of(run)
+    """Write a finished network into a folder that transformers loads: path, architecture, size.
+
+    UserError where the folder is not empty, but for `force`.
+    """
+    saved = network_of(run)
     folder = paths.named(folder, "--to")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not force):
         raise UserError(f"{folder}: already exists  [from --to]; use --force to write into it")
     paths.folder(folder, "--to")
-    resolved = run_settings(run)
-    to_transformers.layout_of(resolved)
-    model = load_model(run)
+    settings = saved.settings
+    to_transformers.layout_of(settings)
+    model = saved.network()
     total = sum(p.numel() for p in model.parameters())
-    imported = run.manifest.get("imported")
-    origin = f"pre-trained on {text_of(run, resolved)}"
+    imported = saved.manifest.get("imported")
+    origin = f"pre-trained on {text_name(saved)}"
     if imported:
         name = imported.get("name") or Path(imported["folder"]).name
         origin = f"imported from {name} ({imported['architecture']})"
     trained = {
         "build": "not trained",
-        "finetune": f"{origin} and fine-tuned with {run.manifest.get('strategy')} on contradictory "
-        "worlds",
-    }.get(run.manifest["command"], origin)
+        "finetune": f"{origin} and fine-tuned with {saved.manifest.get('strategy')} on "
+        "contradictory worlds",
+    }.get(saved.manifest["command"], origin)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--to {folder}: cannot be created: {reason(error)}") from None
-    there = to_transformers.write(folder, model, resolved, load_tokenizer(run))
+    there = to_transformers.write(folder, model, settings, saved.tokenizer)
     toy = not imported
-    card = to_transformers.card(run.name, resolved, total, trained, toy=toy, num_there=there)
+    card = to_transformers.card(run.name, settings, total, trained, toy=toy, num_there=there)
     files.write_atomic(folder / "README.md", card)
-    architecture = to_transformers.layout_of(resolved).architecture
+    architecture = to_transformers.layout_of(settings).architecture
     return {"folder": str(folder), "architecture": architecture, "parameters": total}
 
 
-def text_of(run: Run, resolved: Settings) -> str:
-    """What a run was pre-trained on, without a path of this machine."""
-    source, told = resolved.data.source, run.manifest.get("data") or {}
+def text_name(saved: SavedNetwork) -> str:
+    """The text that a run was pre-trained on: its name, without a path of this machine."""
+    source, told = saved.settings.data.source, saved.manifest.get("data") or {}
     if source == "grammar":
         return "the built-in grammar"
-    # older runs do not say of which kind it was
+    # manifests of the first releases do not tell the kind
     hub = re.fullmatch(r"\w[\w.-]*/[\w-]+", source) is not None
     hub = told["kind"] == "hub" if "kind" in told else hub
     return source if hub else Path(source).name or "local text"

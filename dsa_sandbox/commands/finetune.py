@@ -1,12 +1,13 @@
-"""An arm: one strategy learns a stream of tasks on one base."""
+"""The verb `finetune`: an arm, that is, one strategy learns a stream of tasks on one base."""
 
-import shutil
-from collections.abc import Mapping
+import copy
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from dsa_sandbox import locks, machine, sizes
+from dsa_sandbox.commands.make_tasks import tasks_for
+from dsa_sandbox.config.resolve import Resolved
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import tokens
@@ -15,124 +16,132 @@ from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation.evaluator import Measures
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.story_quality import Judge
-from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.metrics import arm
 from dsa_sandbox.registry import strategies
 from dsa_sandbox.runs import checkpoints, files, provenance
-from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import find_run
 from dsa_sandbox.runs.job import Job, Result, sections
 from dsa_sandbox.runs.load import (
+    SavedNetwork,
     cache_of,
-    corpus_of,
-    load_model,
-    load_tokenizer,
+    identities,
     policy_of,
     pretrained,
-    stood_on,
-    writer_for,
+    settings_for,
 )
-from dsa_sandbox.runs.saved import run_settings
+from dsa_sandbox.runs.session import Session
 from dsa_sandbox.selection import backends, policies
 from dsa_sandbox.strategies.base import Strategy, Trainee
 from dsa_sandbox.strategies.combined import Combined
 from dsa_sandbox.tasks import checking, schema
+from dsa_sandbox.tasks.schema import TaskStream
 from dsa_sandbox.training import finetune as finetuning
 from dsa_sandbox.training.trainer import Trainer
 
 
-def make_strategy(resolved: Settings) -> Strategy:
-    """The chosen strategy, or several at once; UserError where they do not go together."""
+def make_strategy(settings: Settings) -> Strategy:
+    """The chosen strategy, or several combined; UserError where they cannot be combined."""
     parts = {}
-    for name in resolved.strategy.split("+"):
+    for name in settings.strategy.split("+"):
         cls = strategies[name]
-        parts[name] = cls(resolved.chosen.get(name) or cls.Settings())
+        parts[name] = cls(settings.chosen.get(name) or cls.Settings())
     if len(parts) == 1:
         return next(iter(parts.values()))
     try:
         return Combined(parts)
     except ValueError as error:
-        raise UserError(f"--strategy {resolved.strategy}: {error}") from None
+        raise UserError(f"--strategy {settings.strategy}: {error}") from None
+
+
+def settings_and_tasks(
+    resolved: Resolved,
+    session: Session,
+    base: SavedNetwork,
+    where: str | None,
+    *,
+    dry_run: bool = False,
+) -> tuple[Settings, TaskStream | None]:
+    """The settings of the arm, checked, and then its stream: found, or made if need be.
+
+    `where` names the stream, if the user does. The stream is None where a dry run would have to
+    make it.
+    """
+    settings = settings_for(resolved, base)
+    check_settings(settings, session.home)  # a mistake is told before tasks are made
+    asked: dict[str, Any] = {}
+    if resolved.is_typed("tasks.count"):
+        asked["tasks"] = settings.tasks.count
+    for name in ("family", "order"):
+        key, value = f"tasks.{name}", getattr(settings.tasks, name)
+        source = resolved.sources.get(key)
+        if where is not None and resolved.is_typed(key):
+            raise UserError(f"{key}={value}: --tasks names the stream  [from {source}]")
+        if source is not None:
+            asked[name] = value
+    return settings, tasks_for(settings, session, base, where, asked=asked, dry_run=dry_run)
 
 
 def finetune(
-    resolved: Settings,
-    home: Path,
-    base: Run,
-    tasks: list[schema.Task],
-    tasks_name: str,
-    tasks_sha: str,
-    *,
-    force: bool = False,
-    includes: Mapping[str, str] | None = None,
-    listener: Listener = SILENT,
+    settings: Settings, session: Session, base: SavedNetwork, stream: TaskStream
 ) -> Result:
-    """Learn the tasks one after another; figures are those of `evaluation.metrics.summary`."""
-    pretrained(base)
-    tokenizer = load_tokenizer(base)
-    checking.check(tasks, tokenizer, resolved.model.context, tasks_name)
-    check_dense(resolved, len(tasks))
-    judge_run = judge_of(resolved, home)
-    strategy = make_strategy(resolved)
-    base_sha = base.manifest["files"]["model.safetensors"]
-    values = {
-        "parents": [base_sha, tasks_sha],
-        "seed": resolved.seed,
-        "strategy": resolved.strategy,
-        "strategy_settings": {n: part.model_dump() for n, part in resolved.chosen.items()},
-        **sections(resolved, ("finetune", "eval")),
-        **stood_on([base]),
+    """Learn the tasks one after another; figures are those of `metrics.arm.figures_of`."""
+    tasks, listener = stream.tasks, session.listener
+    checking.check(tasks, base.tokenizer, settings.model.context, stream.name)
+    check_dense(settings, len(tasks))
+    judging = judging_network(settings, session.home)
+    strategy = make_strategy(settings)
+    inputs = {
+        "parents": [base.sha256, stream.sha256],
+        "strategy": settings.strategy,
+        "strategy_settings": {n: part.model_dump() for n, part in settings.chosen.items()},
+        **sections(settings, ("finetune", "eval")),
+        **identities([base]),
     }
-    values["eval"]["judge"] = judge_run and [
-        judge_run.manifest["identity"],
-        judge_run.manifest["files"]["model.safetensors"],
-    ]
+    inputs["eval"]["judge"] = judging and [judging.manifest["identity"], judging.sha256]
     job = Job(
-        home,
+        session,
         "finetune",
-        [resolved.arch, resolved.strategy, resolved.preset, f"s{resolved.seed}"],
-        values,
-        resolved,
-        {base.name: base_sha, tasks_name: tasks_sha},
-        force=force,
-        includes=includes,
-        listener=listener,
+        settings,
+        name=[settings.arch, settings.strategy],
+        inputs=inputs,
+        parents={base.name: base.sha256, stream.name: stream.sha256},
     )
     if job.finished:
         return job.returned()
-    check_indexer(resolved)
-    learning, measuring = check_policies(resolved)
-    model, frozen = (load_model(base).to(job.engine.device) for _ in range(2))
-    policies.use(frozen, learning)  # F0 is of the network as it will learn
+    check_indexer(settings)
+    learning, measuring = check_policies(settings)
+    model = base.network().to(job.engine.device)
+    frozen = copy.deepcopy(model)  # the base, with which the fine-tuned network is compared
+    policies.use(frozen, learning)  # F0 is measured with the policy of fine-tuning
     judge = None
-    if judge_run is not None:
-        reads, same = load_tokenizer(judge_run), tokens.tokenizer_digest(tokenizer)
-        other = None if tokens.tokenizer_digest(reads) == same else reads
-        judge = Judge(judge_run.name, load_model(judge_run).to(job.engine.device), other)
+    if judging is not None:
+        ours, theirs = map(tokens.tokenizer_digest, (base.tokenizer, judging.tokenizer))
+        other = None if ours == theirs else judging.tokenizer
+        judge = Judge(judging.name, judging.network().to(job.engine.device), other)
     for network in (model, frozen):
         backends.use(network, job.engine.attention)
-    trainer, mask = trainer_of(resolved, strategy, model, frozen, len(tasks))
+    trainer, mask = trainer_of(settings, strategy, model, frozen, len(tasks))
     listener.note(
-        f"{resolved.strategy} on {base.name} over {tasks_name} ({len(tasks)} tasks), "
+        f"{settings.strategy} on {base.name} over {stream.name} ({len(tasks)} tasks), "
         f"into {job.run.path}"
     )
-    text = corpus_of(base, home, listener, where=resolved.data.source)
+    text = base.text(session, where=settings.data.source)
     measures = Measures(
-        resolved.eval,
-        Probes(tasks, tokenizer, frozen),
+        settings.eval,
+        Probes(tasks, base.tokenizer, frozen),
         text,
-        writer_for(base, "test"),
+        base.writer("test"),
         judge or Judge(base.name, frozen),
-        resolved.seed,
+        settings.seed,
     )
     with ExitStack() as stack:
         about: dict[str, Any] = {
-            "strategy": resolved.strategy,
-            "optimizer": resolved.finetune.optimizer,
-            "overwriting": resolved.finetune.contrast == 0,
+            "strategy": settings.strategy,
+            "optimizer": settings.finetune.optimizer,
+            "overwriting": settings.finetune.contrast == 0,
             "course": strategy.course,
             "mask": mask,
-            "tasks": {"name": tasks_name, "sha256": tasks_sha, "count": len(tasks)},
+            "tasks": {"name": stream.name, "sha256": stream.sha256, "count": len(tasks)},
             "imported": base.manifest.get("imported"),
             "data": base.manifest.get("data"),
         }
@@ -143,15 +152,15 @@ def finetune(
             f"({', '.join(f'{g} {n:,}' for g, n in mask['groups'].items())}), "
             f"mask {mask['sha256'][:8]}"
         )
-        shutil.copyfile(base.checked("tokenizer.json"), job.run.path / "tokenizer.json")
+        files.write_atomic(job.run.path / "tokenizer.json", base.tokenizer_json)
         files.write_atomic(job.run.path / "tasks.jsonl", schema.write(tasks))
         at_work = finetuning.FinetuneRun(
-            job.run, trainer, tasks, tokenizer, measures, resolved, job.engine, listener
+            job.run, trainer, tasks, base.tokenizer, measures, settings, job.engine, listener
         )
         at_work.learning, at_work.measuring = learning, measuring
         try:
             if checkpoints.newest_checkpoint(job.run) is None:
-                prepare(trainer, mask["sha256"], text, base_sha, resolved, home, listener)
+                prepare(trainer, mask["sha256"], text, base, settings, session)
             policies.use(frozen, measuring)
             policies.use(model, learning)
             with listener.deferred():
@@ -162,88 +171,89 @@ def finetune(
         kept = [tensor.numel() * tensor.element_size() for tensor in strategy.memory.values()]
         job.run.update(remembers_bytes=sum(kept))
         figures = arm.figures_of(job.run)
-        with strategy.evaluation_weights(trainer.trainee):  # save the weights that were measured
+        with strategy.evaluation_weights(trainer.trainee):  # save what was measured
             checkpoints.save_model(job.run, model)
         job.run.finish(figures=figures)
     return Result(job.run, figures)
 
 
 def trainer_of(
-    resolved: Settings, strategy: Strategy, model: Transformer, frozen: Transformer, num_tasks: int
+    settings: Settings, strategy: Strategy, model: Transformer, frozen: Transformer, num_tasks: int
 ) -> tuple[Trainer, dict[str, Any]]:
-    """The strategy's trainer for a network, and its mask; UserError where they do not fit."""
+    """The strategy's trainer for a network, and its mask as the manifest has it.
+
+    UserError where it trains nothing of this network, or its memory does not fit the device.
+    """
     try:
-        trainer = Trainer(strategy, model, frozen, resolved.finetune)
+        trainer = Trainer(strategy, model, frozen, settings.finetune)
     except ValueError as error:
-        reason = str(error).removeprefix(f"{resolved.strategy}: ")
-        raise UserError(f"--strategy {resolved.strategy}: {reason}") from None
+        reason = str(error).removeprefix(f"{settings.strategy}: ")
+        raise UserError(f"--strategy {settings.strategy}: {reason}") from None
     mask = mask_of(trainer)
     if not mask["trainable"] and strategy.course != "nothing":
-        raise UserError(f"--strategy {resolved.strategy}: trains no parameter of {resolved.arch}")
-    check_memory(strategy, trainer.trainee, num_tasks, resolved.strategy)
+        raise UserError(f"--strategy {settings.strategy}: trains no parameter of {settings.arch}")
+    check_memory(strategy, trainer.trainee, num_tasks, settings.strategy)
     return trainer, mask
 
 
-def dry_run(resolved: Settings, base: Run, num_tasks: int) -> dict[str, Any]:
-    """What would move; UserError for what only the network can tell."""
-    check_dense(resolved, num_tasks)
-    engine = machine.resolve(resolved.machine, resolved.preset)
-    model = load_model(base).to(engine.device)
-    _, mask = trainer_of(resolved, make_strategy(resolved), model, model, num_tasks)
+def dry_run(settings: Settings, base: SavedNetwork, num_tasks: int) -> dict[str, Any]:
+    """Counts of trainable and of all parameters; UserError for mistakes that need the network."""
+    check_dense(settings, num_tasks)
+    engine = machine.resolve(settings.machine, settings.preset)
+    model = base.network().to(engine.device)
+    _, mask = trainer_of(settings, make_strategy(settings), model, model, num_tasks)
     return {"moves": mask["trainable"], "parameters": mask["parameters"]}
 
 
-def check(resolved: Settings, home: Path) -> None:
-    """UserError for whatever can be known to be wrong before there are tasks."""
-    make_strategy(resolved)
-    check_indexer(resolved)
-    check_policies(resolved)
-    judge_of(resolved, home)
+def check_settings(settings: Settings, home: Path) -> None:
+    """UserError for every mistake that can be found without tasks and without the network."""
+    make_strategy(settings)
+    check_indexer(settings)
+    check_policies(settings)
+    judging_network(settings, home)
 
 
-def check_policies(resolved: Settings) -> tuple[str, str]:
-    """Who chooses the keys while tasks are learned, and when it is measured."""
-    learning, measuring = (
-        policy_of(resolved, f"{section}.selection", chosen)
-        for section, chosen in (
-            ("finetune", resolved.finetune.selection),
-            ("eval", resolved.eval.selection),
-        )
-    )
+def check_policies(settings: Settings) -> tuple[str, str]:
+    """The selection policies of fine-tuning and of measuring; UserError where one is impossible."""
+    learning = policy_of(settings, "finetune.selection", settings.finetune.selection)
+    measuring = policy_of(settings, "eval.selection", settings.eval.selection)
     return learning, measuring
 
 
-def check_indexer(resolved: Settings) -> None:
-    """UserError where finetune.indexer=kl has no indexer to teach."""
-    if resolved.finetune.indexer == "frozen":
+def check_indexer(settings: Settings) -> None:
+    """UserError where finetune.indexer=kl finds no indexer to train."""
+    if settings.finetune.indexer == "frozen":
         return
-    policy = resolved.finetune.selection
-    policy = resolved.train.selection if policy == "trained" else policy
-    indexed = sizes.has_indexer(resolved.arch, resolved.model)
+    policy = settings.finetune.selection
+    policy = settings.train.selection if policy == "trained" else policy
+    indexed = sizes.has_indexer(settings.arch, settings.model)
     if not indexed or policy != "learned":
         reason = f"selects by {policy}" if indexed else "has no indexer"
         raise UserError(
-            f"finetune.indexer=kl: the base ({resolved.arch}) {reason}; use finetune.indexer=frozen"
+            f"finetune.indexer=kl: the base ({settings.arch}) {reason}; use finetune.indexer=frozen"
         )
 
 
-def judge_of(resolved: Settings, home: Path) -> Run | None:
-    """The run that scores told stories, where one is named; UserError where it cannot."""
-    if not resolved.eval.judge:
+def judging_network(settings: Settings, home: Path) -> SavedNetwork | None:
+    """The network that scores generated stories, if eval.judge names one.
+
+    UserError where it is no base, or its context is shorter than that of the arm.
+    """
+    if not settings.eval.judge:
         return None
-    key = f"eval.judge={resolved.eval.judge}"
-    run = pretrained(find_run(home, resolved.eval.judge))
-    context = run_settings(run).model.context
-    if context < resolved.model.context:
+    judging = pretrained(find_run(home, settings.eval.judge))
+    context = judging.settings.model.context
+    if context < settings.model.context:
         raise UserError(
-            f"{key}: its context of {context} tokens is shorter than {resolved.model.context}"
+            f"eval.judge={settings.eval.judge}: its context of {context} tokens is shorter than "
+            f"{settings.model.context}"
         )
-    return run
+    return judging
 
 
-def check_dense(resolved: Settings, num_tasks: int) -> None:
-    """UserError where a task is to be watched that there is not."""
-    for number in resolved.eval.dense_tasks:
+def check_dense(settings: Settings, num_tasks: int) -> None:
+    """UserError where eval.dense_tasks has the number of a task that does not exist."""
+    for number in settings.eval.dense_tasks:
         if number >= num_tasks:
             raise UserError(
                 f"eval.dense_tasks={number}: tasks are numbered from 0; the last is {num_tasks - 1}"
@@ -251,7 +261,7 @@ def check_dense(resolved: Settings, num_tasks: int) -> None:
 
 
 def mask_of(trainer: Trainer) -> dict[str, Any]:
-    """What is trained: every tensor with group, count and rate; counts by group; and a hash."""
+    """The mask for the manifest: trainable tensors with group, count and rate, sums, sha256."""
     tensors = trainer.mask()
     groups: dict[str, int] = {}
     for row in tensors.values():
@@ -266,7 +276,7 @@ def mask_of(trainer: Trainer) -> dict[str, Any]:
 
 
 def check_memory(strategy: Strategy, trainee: Trainee, num_tasks: int, name: str) -> None:
-    """UserError where the strategy's memory would not fit into that of the device."""
+    """UserError where the memory of a strategy would not fit the device."""
     needed, device = strategy.memory_bytes(trainee, num_tasks), trainee.device
     room = machine.free_bytes(device)
     if needed > room:
@@ -280,12 +290,14 @@ def prepare(
     trainer: Trainer,
     mask_sha: str,
     text: Corpus,
-    base_sha: str,
-    resolved: Settings,
-    home: Path,
-    listener: Listener,
+    base: SavedNetwork,
+    settings: Settings,
+    session: Session,
 ) -> None:
-    """Prepares the strategy on the base; the result is cached where it has a `cache_key`."""
+    """Let the strategy measure the base before the first task, or take the result of the cache.
+
+    The cache is used where the strategy gives a key for it.
+    """
     strategy, model = trainer.strategy, trainer.base
     trainee = trainer.trainee.on(model)
     device = trainee.device
@@ -293,7 +305,7 @@ def prepare(
     key = strategy.cache_key()
 
     def measure() -> None:
-        batches = tokens.Batches(text.train, model.context, model.context, resolved.seed + 7919)
+        batches = tokens.Batches(text.train, model.context, model.context, settings.seed + 7919)
 
         def single() -> Any:
             step = 0
@@ -302,17 +314,18 @@ def prepare(
                     yield tokens.batch_of([document]).to(device)
                 step += 1
 
-        strategy.prepare(trainee, single(), resolved.seed)
+        strategy.prepare(trainee, single(), settings.seed)
 
     if key is None:
         measure()
         return
-    listener.progress(f"finetune {resolved.strategy}", 0, 1, "measuring pre-training (F0)")
-    key |= {"model": base_sha, "data": text.digest, "seed": resolved.seed, "mask": mask_sha}
+    label = f"finetune {settings.strategy}"
+    session.listener.progress(label, 0, 1, "measuring pre-training (F0)")
+    key |= {"model": base.sha256, "data": text.digest, "seed": settings.seed, "mask": mask_sha}
     key |= {"numerics": provenance.NUMERICS, "code": provenance.source_digest()}
-    key |= {"selection": resolved.finetune.selection}
-    path = cache_of(home) / f"prepared-{files.digest_of(key)[:16]}.safetensors"
-    with locks.waited_for(path.with_suffix(".lock")):  # another arm of this base may be at it
+    key |= {"selection": settings.finetune.selection}
+    path = cache_of(session.home) / f"prepared-{files.digest_of(key)[:16]}.safetensors"
+    with locks.waited_for(path.with_suffix(".lock")):  # another arm may be measuring this base
         if path.exists():
             loaded = checkpoints.load_tensors(path)
             strategy.memory = {k: v.to(device, copy=True) for k, v in loaded.items()}

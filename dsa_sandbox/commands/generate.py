@@ -1,4 +1,4 @@
-"""Stories from a network."""
+"""The verb `generate`: stories from a network."""
 
 import math
 from collections.abc import Callable
@@ -9,12 +9,11 @@ from dsa_sandbox.data.spelling import settled, unknown_id
 from dsa_sandbox.decoding import generate as decoding
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.runs.folder import Run
-from dsa_sandbox.runs.load import load_model, load_tokenizer, network_of
-from dsa_sandbox.runs.saved import run_settings
+from dsa_sandbox.runs.load import network_of
 
 
 def check_drawing(temperature: float, top_p: float) -> None:
-    """UserError for numbers that no token can be drawn with; NaN is none of them either way."""
+    """UserError where no token can be sampled with these numbers (NaN fails both tests)."""
     if not 0 <= temperature < math.inf:
         raise UserError(
             f"--temperature={temperature}: must be 0 (greedy decoding) or a larger number"
@@ -35,23 +34,24 @@ def generate(
     device: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
-    """`count` stories that go on from `prompt`; `say` is given the first as it comes, prompt in.
+    """`count` stories that begin with `prompt`.
 
-    UserError where the run has no network, the prompt fills its context, or a number is impossible.
+    `say` receives the first story piece by piece, prompt included. UserError where the run has no
+    network, the prompt exceeds its context, or a sampling setting is out of range.
     """
     check_drawing(temperature, top_p)
-    network_of(run)
-    resolved = run_settings(run)
-    chosen = resolved.machine.model_copy(update={} if device is None else {"device": device})
-    engine = machine.resolve(chosen, resolved.preset)
+    saved = network_of(run)
+    settings = saved.settings
+    chosen = settings.machine.model_copy(update={} if device is None else {"device": device})
+    engine = machine.resolve(chosen, settings.preset)
     machine.start(engine)
-    model, tokenizer = load_model(run).to(engine.device), load_tokenizer(run)
+    model, tokenizer = saved.network().to(engine.device), saved.tokenizer
     ids = tokens.encode(tokenizer, prompt)
     if len(ids) > model.context:
         raise UserError(f"--prompt: {len(ids)} tokens exceed the context, {model.context}")
     if tokens.END in prompt:
         raise UserError(f"--prompt: contains {tokens.END}, which ends a story; remove it")
-    if unknown_id(tokenizer) in ids[1:]:  # the first one opens the text
+    if unknown_id(tokenizer) in ids[1:]:  # the first token marks the start of a text
         known = "the words of the built-in grammar"
         raise UserError(f"--prompt: contains unknown words; {run.name} knows only {known}")
     stories: list[list[int]] = [list(ids) for _ in range(count)]
@@ -68,8 +68,8 @@ def generate(
         for story, new in zip(stories, drawn):
             story += [] if new is None else [new]
         text = settled(tokenizer, stories[0][1:])
-        if len(text) > len(shown):  # where bytes follow others, all of them wait once more
+        if len(text) > len(shown):  # bytes of an unfinished character wait for the rest of it
             say(text[len(shown) :])
             shown = text
-    say(tokenizer.decode(stories[0][1:])[len(shown) :])  # what waited for a half that never came
+    say(tokenizer.decode(stories[0][1:])[len(shown) :])  # bytes of a character never completed
     return [tokenizer.decode(story[1:]) for story in stories]

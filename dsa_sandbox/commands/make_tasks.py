@@ -1,94 +1,81 @@
-"""Streams of tasks: made over what bases know, found again, read from files."""
+"""The verb `make-tasks`: streams of tasks, made from facts that bases know, found, or read."""
 
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dsa_sandbox import machine
 from dsa_sandbox.config import paths
+from dsa_sandbox.config.resolve import Resolved
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.errors import RunFailed, UserError
 from dsa_sandbox.evaluation import base_quality
-from dsa_sandbox.listener import SILENT, Listener
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.registry import families
 from dsa_sandbox.runs import files
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import find_run, newest
 from dsa_sandbox.runs.job import Job, Result, sections
-from dsa_sandbox.runs.load import (
-    load_model,
-    load_tokenizer,
-    pretrained,
-    stood_on,
-    writer_for,
-)
-from dsa_sandbox.runs.saved import run_settings
+from dsa_sandbox.runs.load import SavedNetwork, block_of, default_base, identities, pretrained
+from dsa_sandbox.runs.session import Session
 from dsa_sandbox.tasks import checking, orders, schema, writing
+from dsa_sandbox.tasks.schema import TaskStream
 from dsa_sandbox.tasks.writing import Writer
 
-LEAST_KNOWN = 5  # facts below which there is nothing to make tasks of
+LEAST_KNOWN = 5  # usable facts, below which no stream is made
 
 
 def make_tasks(
-    resolved: Settings,
-    home: Path,
-    bases: list[Run],
+    settings: Settings,
+    session: Session,
+    bases: list[SavedNetwork],
     *,
     rows: str | None = None,
-    force: bool = False,
-    includes: Mapping[str, str] | None = None,
-    listener: Listener = SILENT,
     as_parent: bool = False,
 ) -> Result:
-    """A stream of tasks over the facts that every base knows; figures hold gate and density.
+    """A stream of tasks from facts that every base knows; figures hold gate and density.
 
-    `rows` names a file (or run) of tasks to check and keep instead of making them. `as_parent`:
-    another command stands on it, so that one that is being made is waited for.
+    `rows` names a file (or run) of tasks to check and store instead of making them. `as_parent`,
+    for a command that learns them: a process that is making the same stream is waited for.
     """
-    given, sha = check(resolved, home, bases, rows)
+    given = check_stream(settings, session.home, bases, rows)
     first = bases[0]
-    parents = {base.name: base.manifest["files"]["model.safetensors"] for base in bases}
-    values: dict[str, Any] = {"parents": sorted(parents.values()), "seed": resolved.seed}
-    values |= sections(resolved, ("tasks",)) | stood_on(bases)
-    if not resolved.tasks.order:
-        del values["tasks"]["order"]  # streams as made are known by the name they always had
-    parts = [resolved.tasks.family, resolved.tasks.stream, resolved.preset, f"s{resolved.seed}"]
+    parents = {base.name: base.sha256 for base in bases}
+    inputs: dict[str, Any] = {"parents": sorted(parents.values())}
+    inputs |= sections(settings, ("tasks",)) | identities(bases)
+    if not settings.tasks.order:
+        del inputs["tasks"]["order"]  # keeps the identity of streams from before there was an order
     if given:
-        values |= {"rows": sha}
-        parts[:2] = ["given"]
-    built_in = given or resolved.tasks.family in families.builtin
+        inputs["rows"] = given.sha256
+    built_in = given or settings.tasks.family in families.builtin
     job = Job(
-        home,
+        replace(session, includes={}) if built_in else session,
         "make-tasks",
-        parts,
-        values,
-        resolved,
-        parents,
-        force=force,
-        includes={} if built_in else includes,
-        listener=listener,
+        settings,
+        name=["given"] if given else [settings.tasks.family, settings.tasks.stream],
+        inputs=inputs,
+        parents=parents,
     )
     if job.finished:
         return job.returned()
     machine.start(job.engine)
-    writer = writer_for(first, resolved.tasks.stream)
+    writer = first.writer(settings.tasks.stream)
     known, figures = measure_bases(bases, writer, job.engine)
-    tasks = given or made_tasks(resolved, writer, known, figures)
-    tasks = orders.arranged(tasks, resolved.tasks.order)
+    tasks = given.tasks if given else made_tasks(settings, writer, known, figures)
+    tasks = orders.arranged(tasks, settings.tasks.order)
     density = writing.density(tasks, writer.tokenizer, writer.num_kept)
-    figures |= {"tasks": len(tasks), "density": density, "order": resolved.tasks.order}
-    if density > resolved.tasks.max_density and not given:
+    figures |= {"tasks": len(tasks), "density": density, "order": settings.tasks.order}
+    if density > settings.tasks.max_density and not given:
         raise UserError(
             f"tasks: mean density K/t at answers is {density:.3f}, above tasks.max_density="
-            f"{resolved.tasks.max_density}; use bases with a smaller model.num_kept"
+            f"{settings.tasks.max_density}; use bases with a smaller model.num_kept"
         )
-    if density > resolved.tasks.max_density:
-        listener.warn(
+    if density > settings.tasks.max_density:
+        session.listener.warn(
             f"mean density K/t at answers is {density:.3f}: K covers much of the past; use longer "
             "prompts, or bases with a smaller model.num_kept"
         )
@@ -96,40 +83,43 @@ def make_tasks(
         if not job.begin(stack, wait=as_parent):
             return job.returned()
         files.write_atomic(job.run.path / "tasks.jsonl", schema.write(tasks))
-        shutil.copyfile(first.checked("tokenizer.json"), job.run.path / "tokenizer.json")
+        files.write_atomic(job.run.path / "tokenizer.json", first.tokenizer_json)
         job.run.finish(figures=figures)
     return Result(job.run, figures)
 
 
-def check(
-    resolved: Settings, home: Path, bases: list[Run], rows: str | None
-) -> tuple[list[schema.Task], str]:
-    """The rows that are given, if any, and their sha256; UserError where no stream can be made."""
-    machine.resolve(resolved.machine, resolved.preset)
-    for base in bases:
-        pretrained(base)
+def check_stream(
+    settings: Settings, home: Path, bases: list[SavedNetwork], rows: str | None
+) -> TaskStream | None:
+    """The given tasks, if any; UserError where no stream can be made for these bases."""
+    machine.resolve(settings.machine, settings.preset)
     first = bases[0]
     for other in bases[1:]:
-        ours, theirs = (run.manifest["files"]["tokenizer.json"] for run in (first, other))
+        ours, theirs = (base.manifest["files"]["tokenizer.json"] for base in (first, other))
         if ours != theirs:
             raise UserError(f"{other.name}: its tokenizer differs from that of {first.name}")
-        if run_settings(other).model.num_kept != run_settings(first).model.num_kept:
+        if other.settings.model.num_kept != first.settings.model.num_kept:
             raise UserError(f"{other.name}: its model.num_kept differs from that of {first.name}")
     if rows is None:
-        orders.check(resolved.tasks.order, resolved.tasks.count)
-        return [], ""
-    given, name, sha = read_tasks(home, rows)
-    checking.check(given, load_tokenizer(first), run_settings(first).model.context, name)
-    orders.arranged(given, resolved.tasks.order)
-    return given, sha
+        orders.check(settings.tasks.order, settings.tasks.count)
+        return None
+    given = read_tasks(home, rows)
+    checking.check(given.tasks, first.tokenizer, first.settings.model.context, given.name)
+    orders.arranged(given.tasks, settings.tasks.order)
+    return given
 
 
-def check_unasked(
-    tasks: str | None, options: Mapping[str, Any], sources: Mapping[str, str]
-) -> None:
-    """UserError where, beside rows that are given, something is asked of rows to be made.
+def bases_for(session: Session, names: list[str], preset: str | None) -> list[SavedNetwork]:
+    """The named bases, else the newest and those of other architectures that compare to it."""
+    if names:
+        return [pretrained(find_run(session.home, name)) for name in names]
+    return block_of(session.home, pretrained(default_base(session, None, preset)))
 
-    Only what was typed is refused: a file of settings may serve other commands too.
+
+def check_unasked(tasks: str | None, options: Mapping[str, Any], resolved: Resolved) -> None:
+    """UserError where options or --set ask for new tasks although --tasks names given ones.
+
+    Values of a settings file are accepted: the file may serve other commands too.
     """
     if tasks is None:
         return
@@ -137,21 +127,22 @@ def check_unasked(
         if value is not None:
             raise UserError(f"{option}={value}: has no effect on the rows of --tasks; leave it out")
     for key in ("tasks.family", "tasks.count"):
-        if sources.get(key) == "--set":
+        if resolved.is_typed(key):
             raise UserError(
-                f"{key}: has no effect on the rows of --tasks; leave it out  [from --set]"
+                f"{key}: has no effect on the rows of --tasks; leave it out  "
+                f"[from {resolved.sources[key]}]"
             )
 
 
 def measure_bases(
-    bases: list[Run], writer: Writer, engine: Engine
+    bases: list[SavedNetwork], writer: Writer, engine: Engine
 ) -> tuple[list[Fact], dict[str, Any]]:
-    """Facts that every base knows, and known facts and worlds gate of each."""
+    """Facts that every base knows, and figures: known facts and world gate of each base."""
     common: list[Fact] = []
     rows: dict[str, Any] = {}
     asked = 0
     for base in bases:
-        model = load_model(base).to(engine.device)
+        model = base.network().to(engine.device)
         known, asked = base_quality.known_facts(model, writer)
         worlds = base_quality.gate(model, writer)
         rows[base.name] = {
@@ -164,93 +155,94 @@ def measure_bases(
 
 
 def made_tasks(
-    resolved: Settings, writer: Writer, known: list[Fact], figures: dict[str, Any]
+    settings: Settings, writer: Writer, known: list[Fact], figures: dict[str, Any]
 ) -> list[schema.Task]:
-    """Tasks of the chosen family over the known facts; `figures` get how many facts there were."""
-    plan, table = resolved.tasks, grammar.table().families
-    usable = [f for f in known if table[f.family].split == plan.stream and not f.reserved]
+    """Tasks of the chosen family from known facts; adds counts of facts to `figures`."""
+    wanted, table = settings.tasks, grammar.table().families
+    usable = [f for f in known if table[f.family].split == wanted.stream and not f.reserved]
     if len(usable) < LEAST_KNOWN:
         raise RunFailed(
             f"the bases know {len(usable)} facts usable as tasks, fewer than "
             f"{LEAST_KNOWN}: pre-train longer (train.steps) or on more facts (data.fact_share)"
         )
     try:
-        tasks: list[schema.Task] = families[plan.family](writer, usable, plan.count, resolved.seed)
+        make = families[wanted.family]
+        tasks: list[schema.Task] = make(writer, usable, wanted.count, settings.seed)
     except ValueError as error:
         raise UserError(f"tasks: {error}; choose a larger model.context or smaller K") from None
-    checking.check(tasks, writer.tokenizer, writer.context, f"tasks.family={plan.family}")
+    checking.check(tasks, writer.tokenizer, writer.context, f"tasks.family={wanted.family}")
     facts = {(task.relation, task.subject) for task in tasks}
     figures |= {"usable": len(usable), "reused_facts": len(tasks) - len(facts)}
-    figures |= {"family": plan.family}
+    figures |= {"family": wanted.family}
     return tasks
 
 
-def fitting_tasks(home: Path, base: Run, asked: Mapping[str, Any]) -> Run | None:
+def fitting_tasks(home: Path, base: SavedNetwork, asked: Mapping[str, Any]) -> Run | None:
     """The newest finished stream that was made with this base and has the figures asked for."""
-    sha = base.manifest["files"]["model.safetensors"]
-    imported = base.manifest["command"] == "import"  # others may have its weights, and read other
+    # two imported runs may share weights and differ in tokenizer or text: only the name tells
+    imported = base.manifest["command"] == "import"
 
     def fits(manifest: dict[str, Any]) -> bool:
         figures = {"family": "contradiction", "order": 0, **manifest.get("figures", {})}
         wanted = all(figures.get(key) == value for key, value in asked.items())
         parents = manifest["parents"]
-        return wanted and (base.name in parents if imported else sha in parents.values())
+        return wanted and (base.name in parents if imported else base.sha256 in parents.values())
 
     return newest(home, "make-tasks", fits=fits)
 
 
 def tasks_for(
-    resolved: Settings,
-    home: Path,
-    base: Run,
+    settings: Settings,
+    session: Session,
+    base: SavedNetwork,
     where: str | None,
     *,
     asked: Mapping[str, Any],
     dry_run: bool = False,
-    includes: Mapping[str, str] | None = None,
-    listener: Listener = SILENT,
-) -> tuple[list[schema.Task], str, str]:
-    """The stream to learn: the one named, else the newest that fits, else one made now.
+) -> TaskStream | None:
+    """The stream to learn: the named one, else the newest that fits, else one made now.
 
-    `asked` holds figures of make-tasks that the user has set: tasks, family, order.
+    `asked` holds figures of make-tasks that the user has set: tasks, family, order. None where a
+    dry run would have to make it.
     """
+    listener = session.listener
     if where is not None:
-        found = read_tasks(home, where)
-        if asked.get("tasks", len(found[0])) != len(found[0]):
+        found = read_tasks(session.home, where)
+        if asked.get("tasks", len(found.tasks)) != len(found.tasks):
             raise UserError(
-                f"tasks.count={asked['tasks']}: {found[1]} has {len(found[0])} tasks, and an arm "
-                "learns all of them  [from --tasks]"
+                f"tasks.count={asked['tasks']}: {found.name} has {len(found.tasks)} tasks, and an "
+                "arm learns all of them  [from --tasks]"
             )
         return found
-    run = fitting_tasks(home, base, asked)
+    run = fitting_tasks(session.home, base, asked)
     if run is not None:
         listener.note(f"tasks: {run.name} (the newest made with this base)")
-        return read_tasks(home, str(run.path))
+        return tasks_of(run)
     listener.note("tasks: none made with this base yet; making them as make-tasks would")
     if dry_run:
-        return [], "", ""
-    made = make_tasks(resolved, home, [base], includes=includes, listener=listener, as_parent=True)
-    listener.note(f"tasks: {made.run.name}")
-    return read_tasks(home, str(made.run.path))
+        return None
+    made = make_tasks(settings, replace(session, force=False), [base], as_parent=True).run
+    listener.note(f"tasks: {made.name}")
+    return tasks_of(made)
 
 
-def read_tasks(home: Path, where: str) -> tuple[list[schema.Task], str, str]:
-    """Tasks of a make-tasks run or a file: the rows, a name to show, and their sha256."""
+def read_tasks(home: Path, where: str) -> TaskStream:
+    """The stream of a make-tasks run or of a file; UserError where `where` names neither."""
     path = paths.named(where, "--tasks")
     if path.is_file():
-        rows, sha256 = schema.load(path)
-        return rows, str(path), sha256
+        return schema.load(path)
     if path.is_dir() and not (path / "manifest.json").exists():
         raise UserError(f"--tasks {path}: a folder; name a file of tasks, or a make-tasks run")
     if path.suffix in (".jsonl", ".json"):
         raise UserError(f"{path}: no such file  [from --tasks]")
-    run = find_run(home, where)
+    return tasks_of(find_run(home, where))
+
+
+def tasks_of(run: Run) -> TaskStream:
+    """The stream of a finished make-tasks run; UserError for any other run."""
     if run.manifest.get("command") != "make-tasks":
         raise UserError(f"{run.name}: a {run.manifest.get('command')} run, not a stream of tasks")
     if not run.finished:
         raise UserError(f"{run.name}: not finished; run the same make-tasks command to continue")
-    return (
-        schema.parsed(run.content("tasks.jsonl"), run.path / "tasks.jsonl"),
-        run.name,
-        run.manifest["files"]["tasks.jsonl"],
-    )
+    tasks = schema.parsed(run.content("tasks.jsonl"), run.path / "tasks.jsonl")
+    return TaskStream(tasks, run.name, run.manifest["files"]["tasks.jsonl"])

@@ -26,6 +26,7 @@ INDEXER_KEYS = tuple(
     for name in ("learning_rate", "sparse_rate", "clip", "queries", "fraction")
 )
 TOP_KEYS = ("preset", "arch", "strategy", "seed")
+CALL = "the call"  # source of a setting that a Python program passed
 
 
 class Resolved(NamedTuple):
@@ -33,6 +34,11 @@ class Resolved(NamedTuple):
 
     settings: Settings
     sources: dict[str, str]
+
+    def is_typed(self, key: str) -> bool:
+        """Whether this very command, not a file, preset or environment, set the key."""
+        source = self.sources.get(key, "")
+        return source.startswith("--") or source == CALL
 
 
 def preset_names() -> list[str]:
@@ -243,13 +249,13 @@ def validated(
     try:
         settings = Settings(**nested)
     except ValidationError as error:
-        raise UserError(*explained(error, "", sources)) from None
+        raise UserError(*problem_lines(error, "", sources)) from None
     chosen = {}
     for part, section_class in classes.items():
         try:
             chosen[part] = section_class(**own[part])
         except ValidationError as error:
-            problems += explained(error, f"{part}.", sources)
+            problems += problem_lines(error, f"{part}.", sources)
     if problems:
         raise UserError(*problems)
     return Resolved(settings.model_copy(update={"chosen": chosen}), sources)
@@ -306,8 +312,8 @@ def check_training(resolved: Resolved, networks: list[str]) -> None:
         raise UserError(*problems)
 
 
-def explained(error: ValidationError, prefix: str, sources: Mapping[str, str]) -> list[str]:
-    """One line for each problem: key, what is wrong, the value, who set it."""
+def problem_lines(error: ValidationError, prefix: str, sources: Mapping[str, str]) -> list[str]:
+    """One line for each problem: key, value, what is wrong, who set it."""
     lines = []
     for problem in error.errors(include_url=False):
         key = prefix + ".".join(str(part) for part in problem["loc"])

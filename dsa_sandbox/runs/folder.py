@@ -42,6 +42,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.handles: dict[str, Any] = {}
+        self.final_manifest: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -49,10 +50,17 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """manifest.json; UserError where it is missing, torn, or lacks what others take from it."""
+        """manifest.json; UserError where it is missing, torn, or lacks a field that readers need.
+
+        A finished run no longer changes: its manifest is read once.
+        """
+        if self.final_manifest is not None:
+            return self.final_manifest
         value = self._written()
         if not is_whole(value):
             raise UserError(f"{self.path / 'manifest.json'}: {TORN}")
+        if value["state"] == "finished":
+            self.final_manifest = value
         return value
 
     def _written(self) -> dict[str, Any]:
@@ -75,6 +83,7 @@ class Run:
     def update(self, **values: Any) -> None:
         """Merge values into the manifest."""
         path = self.path / "manifest.json"
+        self.final_manifest = None
         known = self._written() if path.exists() else {}
         write_json(path, without_nan(known | values))
 

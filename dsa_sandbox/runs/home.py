@@ -145,12 +145,13 @@ def chosen_runs(home: Path, names: list[str], *, finished: bool = False) -> list
 def remove(runs: list[Run], home: Path, *, force: bool, dry_run: bool) -> list[str]:
     """Delete runs; UserError where another stands on one (but for `force`) or one is written."""
     runs = list({run.path.resolve(): run for run in runs}.values())
+    known = all_runs(home)
     leaving = {run.name for run in runs}
     problems = []
     for run in runs:
         if being_written(run.path):
             problems.append(f"{run.name}: is being written")
-        for other in all_runs(home):
+        for other in known:
             stands = readable_manifest(run) and run.name in readable_manifest(other).get(
                 "parents", {}
             )

@@ -1,10 +1,10 @@
-"""A command at work on its run: identity, begin or resume, lock, manifest, how it ended."""
+"""The life of a run that a command writes: identity, begin or resume, lock, manifest, end."""
 
 import contextlib
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,26 +13,30 @@ from dsa_sandbox import locks, machine
 from dsa_sandbox.config import resolve
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.errors import Interrupted, RunFailed
-from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.runs import files, folder, provenance, saved
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import looked_into, make_home, next_number, open_run
+from dsa_sandbox.runs.session import Session
 from dsa_sandbox.selection import backends
 
 TRAINING = ("pretrain", "finetune")  # commands that compute attention at length
 
 
 class Result(NamedTuple):
-    """What a command made: its run (or where it would be), and figures to show."""
+    """The run that a command has made or found, and its figures."""
 
     run: Run
     figures: dict[str, Any]
 
+    def as_object(self) -> dict[str, Any]:
+        """The object that `--json` prints: command, path of the run, figures."""
+        return {"command": self.run.manifest["command"], "run": str(self.run.path), **self.figures}
 
-def sections(resolved: Settings, names: tuple[str, ...]) -> dict[str, Any]:
+
+def sections(settings: Settings, names: tuple[str, ...]) -> dict[str, Any]:
     """The named sections as plain values."""
-    return {name: getattr(resolved, name).model_dump() for name in names}
+    return {name: getattr(settings, name).model_dump() for name in names}
 
 
 def identity_of(
@@ -51,31 +55,41 @@ def identity_of(
 
 
 class Job:
-    """A command at work on its run: finds it, begins or resumes it, and holds its lock."""
+    """The run of a command: found by its identity, begun or resumed, and locked.
+
+    `name` are the parts of its name between the command and the preset; `inputs` are the values
+    that decide its results, beside seed, numerics and included files; `parents` are the runs and
+    files that it was made from, with their sha256. With `latest`, the newest finished run of this
+    identity is taken.
+    """
 
     def __init__(
         self,
-        home: Path,
+        session: Session,
         command: str,
-        parts: list[str],
-        values: dict[str, Any],
-        resolved: Settings,
-        parents: Mapping[str, str],
+        settings: Settings,
         *,
-        force: bool,
-        includes: Mapping[str, str] | None,
-        listener: Listener,
+        name: list[str],
+        inputs: dict[str, Any],
+        parents: Mapping[str, str],
         latest: bool = False,
     ) -> None:
-        engine = machine.resolve(resolved.machine, resolved.preset)
+        engine = machine.resolve(settings.machine, settings.preset)
         if command in TRAINING:
-            engine = backends.engine_for(resolved, engine)
-        self.includes = saved.with_architecture(includes or {}, resolved.arch)
-        self.identity = identity_of(command, values, engine, self.includes)
-        self.name = folder.run_name(command, parts, self.identity)
-        self.home, self.command, self.resolved = home, command, resolved
-        self.parents, self.listener = parents, listener
-        self.run, self.finished = open_run(home, self.name, self.identity, force, latest)
+            engine = backends.engine_for(settings, engine)
+        includes = saved.with_architecture(session.includes, settings.arch)
+        self.session = replace(session, includes=includes)
+        inputs = {"seed": settings.seed, **inputs}
+        self.identity = identity_of(command, inputs, engine, includes)
+        self.command, self.settings, self.parents = command, settings, parents
+        parts = [*name, settings.preset, f"s{settings.seed}"]
+        self.run, self.finished = open_run(
+            session.home,
+            folder.run_name(command, parts, self.identity),
+            self.identity,
+            session.force,
+            latest,
+        )
         self.begun = (self.run.path / "manifest.json").exists()
         self.engine = self.kept_engine(engine)
 
@@ -86,7 +100,7 @@ class Job:
             return engine
         begun = Engine(**self.run.manifest["engine"])
         if begun.device != engine.device:
-            self.listener.warn(
+            self.session.listener.warn(
                 f"{self.run.name} was begun on {begun.device} and continues on {engine.device}: "
                 "the result is not bit-exact"
             )
@@ -94,24 +108,24 @@ class Job:
         return begun
 
     def returned(self) -> Result:
-        """The finished run, said to be there already."""
-        manifest = self.run.manifest
-        self.listener.note(f"{self.run.name} already exists (use --force to run again)")
+        """The finished run, with a note that it already exists."""
+        manifest, listener = self.run.manifest, self.session.listener
+        listener.note(f"{self.run.name} already exists (use --force to run again)")
         if manifest.get("environment", {}).get("source") != provenance.source_digest():
-            self.listener.warn(f"{self.run.name} was made by another version of the source code")
+            listener.warn(f"{self.run.name} was made by another version of the source code")
         return Result(self.run, dict(manifest.get("figures", {})))
 
     def begin(self, stack: ExitStack, *, wait: bool = False, **extra: Any) -> bool:
         """Make the folder, hold its lock, write settings and manifest; set up the process.
 
-        False where another process has finished the run since we looked: there is nothing to do.
-        With `wait`, one that is at work on it is waited for.
+        False where another process has finished the run in the meantime. With `wait`, a process
+        that is writing the run is waited for; otherwise UserError names it.
         """
-        make_home(self.home)
+        make_home(self.session.home)
         self.run.path.mkdir(exist_ok=True)
 
         def waits(holder: str) -> None:
-            self.listener.note(
+            self.session.listener.note(
                 f"waiting for {self.run.name}, which another process makes ({holder})"
             )
 
@@ -121,11 +135,11 @@ class Job:
         if self.finished:
             return False
         begun = (self.run.path / "manifest.json").exists()
-        if begun and not self.begun:  # by one that we waited for, and that came to no end
+        if begun and not self.begun:  # by the process that we waited for, which was interrupted
             self.engine = self.kept_engine(self.engine)
         machine.start(self.engine)
         if not begun:
-            toml = resolve.as_toml(self.resolved)
+            toml = resolve.as_toml(self.settings)
             files.write_atomic(self.run.path / "settings.toml", toml)
             self.run.update(
                 schema=1,
@@ -133,12 +147,12 @@ class Job:
                 identity=self.identity,
                 state="running",
                 created=time.time(),
-                number=next_number(self.home),
-                arch=self.resolved.arch,
-                preset=self.resolved.preset,
-                seed=self.resolved.seed,
+                number=next_number(self.session.home),
+                arch=self.settings.arch,
+                preset=self.settings.preset,
+                seed=self.settings.seed,
                 parents=dict(self.parents),
-                includes=self.includes,
+                includes=dict(self.session.includes),
                 engine=self.engine._asdict(),
                 environment=provenance.environment(),
                 **extra,
@@ -147,11 +161,13 @@ class Job:
         self.run.update(state="running")
         if self.run.manifest["environment"]["machine"] != provenance.environment()["machine"]:
             self.run.update(resumed_elsewhere=True)
-            self.listener.warn("resuming on another kind of machine: the result is not bit-exact")
+            self.session.listener.warn(
+                "resuming on another kind of machine: the result is not bit-exact"
+            )
         return True
 
     def fail(self, error: BaseException) -> None:
-        """Note in the manifest how the work ended, where it did not end well."""
+        """Write into the manifest that the work was interrupted, or why it failed."""
         with contextlib.suppress(RunFailed):  # a full disk has no room for the note either
             if isinstance(error, Interrupted):
                 self.run.update(state="interrupted")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
@@ -66,6 +66,14 @@ class Task(Part):
         return list(getattr(self, kind))
 
 
+class TaskStream(NamedTuple):
+    """Tasks in the order in which they are learned."""
+
+    tasks: list[Task]
+    name: str  # of the run, or the path of the file
+    sha256: str  # of the bytes that they were read from
+
+
 def write(tasks: list[Task]) -> str:
     """The rows as JSON lines; `undoes` stands only where a task undoes one."""
     rows = (task.model_dump(exclude=set() if task.undoes else {"undoes"}) for task in tasks)
@@ -74,18 +82,18 @@ def write(tasks: list[Task]) -> str:
 
 def read(path: Path) -> list[Task]:
     """Rows of a file; UserError names line and field of everything that is wrong."""
-    return load(path)[0]
+    return load(path).tasks
 
 
-def load(path: Path) -> tuple[list[Task], str]:
-    """Rows of a file, and the sha256 of the bytes that they were read from."""
+def load(path: Path) -> TaskStream:
+    """The stream that a file holds, under its path as name; UserError as in `parsed`."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
-    return parsed(content, path), hashlib.sha256(content).hexdigest()
+    return TaskStream(parsed(content, path), str(path), hashlib.sha256(content).hexdigest())
 
 
 def parsed(content: bytes, path: Path) -> list[Task]:

@@ -154,9 +154,8 @@ class FinetuneRun:
             seed=self.settings.seed,
             task=number,
             start=self.step,
-            restore_optimizer(self.trainer.optimized(), optimizer, tensors)
-        forward = compiled(self.model.hidden) if self.settings.machine.compile else None
-        max_steps, check = plan.max_steps * len(stage), stop_rule.Check(0, {})
+            stop=max_steps,
+            forward=forward,
             autocast=self.engine.autocast,
         )
         for step in steps:

@@ -1,0 +1,17 @@
+"""The surroundings of a command: all that it is given beside settings and runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dsa_sandbox.listener import SILENT, Listener
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where runs are kept, which files of the user take part, and who hears of progress."""
+
+    home: Path
+    includes: Mapping[str, str] = field(default_factory=dict)  # sha256 of included files by path
+    listener: Listener = SILENT
+    force: bool = False  # make a run again, under a new name, where it exists
