@@ -2,12 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dsa_sandbox.cli.options import (
     Data,
+    Everything,
     Home,
     Include,
     Json,
@@ -40,11 +41,9 @@ def evaluate(
         ),
     ] = None,
     formulas: Annotated[
-        bool, typer.Option("--formulas", help="Show the formula of every metric.")
+        bool, typer.Option("--formulas", help="Also print the formula of every figure.")
     ] = False,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Also print learning speed and drift.")
-    ] = False,
+    everything: Everything = False,
     include: Include = None,
     home: Home = None,
     as_json: Json = False,
@@ -53,40 +52,34 @@ def evaluate(
     """Compute metrics of finished fine-tuning runs, or measure bases (on a stream: --tasks)."""
     call = prepare(home=home, include=include, as_json=as_json, quiet=quiet)
     from dsa_sandbox.cli import console
-    from dsa_sandbox.commands import evaluate as networks
-    from dsa_sandbox.metrics import transfer
+    from dsa_sandbox.commands import evaluate as command
+    from dsa_sandbox.metrics import arm, transfer
     from dsa_sandbox.registry import archs, strategies
-    from dsa_sandbox.report import table
+    from dsa_sandbox.report.screen import screen
     from dsa_sandbox.runs import home as store
+    from dsa_sandbox.verdict import contrasts
 
     chosen = store.chosen_runs(call.home, runs or [], finished=True)
-    if not runs:  # as a grid: however many ran side by side, and whichever came first
+    if not runs:  # as a grid, in whatever order the arms were made
         known = [*archs, *strategies]
-        chosen.sort(
-            key=lambda run: [
-                known.index(name) if name in known else len(known)
-                for name in (run.manifest["arch"], *run.manifest["strategy"].split("+"))
-            ]
-        )
-    results = {
-        run.name: networks.evaluate(
+
+        def place(run: Any) -> list[int]:
+            names = [run.manifest["arch"], *run.manifest["strategy"].split("+")]
+            return [known.index(name) if name in known else len(known) for name in names]
+
+        chosen.sort(key=place)
+    results = {}
+    for run in chosen:
+        results[run.name] = command.evaluate(
             run, call.home, tasks=tasks, selection=selection, data=data, listener=call.listener
         )
-        for run in chosen
-    }
     results = transfer.against(results)
     if as_json:
-        console.emit_json(
-            {
-                "command": "eval",
-                "runs": results,
-                "formulas": table.formulas(),
-                **table.contrasts(results),
-            }
-        )
+        about = {"command": "eval", "runs": results, "figures": arm.described()}
+        console.emit_json(about | contrasts.as_json(results))
         return
     width = console.width_of(sys.stdout)
-    console.emit(table.results(results, width=width, with_formulas=formulas, more=everything))
+    console.emit(screen(results, width=width, everything=everything, formulas=formulas))
 
 
 @app.command(cls=Verb, epilog="Example: dsa-sandbox plot --kind retention --save curves.csv")
@@ -123,7 +116,7 @@ def plot(
     from dsa_sandbox.cli import console
     from dsa_sandbox.report import plots
 
-    plots.check(kind, save)
+    plots.check_plot(kind, save)
     chosen = plots.chosen(kind, call.home, runs or [])
     drawn = plots.draw(
         kind,

@@ -91,7 +91,7 @@ def finetune(
     )
     from dsa_sandbox.commands import finetune as tuning
     from dsa_sandbox.commands import make_tasks
-    from dsa_sandbox.report import table
+    from dsa_sandbox.report import summaries
     from dsa_sandbox.runs import load
     from dsa_sandbox.tasks.checking import check as check_rows
 
@@ -142,5 +142,5 @@ def finetune(
         includes=call.includes,
         listener=call.listener,
     )
-    show_notes(call, table.arm(result.run.name, result.figures))
+    show_notes(call, summaries.arm(result.run.name, result.figures))
     answer_run(call, "finetune", result)

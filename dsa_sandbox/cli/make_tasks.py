@@ -56,7 +56,7 @@ def make_tasks(
     """Make a stream of tasks from facts that the bases know, or check your own (--tasks)."""
     from dsa_sandbox.cli import console
     from dsa_sandbox.commands import make_tasks as streams
-    from dsa_sandbox.report import table
+    from dsa_sandbox.report import summaries
     from dsa_sandbox.runs import home as store
     from dsa_sandbox.runs import load, saved
 
@@ -103,5 +103,5 @@ def make_tasks(
         includes=call.includes,
         listener=call.listener,
     )
-    show_notes(call, table.stream(result.run.name, result.figures))
+    show_notes(call, summaries.stream(result.run.name, result.figures))
     answer_run(call, "make-tasks", result)

@@ -66,7 +66,7 @@ def build(
         answer_plan(call, "build", network_plan(call))
         return
     from dsa_sandbox.commands import pretrain as networks
-    from dsa_sandbox.report import table
+    from dsa_sandbox.report import summaries
 
     result = networks.build(
         call.settings,
@@ -76,7 +76,7 @@ def build(
         includes=call.includes,
         listener=call.listener,
     )
-    show_notes(call, table.parameters(result.figures))
+    show_notes(call, summaries.parameters(result.figures))
     answer_run(call, "build", result)
 
 
@@ -120,7 +120,7 @@ def pretrain(
         answer_plan(call, "pretrain", network_plan(call))
         return
     from dsa_sandbox.commands import pretrain as networks
-    from dsa_sandbox.report import table
+    from dsa_sandbox.report import summaries
 
     result = networks.pretrain(
         call.settings,
@@ -130,5 +130,5 @@ def pretrain(
         includes=call.includes,
         listener=call.listener,
     )
-    show_notes(call, table.base(result.run.name, result.figures))
+    show_notes(call, summaries.base(result.run.name, result.figures))
     answer_run(call, "pretrain", result)

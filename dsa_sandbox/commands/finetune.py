@@ -99,7 +99,7 @@ def finetune(
         listener=listener,
     )
     if job.finished:
-        return job.returned()
+        return returned(job)
     check_indexer(resolved)
     learning, measuring = check_policies(resolved)
     model, frozen = (load_model(base).to(job.engine.device) for _ in range(2))
@@ -137,7 +137,7 @@ def finetune(
             "data": base.manifest.get("data"),
         }
         if not job.begin(stack, **about):
-            return job.returned()
+            return returned(job)
         listener.note(
             f"moves {mask['trainable']:,} of {mask['parameters']:,} parameters "
             f"({', '.join(f'{g} {n:,}' for g, n in mask['groups'].items())}), "
@@ -166,6 +166,11 @@ def finetune(
             checkpoints.save_model(job.run, model)
         job.run.finish(figures=figures)
     return Result(job.run, figures)
+
+
+def returned(job: Job) -> Result:
+    """The finished run, with figures from its records: older versions stored other names."""
+    return job.returned()._replace(figures=arm.figures_of(job.run))
 
 
 def rule_of(
