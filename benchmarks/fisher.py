@@ -78,9 +78,7 @@ def main() -> None:
     for heading in ("estimate", "mean over that of the true", "rank correlation with it"):
         drawn.add_column(heading)
     for row in rows:
-        drawn.add_row(
-            row["estimate"], f"{row['ratio']:.4g}", number(row["rank_correlation"], 3)
-        )
+        drawn.add_row(row["estimate"], f"{row['ratio']:.4g}", number(row["rank_correlation"], 3))
     print(rendered(drawn))
 
 
