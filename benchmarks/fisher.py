@@ -22,7 +22,7 @@ from dsa_sandbox import machine
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.data import tokens
 from dsa_sandbox.data.tokens import Batch
-from dsa_sandbox.report import table
+from dsa_sandbox.report.numbers import number
 from dsa_sandbox.report.wrapping import plain, rendered
 from dsa_sandbox.runs import home as store
 from dsa_sandbox.runs.load import SavedNetwork
@@ -75,13 +75,12 @@ def main() -> None:
     if chosen.json:
         print(json.dumps({"run": run.name, "sequences": chosen.sequences, "rows": rows}))
         return
-    drawn = plain(f"{run.name}: {chosen.sequences} sequences, {len(true):,} weights")
+    print(f"{run.name}: {chosen.sequences} sequences, {len(true):,} weights")
+    drawn = plain()
     for heading in ("estimate", "mean over that of the true", "rank correlation with it"):
         drawn.add_column(heading)
     for row in rows:
-        drawn.add_row(
-            row["estimate"], f"{row['ratio']:.4g}", table.number(row["rank_correlation"], 3)
-        )
+        drawn.add_row(row["estimate"], f"{row['ratio']:.4g}", number(row["rank_correlation"], 3))
     print(rendered(drawn))
 
 

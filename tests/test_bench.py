@@ -137,7 +137,7 @@ def test_the_exponent_is_that_of_a_power_law() -> None:
 
 def test_a_step_that_came_to_no_end_is_a_gap_in_the_table() -> None:
     rows = [{"name": "masked", "megabytes": {"16": 3.2, "32": None}, "exponent": None}]
-    drawn = tables.table.rendered(tables.memory_table(rows)).splitlines()
+    drawn = tables.rendered(tables.memory_table(rows)).splitlines()
     assert drawn[1].split() == ["masked", "3", "-", "-"]
 
 

@@ -12,11 +12,11 @@ from home import QUICK, Answer, TinyHome, cli
 
 from dsa_sandbox.metrics import forgetting
 from dsa_sandbox.metrics.arm import figures_of
-from dsa_sandbox.report import charts, table
+from dsa_sandbox.report import charts, numbers
 from dsa_sandbox.report.plots import KINDS
 from dsa_sandbox.runs.files import file_digest
 from dsa_sandbox.runs.folder import Run
-from dsa_sandbox.verdict import contrasts
+from dsa_sandbox.verdict import matching
 
 MARK = "diverged after task 2"
 AXIS = re.compile(r"^ *(-?\d+(?:\.\d+)?(?:e[+-]\d+)?) ?[+|]", re.MULTILINE)
@@ -88,8 +88,8 @@ def test_eval_marks_it_and_shows_all(
         answer = cli("eval", "--home", home, *more)
         assert (answer.code, answer.err) == (0, "")
         lines = answer.out.splitlines()
-        rows = [line for line in lines if line.startswith(("dsa ewc", "dsa seq", "dense seq"))]
-        assert len(rows) == 3 * (3 if more else 2)
+        rows = [line for line in lines if line.startswith(("dsa ewc", "dsa sgd", "dense sgd"))]
+        assert len(rows) == 3 * (8 if more else 1)
         assert sum(MARK in row for row in rows) == len(rows) / 3
         assert max(map(len, rows)) <= 120
         assert "nan" not in answer.out
@@ -103,7 +103,8 @@ def test_eval_marks_it_and_shows_all(
 
 def test_ratios_that_are_no_float_are_shown_as_more(home: Path) -> None:
     diverging(home)
-    (row,) = [x for x in cli("eval", "--home", home).out.splitlines() if ">999" in x]
+    told = cli("eval", "--all", "--home", home).out
+    (row,) = [line for line in told.splitlines() if ">999 " in line]
     assert row.startswith(f"dsa ewc ({MARK})")
     assert forgetting.perplexity_ratio(5000.0) == math.inf
     assert forgetting.perplexity_ratio(0.0) == 1.0
@@ -122,7 +123,10 @@ def test_scores_that_are_no_numbers_are_no_error(value: float | None, home: Path
     )
     answer = cli("eval", "--all", "--home", home)
     assert (answer.code, answer.err) == (0, "")
-    assert cli("eval", "--json", "--home", home).value["runs"][run.name]["bleed"] in (None, 0.0)
+    assert cli("eval", "--json", "--home", home).value["runs"][run.name]["final_bleed"] in (
+        None,
+        0.0,
+    )
     for kind in KINDS:
         drawn = cli("plot", "--kind", kind, "--home", home)
         assert (drawn.code, drawn.err) == (0, "")
@@ -144,7 +148,7 @@ def test_an_interpolated_network_that_diverged_is_no_error(home: Path) -> None:
     assert (answer.code, answer.err) == (0, "")
     assert not [tick for tick in AXIS.findall(answer.out) if float(tick) > 100]
     points = cli("plot", "--kind", "front", "--json", "--home", home).value["points"]
-    assert [p["Y"] for p in points if p.get("alpha") is not None] == [0.0, 39999.0, None]
+    assert [p["heldout_dnll"] for p in points if p.get("alpha") is not None] == [0.0, 39999.0, None]
 
 
 def test_axes_of_any_numbers_can_be_drawn() -> None:
@@ -155,11 +159,11 @@ def test_axes_of_any_numbers_can_be_drawn() -> None:
 
 def test_figures_of_any_size_fit_their_column() -> None:
     for value in (1e30, -1e30, math.inf, 123456.0):
-        for shown in (table.number(value), table.signed(value, 3), table.percent(value)):
+        for shown in (numbers.number(value), numbers.signed(value, 3), numbers.percent(value)):
             assert len(shown) <= 8
-    assert table.number(99999.0, 0) == "99999"
-    assert table.signed(0.25, 2) == "+0.25"
-    assert table.percent(1.0) == "100%"
+    assert numbers.number(99999.0, 0) == "99999"
+    assert numbers.signed(0.25, 2) == "+0.25"
+    assert numbers.percent(1.0) == "100%"
 
 
 @pytest.mark.parametrize("rate", ["100", "1e30"])
@@ -203,5 +207,6 @@ def test_any_temperature_tells_a_story(temperature: str, tiny_home: TinyHome) ->
 def test_arms_that_have_diverged_are_at_no_equal_learning(home: Path) -> None:
     run = diverging(home, value=math.nan)
     figures = figures_of(run)
-    match = contrasts.equal_learning(figures, figures | {"stop_margin": math.nan})
-    assert match.reasons == ["margin is not a number of both (limit of the difference: 0.5)"]
+    match = matching.equal_learning(figures, figures | {"margin_when_learned": math.nan})
+    title = "margin when learned"
+    assert match.texts == [f"{title} is not a number of both (limit of the difference: 0.5)"]

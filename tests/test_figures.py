@@ -11,7 +11,7 @@ import stored
 from stored import item, right
 
 from dsa_sandbox.metrics import drift, forgetting, items, stability_gap, transfer
-from dsa_sandbox.metrics.arm import COSTS, FORMULAS, capped, figures_of
+from dsa_sandbox.metrics.arm import COSTS, FIGURES, capped, figures_of
 from dsa_sandbox.verdict import contrasts
 
 NAN = float("nan")
@@ -26,25 +26,25 @@ def check(task: int, step: int, exact: int) -> dict[str, Any]:
 
 def test_the_area_is_that_under_straight_lines_and_level_from_the_last_check_to_the_cap() -> None:
     checks = [check(0, 10, 2), {"task": 0, "step": 11, "loss": 1.0}, check(0, 20, 4)]
-    ((auc, steps),) = transfer.areas(checks, {0: 4}, [0.25], cap=40)
+    ((auc, steps),) = transfer.learning_curves(checks, {0: 4}, [0.25], cap=40)
     triangles = 10 * (0.25 + 0.5) / 2 + 10 * (0.5 + 1) / 2
     assert auc == pytest.approx((triangles + 20) / 40)
     assert steps == 20
-    assert transfer.areas([check(0, 40, 4)], {0: 4}, [1.0], cap=40) == [(1.0, 40.0)]
+    assert transfer.learning_curves([check(0, 40, 4)], {0: 4}, [1.0], cap=40) == [(1.0, 40.0)]
 
 
 def test_a_task_that_is_never_learned_counts_as_the_cap() -> None:
     checks = [check(0, 5, 4), check(1, 5, 3), check(1, 40, 3)]
-    (_, first), (_, second) = transfer.areas(checks, {0: 5, 1: 5}, [0.0, 0.0], cap=40)
+    (_, first), (_, second) = transfer.learning_curves(checks, {0: 5, 1: 5}, [0.0, 0.0], cap=40)
     assert (first, second) == (5, 40)
 
 
 def test_a_task_whose_learning_nobody_looked_at_has_no_curve() -> None:
-    found = transfer.areas([check(0, 5, 4)], {0: 5, 1: 5}, [0.0, 0.0], cap=10)
+    found = transfer.learning_curves([check(0, 5, 4)], {0: 5, 1: 5}, [0.0, 0.0], cap=10)
     assert np.isnan(found[1]).all()
-    figures = transfer.figures(found)
-    assert figures["learn_auc"] == found[0][0]
-    assert np.isnan(list(transfer.figures(found, "together").values())).all()
+    figures = transfer.learning_figures(found)
+    assert figures["learning_auc"] == found[0][0]
+    assert np.isnan(list(transfer.learning_figures(found, "together").values())).all()
 
 
 def test_forward_transfer_is_a_ratio_of_means() -> None:
@@ -75,13 +75,13 @@ def test_min_acc_is_the_least_of_rows_and_dense_steps_after_a_task() -> None:
     assert stability_gap.minimum_accuracy(MATRIX, DENSE) == pytest.approx((0.4 + 0.3) / 2)
     higher = [{**line, "seen": [1.0] * len(line["seen"])} for line in DENSE]
     assert stability_gap.minimum_accuracy(MATRIX, higher) == pytest.approx((0.6 + 0.8) / 2)
-    found = stability_gap.figures(MATRIX, DENSE)
+    found = stability_gap.stability_figures(MATRIX, DENSE)
     assert found["wc_acc"] == pytest.approx(1 / 3 + 2 / 3 * 0.35)
 
 
 def test_without_a_dense_step_there_is_no_min_acc() -> None:
     for dense in ([], [{"task": 0, "at_step": 3, "seen": [0.1]}]):
-        assert np.isnan(list(stability_gap.figures(MATRIX, dense).values())).all()
+        assert np.isnan(list(stability_gap.stability_figures(MATRIX, dense).values())).all()
 
 
 def test_a_task_is_not_worst_while_another_overwrites_it() -> None:
@@ -116,15 +116,15 @@ def test_known_items_are_compared_with_the_base_and_chance_is_taken_off() -> Non
         item("outside", 2, 0, 9),  # never asked of the base
         item("neighbour", 1, 0, 0, kl=9.0),
     ]
-    found = items.figures(records, 2, chance=0.25)
+    found = items.item_figures(records, 2, chance=0.25)
     assert found["known_lost"] == 2 / 8
     assert found["known_gained"] == 1 / 8
     guessed = (1 - 4 / 8) * (1 - 3 / 8) / 3
-    assert found["known_lost_true"] == pytest.approx(2 / 8 - guessed)
-    assert found["known_gained_true"] == pytest.approx(1 / 8 - guessed)
+    assert found["known_lost_beyond_chance"] == pytest.approx(2 / 8 - guessed)
+    assert found["known_gained_beyond_chance"] == pytest.approx(1 / 8 - guessed)
     assert found["neighbour_kl"] == 0.5
-    unknown = items.figures(records, 2)
-    assert math.isnan(unknown["known_lost_true"])
+    unknown = items.item_figures(records, 2)
+    assert math.isnan(unknown["known_lost_beyond_chance"])
     assert unknown["known_lost"] == 2 / 8
 
 
@@ -134,8 +134,8 @@ def test_clozes_lost_and_gained_are_counted_from_the_row_of_their_task() -> None
         *[item("cloze", 2, 0, n, gen_em=n == 2) for n in range(3)],
         *[item("cloze", 2, 1, n, gen_em=True) for n in range(3)],
     ]
-    found = items.figures(records, 2)
-    assert (found["lost"], found["gained"]) == (2, 1)
+    found = items.item_figures(records, 2)
+    assert (found["clozes_lost"], found["clozes_gained"]) == (2, 1)
 
 
 def test_leakage_asks_only_where_no_world_is_named() -> None:
@@ -187,30 +187,35 @@ def test_retention_by_lag_is_the_mean_of_a_diagonal() -> None:
 
 
 def finite(figures: dict[str, Any]) -> set[str]:
-    return {key for key in FORMULAS if not math.isnan(figures[key])}
+    return {key for key in FIGURES if not math.isnan(figures[key])}
 
 
 def test_an_arm_has_every_figure_and_a_cheap_one_those_that_it_stored(tmp_path: Path) -> None:
     alone = {"fwt", "intransigence", "intransigence_joint", "pronoun"}  # null in every row
-    assert finite(figures_of(stored.arm(tmp_path, "sgd"))) == FORMULAS.keys() - alone
+    assert finite(figures_of(stored.arm(tmp_path, "sgd"))) == FIGURES.keys() - alone
     old = figures_of(stored.arm(tmp_path, "ewc", full=False))
-    absent = stability_gap.FORMULAS.keys() | drift.FORMULAS.keys() | COSTS.keys() | {"kl", *alone}
-    assert finite(old) == FORMULAS.keys() - absent - {"known_lost_true", "known_gained_true"}
+    absent = (
+        stability_gap.FIGURES.keys() | drift.FIGURES.keys() | {"memory_mb", "heldout_kl", *alone}
+    )
+    assert finite(old) == FIGURES.keys() - absent - {
+        "known_lost_beyond_chance",
+        "known_gained_beyond_chance",
+    }
 
 
 def test_figures_of_a_stored_arm_by_hand(tmp_path: Path) -> None:
     found = figures_of(stored.arm(tmp_path, "sgd", fall=0.2))
     expected = {
-        "Y": 0.6,
-        "frac_lost": 0.6 / 3,
-        "learn_auc": 0.75,
+        "heldout_dnll": 0.6,
+        "fraction_lost": 0.6 / 3,
+        "learning_auc": 0.75,
         "steps_to_tau": 20,
         "forgetting": 0.5,
-        "lost": 2,
+        "clozes_lost": 2,
         "min_acc": 0.25,
         "wc_acc": 1 / 3 + 2 / 3 * 0.25,
         "known_lost": 0.5,
-        "known_lost_true": 0.5,  # all was right before: nothing was guessed
+        "known_lost_beyond_chance": 0.5,  # all was right before: nothing was guessed
         "leakage": 0,
         "neighbour_kl": 0.75,
         "jaccard": (0.7 + 0.4) / 2,
@@ -229,26 +234,33 @@ def test_tasks_learned_apart_have_no_figure_of_the_end(tmp_path: Path) -> None:
     told = {
         "learned",
         "efficacy",
-        "own_bleed",
+        "bleed_when_learned",
         "generality",
-        "stop_margin",
+        "margin_when_learned",
         "steps",
-        "learn_auc",
+        "learning_auc",
         "steps_to_tau",
-        "remembers_mb",
+        *COSTS,
     }
     assert finite(found) == told
-    assert found["by_task"]["exact"] == [1.0, 1.0, 1.0]
+    assert found["by_task"]["exact_match_when_learned"] == [1.0, 1.0, 1.0]
     assert found["moved"] == {}
 
 
 def test_tasks_learned_together_have_no_figure_of_a_sequence(tmp_path: Path) -> None:
     found = figures_of(stored.arm(tmp_path, "joint", course="together"))
-    assert {"Y", "retention", "efficacy", "generality", "stop_margin", "bleed"} <= finite(found)
-    sequence = {k for k, formula in FORMULAS.items() if formula.needs == "sequence"}
-    assert not finite(found) & (sequence | {"learn_auc", "steps_to_tau"})
-    assert (found["retention"], found["efficacy"]) == (1.0, 1.0)
-    assert found["by_task"]["exact"] == [1.0, 1.0, 1.0]
+    assert {
+        "heldout_dnll",
+        "final_exact_match",
+        "efficacy",
+        "generality",
+        "margin_when_learned",
+        "final_bleed",
+    } <= finite(found)
+    sequence = {k for k, figure in FIGURES.items() if figure.needs == "sequence"}
+    assert not finite(found) & (sequence | {"learning_auc", "steps_to_tau"})
+    assert (found["final_exact_match"], found["efficacy"]) == (1.0, 1.0)
+    assert found["by_task"]["exact_match_when_learned"] == [1.0, 1.0, 1.0]
 
 
 def test_only_tasks_that_were_tried_hit_the_cap() -> None:
@@ -261,12 +273,12 @@ def test_only_tasks_that_were_tried_hit_the_cap() -> None:
 def test_a_task_that_is_turned_around_is_not_forgotten(tmp_path: Path) -> None:
     plain = figures_of(stored.arm(tmp_path, "sgd"))
     turned = figures_of(stored.arm(tmp_path, "ewc", undoes={2: "t0"}))  # t2 undoes t0
-    assert plain["retention"] == pytest.approx(2 / 3)
-    assert turned["retention"] == pytest.approx((0.5 + 1.0) / 2)
-    assert turned["lost"] == 1
+    assert plain["final_exact_match"] == pytest.approx(2 / 3)
+    assert turned["final_exact_match"] == pytest.approx((0.5 + 1.0) / 2)
+    assert turned["clozes_lost"] == 1
     assert turned["aaa"] == pytest.approx((1 + 0.75 + 0.75) / 3)
     assert turned["by_lag"] == [1.0, 0.5, pytest.approx(NAN, nan_ok=True)]
-    assert not math.isnan(turned["Y2"])
+    assert not math.isnan(turned["log_odds_fall"])
 
 
 # arms beside each other
@@ -292,7 +304,12 @@ TERMS = {"finetune.optimizer": "adamw", "finetune.max_steps": 40}
 def bound(strategy: str, auc: float, **more: Any) -> dict[str, Any]:
     same = {"arch": "dsa", "seed": 0, "stream": "s", "base": ["b"], "terms": TERMS}
     values = {"course": "apart", "strategy": strategy}
-    return same | values | {"by_task": {"auc": [auc], "exact": [1.0]}} | more
+    return (
+        same
+        | values
+        | {"by_task": {"learning_auc": [auc], "exact_match_when_learned": [1.0]}}
+        | more
+    )
 
 
 def test_the_bound_under_the_arms_own_mask_is_the_nearer_one() -> None:
@@ -346,6 +363,4 @@ def test_bounds_are_in_no_contrast(tmp_path: Path) -> None:
         for strategy, course in (("acft", "sequence"), ("none", "nothing"), ("joint", "together"))
     ]
     results = {run.name: figures_of(run) for run in runs}
-    assert [row["contrast"] for row in contrasts.all_contrasts(results)] == [
-        "dsa acft - dense acft"
-    ]
+    assert [row.title for row in contrasts.all_contrasts(results)] == ["dsa acft - dense acft"]

@@ -8,7 +8,7 @@ import pytest
 
 from dsa_sandbox.metrics import forgetting
 from dsa_sandbox.metrics.forgetting import Record
-from dsa_sandbox.verdict import contrasts
+from dsa_sandbox.verdict import contrasts, matching
 
 NAN = float("nan")
 SEEN_ONLY = np.array([[0.1, 0.0, 0.0], [0.4, NAN, NAN], [0.9, 1.0, NAN], [0.6, 0.4, 0.8]])
@@ -68,16 +68,16 @@ LINES = [
 def test_the_summary_of_two_tasks_is_what_a_hand_computes() -> None:
     expected = {
         "learned": 1 / 2,
-        "Y": 0.3,
-        "Y2": (((2.9 + 2.0) / 2 - (-0.5 + 1.0) / 2) + 0.0) / 2,
-        "kl": 0.07,
+        "heldout_dnll": 0.3,
+        "log_odds_fall": (((2.9 + 2.0) / 2 - (-0.5 + 1.0) / 2) + 0.0) / 2,
+        "heldout_kl": 0.07,
         "efficacy": 2 / 4,
         "generality": 2 / 3,
-        "retention": (0.5 + 0.5) / 2,
-        "kept": 2 / 3,
-        "keep": 2 / 3,
-        "bleed": 0.3,
-        "own_bleed": (1.0 + 0.4) / 2,
+        "final_exact_match": (0.5 + 0.5) / 2,
+        "retained": 2 / 3,
+        "outside_accuracy": 2 / 3,
+        "final_bleed": 0.3,
+        "bleed_when_learned": (1.0 + 0.4) / 2,
         "specificity": 1 / 2,
         "forgetting": 0.5,
         "forgetting_max": 0.5,
@@ -86,17 +86,17 @@ def test_the_summary_of_two_tasks_is_what_a_hand_computes() -> None:
         "aaa": (1.0 + 0.5) / 2,
         "ppl_ratio": math.exp(0.3),
         "em_ratio": 0.5 / 0.75,
-        "stop_margin": (1.9 + 0.0 + 1.0 - 2.7) / 4,
+        "margin_when_learned": (1.9 + 0.0 + 1.0 - 2.7) / 4,
         "steps": 30.0,
     }
-    found = forgetting.summary(two_tasks(), LINES)
+    found = forgetting.forgetting_figures(two_tasks(), LINES)
     assert found == pytest.approx(expected)
-    assert found.keys() == forgetting.FORMULAS.keys()
+    assert found.keys() == forgetting.FIGURES.keys()
 
 
 def test_the_order_of_records_changes_nothing() -> None:
-    backwards = forgetting.summary(two_tasks()[::-1], LINES[::-1])
-    assert backwards == pytest.approx(forgetting.summary(two_tasks(), LINES))
+    backwards = forgetting.forgetting_figures(two_tasks()[::-1], LINES[::-1])
+    assert backwards == pytest.approx(forgetting.forgetting_figures(two_tasks(), LINES))
 
 
 def test_the_accuracy_matrix_is_nan_where_nothing_was_measured() -> None:
@@ -169,13 +169,13 @@ def test_margin_fall_compares_the_row_of_the_task_with_the_last() -> None:
         *[cloze(row, 1, 0, -1.0, -1.5, contra, True) for row, contra in ((2, -2), (3, -3))],
         cloze(3, 2, 0, -1.0, -1.5, -7.0, True),
     ]
-    assert forgetting.margin_fall(records, 3) == pytest.approx(((3 - 1) + (1 - 2) + 0) / 3)
+    assert forgetting.log_odds_fall(records, 3) == pytest.approx(((3 - 1) + (1 - 2) + 0) / 3)
 
 
 def test_kept_share_asks_only_for_what_was_once_learned() -> None:
-    assert forgetting.kept_share(two_tasks(), 2) == pytest.approx(2 / 3)
+    assert forgetting.retained_share(two_tasks(), 2) == pytest.approx(2 / 3)
     never = [{**r, "gen_em": r["row"] == 2 and r["task"] == 0} for r in two_tasks()]
-    assert math.isnan(forgetting.kept_share(never, 2))
+    assert math.isnan(forgetting.retained_share(never, 2))
 
 
 def test_a_tie_is_a_failure() -> None:
@@ -191,42 +191,49 @@ def test_world_probabilities_tell_worlds_from_no_world() -> None:
     assert found == pytest.approx({"world": own, "other": (0.3 + 0.1) / 2, "none": 0.5})
 
 
-ARM = {"learned": 0.95, "stop_margin": 1.5, "generality": 0.5, "own_bleed": 0.25}
+ARM = {"learned": 0.95, "margin_when_learned": 1.5, "generality": 0.5, "bleed_when_learned": 0.25}
 
 
 def test_arms_within_every_limit_are_at_equal_learning() -> None:
-    close = {"learned": 0.9, "stop_margin": 2.0, "generality": 0.5625, "own_bleed": 0.1875}
+    close = {
+        "learned": 0.9,
+        "margin_when_learned": 2.0,
+        "generality": 0.5625,
+        "bleed_when_learned": 0.1875,
+    }
     for a, b in ((ARM, ARM), (ARM, close), (close, ARM)):
-        assert contrasts.equal_learning(a, b) == contrasts.Matching(True, [])
+        assert matching.equal_learning(a, b) == matching.Matching(True, [])
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("learned", 0.875),
-        ("stop_margin", 2.25),
-        ("stop_margin", 0.75),
+        ("margin_when_learned", 2.25),
+        ("margin_when_learned", 0.75),
         ("generality", 0.625),
         ("generality", 0.375),
-        ("own_bleed", 0.375),
-        ("own_bleed", 0.125),
+        ("bleed_when_learned", 0.375),
+        ("bleed_when_learned", 0.125),
         *[(key, NAN) for key in ARM],
     ],
 )
 def test_a_difference_beyond_a_limit_or_a_nan_ends_equal_learning(key: str, value: float) -> None:
     other = ARM | {key: value}
     for a, b in ((ARM, other), (other, ARM)):
-        match = contrasts.equal_learning(a, b)
+        match = matching.equal_learning(a, b)
         assert not match.equal
         assert len(match.reasons) == 1
     if key != "learned":
-        assert contrasts.equal_learning(other, other).equal != math.isnan(value)
+        assert matching.equal_learning(other, other).equal != math.isnan(value)
 
 
 def arm(arch: str, strategy: str, y: float, **more: object) -> dict[str, object]:
     """Figures of an arm, as far as contrasts look at them."""
     figures: dict[str, object] = {"kind": "arm", "arch": arch, "strategy": strategy}
-    return figures | ARM | {"Y": y, "Y2": 0.0, "stream": "one", "seed": 0} | more
+    return (
+        figures | ARM | {"heldout_dnll": y, "log_odds_fall": 0.0, "stream": "one", "seed": 0} | more
+    )
 
 
 FOUR = {
@@ -238,17 +245,17 @@ FOUR = {
 
 
 def test_the_primary_contrast_is_the_difference_of_differences() -> None:
-    (found,) = [row for row in contrasts.all_contrasts(FOUR) if row["claim"] == "H2c"]
-    assert found["Y"] == (0.25 - 0.5) - (0.375 - 0.5)
-    assert found["verdict"] == "undecided"
+    (found,) = [row for row in contrasts.all_contrasts(FOUR) if row.claim == "H2c"]
+    assert found.values["heldout_dnll"] == (0.25 - 0.5) - (0.375 - 0.5)
+    assert found.as_json()["verdict"] == "undecided"
 
 
 def test_the_primary_contrast_says_which_arms_are_not_at_equal_learning() -> None:
-    uneven = FOUR | {"c": arm("dense", "acft", 0.375, own_bleed=0.5)}
-    (found,) = [row for row in contrasts.all_contrasts(uneven) if row["claim"] == "H2c"]
-    assert not found["equal_learning"]
-    title = forgetting.FORMULAS["own_bleed"].title
-    assert found["differs"] == [
+    uneven = FOUR | {"c": arm("dense", "acft", 0.375, bleed_when_learned=0.5)}
+    (found,) = [row for row in contrasts.all_contrasts(uneven) if row.claim == "H2c"]
+    assert not found.matching.equal
+    title = forgetting.FIGURES["bleed_when_learned"].name
+    assert found.matching.texts == [
         f"{title} differs by 0.25 (limit 0.1), {pair} and dense {other}"
         for pair, other in (("dsa acft", "acft"), ("dsa sgd", "acft"), ("dense acft", "sgd"))
     ]
@@ -257,13 +264,13 @@ def test_the_primary_contrast_says_which_arms_are_not_at_equal_learning() -> Non
 def test_within_the_primary_contrast_each_two_arms_are_matched() -> None:
     """Near to dsa acft all of them, and dense's two far from each other."""
     apart = FOUR | {
-        "c": arm("dense", "acft", 0.375, stop_margin=1.125),
-        "d": arm("dense", "sgd", 0.5, stop_margin=1.875),
+        "c": arm("dense", "acft", 0.375, margin_when_learned=1.125),
+        "d": arm("dense", "sgd", 0.5, margin_when_learned=1.875),
     }
-    (found,) = [row for row in contrasts.all_contrasts(apart) if row["claim"] == "H2c"]
-    assert not found["equal_learning"]
-    assert len(found["differs"]) == 1
-    assert found["differs"][0].endswith("dense acft and dense sgd")
+    (found,) = [row for row in contrasts.all_contrasts(apart) if row.claim == "H2c"]
+    assert not found.matching.equal
+    assert len(found.matching.texts) == 1
+    assert found.matching.texts[0].endswith("dense acft and dense sgd")
 
 
 def test_arms_that_were_asked_for_something_else_are_not_at_equal_learning() -> None:
@@ -280,24 +287,22 @@ def test_arms_that_were_asked_for_something_else_are_not_at_equal_learning() -> 
             arm("dense", "acft", 0.5, terms=terms | {"finetune.optimizer": "sgd"}),
             ["finetune.optimizer is adamw and sgd"],
         ),
-        (arm("dsa", "sgd", 0.5, terms=terms, base=["b"]), ["they stand on two bases"]),
+        (arm("dsa", "sgd", 0.5, terms=terms, base=["b"]), ["they start from two bases"]),
     ):
-        assert contrasts.equal_learning(ours, other).reasons == reasons
+        assert matching.equal_learning(ours, other).texts == reasons
 
 
 def test_two_arms_of_one_name_are_left_out_of_contrasts() -> None:
     twice = FOUR | {"e": arm("dense", "sgd", 0.75)}
-    assert contrasts.comparable(FOUR).left_out == []
-    (reason,) = contrasts.comparable(twice).left_out
+    assert matching.comparable(FOUR).left_out == []
+    (reason,) = matching.comparable(twice).left_out
     assert "2 arms are dense sgd" in reason
-    assert not [row for row in contrasts.all_contrasts(twice) if "dense sgd" in row["contrast"]]
-    assert [
-        row for row in contrasts.all_contrasts(twice) if row["contrast"] == "dsa acft - dsa sgd"
-    ]
+    assert not [row for row in contrasts.all_contrasts(twice) if "dense sgd" in row.title]
+    assert [row for row in contrasts.all_contrasts(twice) if row.title == "dsa acft - dsa sgd"]
 
 
 @pytest.mark.parametrize("other", [{"stream": "two"}, {"seed": 1}])
 def test_arms_of_other_streams_or_seeds_are_not_compared(other: dict[str, object]) -> None:
     mixed = FOUR | {"e": arm("dense", "ewc", 0.75, **other)}
     assert not contrasts.all_contrasts(mixed)
-    assert len(contrasts.comparable(mixed).left_out) == 1
+    assert len(matching.comparable(mixed).left_out) == 1

@@ -18,7 +18,7 @@ from dsa_sandbox.report import charts, wrapping
 from dsa_sandbox.report.charts import Series
 
 WIDTHS = (40, 60, 80, 100)
-ARM = re.compile(r"d\w+(?:-\w+)* (?:sequential \(adamw\)|ewc|acft)")
+ARM = re.compile(r"d\w+(?:-\w+)* (?:sgd|ewc|acft)(?= )")
 
 
 def shown(width: int, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
@@ -69,9 +69,9 @@ def test_every_figure_of_a_table_is_there_whole_at_every_width(
     common = ("eval", "--all", "--home", tiny_home.home)
 
     def figures(text: str) -> dict[str, list[str]]:
-        """The figures of each arm, from the tables before the formulas."""
+        """The figures of each arm, from the tables before the contrasts."""
         found: dict[str, list[str]] = {}
-        for line in text.partition("\nlearned ")[0].splitlines():
+        for line in text.partition("\nContrasts\n")[0].splitlines():
             if named := ARM.match(line):
                 found.setdefault(named[0], []).extend(line[named.end() :].split())
         return found
@@ -184,21 +184,21 @@ def table(*columns: list[str]) -> str:
 
 
 def test_a_table_that_is_too_wide_becomes_several_that_begin_alike() -> None:
-    many = [[f"figure {n}", f"{n}.25", "-1.00"] for n in range(4)]
+    many = [[f"figure_{n}", f"{n}.25", "-1.00"] for n in range(4)]
     assert table(["arm", "one", "another"], *many).splitlines() == [
-        "arm     figure 0",
+        "arm     figure_0",
         "one         0.25",
         "another    -1.00",
         "",
-        "arm     figure 1",
+        "arm     figure_1",
         "one         1.25",
         "another    -1.00",
         "",
-        "arm     figure 2",
+        "arm     figure_2",
         "one         2.25",
         "another    -1.00",
         "",
-        "arm     figure 3",
+        "arm     figure_3",
         "one         3.25",
         "another    -1.00",
     ]
@@ -213,4 +213,13 @@ def test_a_table_whose_names_leave_no_room_has_a_line_for_each_figure() -> None:
         "b",
         "  Y        -1.00",
         "  learned  7%",
+    ]
+
+
+def test_heads_of_several_words_fold_before_a_table_splits() -> None:
+    assert table(["arm", "one"], ["final exact match", "38%"], ["steps", "20"]).splitlines() == [
+        "    final",
+        "    exact",
+        "arm match steps",
+        "one   38%    20",
     ]

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from dsa_sandbox.bench.turns import SHAPES
 from dsa_sandbox.machine import Engine
-from dsa_sandbox.report import table
+from dsa_sandbox.report.numbers import number, percent
 from dsa_sandbox.report.wrapping import folded, plain, rendered
 
 HEADINGS = {"dense": "x dense", "llama": "x Llama", "deepseek": "x DeepSeek"}
@@ -49,10 +49,10 @@ def speed_table(rows: list[dict[str, Any]]) -> Table:
         drawn.add_row(
             row["name"],
             f"{row['parameters']:,}",
-            table.number(row["ms"], 1),
+            number(row["ms"], 1),
             f"{row['tokens_per_s']:,.0f}",
-            *(table.percent(row["of_limit"]) for _ in of_limit),
-            *(table.number(row["speed"][key]) for key in known),
+            *(percent(row["of_limit"]) for _ in of_limit),
+            *(number(row["speed"][key]) for key in known),
         )
     return drawn
 
@@ -65,8 +65,8 @@ def memory_table(rows: list[dict[str, Any]]) -> Table:
         drawn.add_column(f"MB at {length}", justify="right")
     drawn.add_column("grows as length^", justify="right")
     for row in rows:
-        cells = (table.number(size, 0) for size in row["megabytes"].values())
-        drawn.add_row(row["name"], *cells, table.number(row["exponent"]))
+        cells = (number(size, 0) for size in row["megabytes"].values())
+        drawn.add_row(row["name"], *cells, number(row["exponent"]))
     return drawn
 
 
@@ -80,9 +80,9 @@ def strategy_table(rows: list[dict[str, Any]]) -> Table:
         drawn.add_row(
             row["name"],
             f"{row['moves']:,}",
-            table.number(row["ms"], 1),
-            table.number(row["time_over_sgd"]),
-            table.number(row["megabytes"], 1),
-            table.number(row["over_weights"], 1),
+            number(row["ms"], 1),
+            number(row["time_over_sgd"]),
+            number(row["megabytes"], 1),
+            number(row["over_weights"], 1),
         )
     return drawn

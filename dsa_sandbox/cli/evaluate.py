@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dsa_sandbox.cli.options import Call, Data, TasksFrom, path, verb
+from dsa_sandbox.cli.options import Call, Data, Everything, TasksFrom, path, verb
 
 app = typer.Typer()
 
@@ -31,32 +31,26 @@ def evaluate(
         ),
     ] = None,
     formulas: Annotated[
-        bool, typer.Option("--formulas", help="Show the formula of every metric.")
+        bool, typer.Option("--formulas", help="Also print the formula of every figure.")
     ] = False,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Also print learning speed and drift.")
-    ] = False,
+    everything: Everything = False,
 ) -> None:
     """Compute metrics of finished fine-tuning runs, or measure bases (on a stream: --tasks)."""
     from dsa_sandbox.cli import console
     from dsa_sandbox.commands import evaluate as command
-    from dsa_sandbox.report import table
+    from dsa_sandbox.metrics import arm
+    from dsa_sandbox.report.screen import screen
+    from dsa_sandbox.verdict import contrasts
 
     results = command.evaluate_all(
         call.session, runs or [], tasks=tasks, selection=selection, data=data
     )
     if call.as_json:
-        console.emit_json(
-            {
-                "command": "eval",
-                "runs": results,
-                "formulas": table.formulas(),
-                **table.contrasts(results),
-            }
-        )
+        about = {"command": "eval", "runs": results, "figures": arm.described()}
+        console.emit_json(about | contrasts.as_json(results))
         return
     width = console.width_of(sys.stdout)
-    console.emit(table.results(results, width=width, with_formulas=formulas, more=everything))
+    console.emit(screen(results, width=width, everything=everything, formulas=formulas))
 
 
 @verb(app, "plot --kind retention --save curves.csv", shared="include home as_json quiet")
@@ -89,7 +83,7 @@ def plot(
     from dsa_sandbox.cli import console
     from dsa_sandbox.report import plots
 
-    plots.check(kind, save)
+    plots.check_plot(kind, save)
     chosen = plots.chosen(kind, call.session.home, runs or [])
     drawn = plots.draw(
         kind,

@@ -40,7 +40,7 @@ def finetune(
 ) -> None:
     """Train a base on the tasks, one after another, with a strategy; record forgetting."""
     from dsa_sandbox.commands import finetune as command
-    from dsa_sandbox.report import table
+    from dsa_sandbox.report import summaries
     from dsa_sandbox.runs import load
     from dsa_sandbox.tasks import checking
 
@@ -66,5 +66,5 @@ def finetune(
         return
     assert stream
     result = command.finetune(settings, session, base, stream)
-    show_notes(call, table.arm(result.run.name, result.figures))
+    show_notes(call, summaries.arm(result.run.name, result.figures))
     answer_run(call, result)

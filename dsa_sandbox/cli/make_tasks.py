@@ -41,7 +41,7 @@ def make_tasks(
 ) -> None:
     """Make a stream of tasks from facts that the bases know, or check your own (--tasks)."""
     from dsa_sandbox.commands import make_tasks as command
-    from dsa_sandbox.report import table
+    from dsa_sandbox.report import summaries
     from dsa_sandbox.runs import load
 
     bases = command.bases_for(call.session, runs or [], call.preset)
@@ -57,5 +57,5 @@ def make_tasks(
         answer_plan(call, "make-tasks", plan)
         return
     result = command.make_tasks(settings, call.session, bases, rows=tasks)
-    show_notes(call, table.stream(result.run.name, result.figures))
+    show_notes(call, summaries.stream(result.run.name, result.figures))
     answer_run(call, result)

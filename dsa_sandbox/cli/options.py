@@ -148,6 +148,14 @@ DryRun = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
 ]
+Everything = Annotated[
+    bool,
+    typer.Option(
+        "--all",
+        help="Also print contrasts, all other figures and their formulas.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print no notes and no progress.", rich_help_panel=OUTPUT),

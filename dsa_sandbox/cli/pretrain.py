@@ -26,10 +26,10 @@ def build(call: Call, allow_mismatch: AllowMismatch = False) -> None:
         answer_plan(call, "build", network_plan(call))
         return
     from dsa_sandbox.commands import pretrain as command
-    from dsa_sandbox.report import table
+    from dsa_sandbox.report import summaries
 
     result = command.build(call.settings, call.session, allow_mismatch=allow_mismatch)
-    show_notes(call, table.parameters(result.figures))
+    show_notes(call, summaries.parameters(result.figures))
     answer_run(call, result)
 
 
@@ -48,8 +48,8 @@ def pretrain(call: Call, allow_mismatch: AllowMismatch = False) -> None:
         answer_plan(call, "pretrain", network_plan(call))
         return
     from dsa_sandbox.commands import pretrain as command
-    from dsa_sandbox.report import table
+    from dsa_sandbox.report import summaries
 
     result = command.pretrain(call.settings, call.session, allow_mismatch=allow_mismatch)
-    show_notes(call, table.base(result.run.name, result.figures))
+    show_notes(call, summaries.base(result.run.name, result.figures))
     answer_run(call, result)

@@ -12,6 +12,7 @@ from dsa_sandbox.cli.options import (
     Count,
     Data,
     Device,
+    Everything,
     Family,
     Include,
     Seed,
@@ -68,13 +69,18 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    everything: Everything = False,
 ) -> None:
     """Run the whole study: build, pretrain, make-tasks, all arms, eval, plot; skip what exists."""
     from dsa_sandbox import study
     from dsa_sandbox.cli import console
     from dsa_sandbox.commands import make_tasks
     from dsa_sandbox.config import resolve
-    from dsa_sandbox.report import plots, table
+    from dsa_sandbox.metrics import arm
+    from dsa_sandbox.report import plots, summaries
+    from dsa_sandbox.report.screen import screen
+    from dsa_sandbox.report.wrapping import folded
+    from dsa_sandbox.verdict import contrasts
 
     sets, home = call.sets, call.session.home
     call.sets = [text for text in sets if not is_strategy_key(text, strategies)]
@@ -113,21 +119,20 @@ def run(
     outcome = study.run(plan, call.session.listener)
     results = study.evaluate(outcome)
     if call.as_json:
-        console.emit_json(
-            {"command": "run", **outcome.paths(), "runs": results, **table.contrasts(results)}
-        )
+        about = {"command": "run", **outcome.paths(), "runs": results, "figures": arm.described()}
+        console.emit_json(about | contrasts.as_json(results))
         return
     style: dict[str, Any] = {
         "width": min(console.width_of(sys.stdout), 160),
         "colour": console.has_colour(sys.stdout),
         "unicode": console.has_unicode(sys.stdout),
     }
-    for kind in ("forgetting", "front"):
-        console.emit(plots.draw(kind, outcome.arms, **style).text + "\n")
     width = console.width_of(sys.stdout)
-    stream = table.stream(outcome.stream.name, outcome.stream.manifest["figures"])
-    console.emit(table.folded(stream, width) + "\n")
-    console.emit(table.results(results, width=width))
+    if everything:
+        stream = summaries.stream(outcome.stream.name, outcome.stream.manifest["figures"])
+        console.emit(folded(stream, width) + "\n")
+    chart = plots.end_of_study(outcome.arms, style, everything=everything)
+    console.emit(screen(results, width=width, everything=everything, chart=chart))
 
 
 def is_strategy_key(text: str, strategies: str) -> bool:

@@ -107,7 +107,7 @@ def finetune(
         parents={base.name: base.sha256, stream.name: stream.sha256},
     )
     if job.finished:
-        return job.returned()
+        return returned(job)
     check_indexer(settings)
     learning, measuring = check_policies(settings)
     model = base.network().to(job.engine.device)
@@ -146,7 +146,7 @@ def finetune(
             "data": base.manifest.get("data"),
         }
         if not job.begin(stack, **about):
-            return job.returned()
+            return returned(job)
         listener.note(
             f"moves {mask['trainable']:,} of {mask['parameters']:,} parameters "
             f"({', '.join(f'{g} {n:,}' for g, n in mask['groups'].items())}), "
@@ -175,6 +175,11 @@ def finetune(
             checkpoints.save_model(job.run, model)
         job.run.finish(figures=figures)
     return Result(job.run, figures)
+
+
+def returned(job: Job) -> Result:
+    """The finished run, with figures from its records: older versions stored other names."""
+    return job.returned()._replace(figures=arm.figures_of(job.run))
 
 
 def trainer_of(

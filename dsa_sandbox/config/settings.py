@@ -386,7 +386,7 @@ class Eval(Frozen):
     """Measurements after each task."""
 
     num_heldout: int = Field(
-        64, ge=1, description="Held-out stories for the NLL of pre-training text (Y)."
+        64, ge=1, description="Held-out stories for the NLL of pre-training text."
     )
     full_every: int = Field(5, ge=1, description="Tasks between full rows (all measurements).")
     pairs: int = Field(

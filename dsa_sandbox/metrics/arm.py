@@ -6,27 +6,39 @@ from collections import Counter
 from typing import Any
 
 from dsa_sandbox.metrics import drift, forgetting, items, stability_gap, transfer
+from dsa_sandbox.metrics.figure import NAN, Figure, defined
 from dsa_sandbox.runs.folder import Run
 
 COSTS = {
-    "remembers_mb": forgetting.Formula(
-        "remembers", "MB of all that the strategy keeps from task to task", "none", "task"
-    )
+    "capped": Figure("capped", "count", "tasks that hit the cap of steps unlearned", "task"),
+    "trainable": Figure("trainable", "count", "parameters that the strategy trains", "task"),
+    "memory_mb": Figure(
+        "memory", "MB", "tensors that the strategy keeps from task to task", "task"
+    ),
+    "time_s": Figure("time", "s", "time of the run, measurements included", "task"),
 }
 
 
-FORMULAS = (
-    forgetting.FORMULAS
-    | transfer.FORMULAS
-    | stability_gap.FORMULAS
-    | items.FORMULAS
-    | drift.FORMULAS
+FIGURES = (
+    forgetting.FIGURES
+    | transfer.FIGURES
+    | stability_gap.FIGURES
+    | items.FIGURES
+    | drift.FIGURES
     | COSTS
 )
 
 
+def described() -> dict[str, dict[str, str]]:
+    """Name, unit and formula of every figure by key, for `--json`."""
+    found = {}
+    for key, figure in FIGURES.items():
+        found[key] = {"name": figure.name, "unit": figure.unit, "formula": figure.formula}
+    return found
+
+
 def figures_of(run: Run) -> dict[str, Any]:
-    """Everything `eval` says of an arm; NaN where its run has not stored what a figure needs."""
+    """Everything `eval` shows of an arm; NaN where its run has not stored the figure's records."""
     rows = run.rows("metrics.jsonl")
     lines = forgetting.ends_of(rows)
     manifest = run.manifest
@@ -37,9 +49,9 @@ def figures_of(run: Run) -> dict[str, Any]:
     matrix = forgetting.accuracy_matrix(records, num_tasks)
     terms = terms_of(run)
     cap = terms["finetune.max_steps"]
-    by_task = transfer.areas(
+    curves = transfer.learning_curves(
         [row for row in rows if "step" in row],
-        Counter(r["task"] for r in forgetting.select(records, "cloze", row=0)),
+        Counter(record["task"] for record in forgetting.select(records, "cloze", row=0)),
         matrix[0].tolist(),
         cap,
     )
@@ -47,8 +59,9 @@ def figures_of(run: Run) -> dict[str, Any]:
     chances = [share for kind, share in lines[0].get("chance", {}).items() if kind in items.KNOWN]
     timing = [row for row in run.rows("timing.jsonl") if "row" in row]
     stream = manifest["tasks"]["sha256"]
-    # tasks learned apart leave no network that has learned them all
+    # tasks learned apart leave no network that has learned all of them
     last = lines[-1] if course != "apart" else {}
+    gap = stability_gap.stability_figures(matrix, dense, replaced)
     return {
         "kind": "arm",
         "arch": manifest["arch"],
@@ -59,26 +72,26 @@ def figures_of(run: Run) -> dict[str, Any]:
         "seed": manifest["seed"],
         "stream": stream,
         "base": sorted(sha for sha in manifest["parents"].values() if sha != stream),
-        "trainable": manifest["mask"]["trainable"],
         "mask": manifest["mask"]["sha256"],
         "tasks": num_tasks,
         "cap": cap,
         "diverged_after": forgetting.diverged_after(lines),
         "terms": terms,
-        **forgetting.summary(records, lines, course),
-        **transfer.figures(by_task, course),
-        **forgetting.meant(
-            stability_gap.figures(matrix, dense, replaced), stability_gap.FORMULAS, course
-        ),
-        **items.figures(records, num_tasks, course, forgetting.mean(chances)),
-        **drift.figures(lines, course),
+        **forgetting.forgetting_figures(records, lines, course),
+        **transfer.learning_figures(curves, course),
+        **defined(gap, stability_gap.FIGURES, course),
+        **items.item_figures(records, num_tasks, course, forgetting.mean(chances)),
+        **drift.drift_figures(lines, course),
         "capped": capped(lines, course),
+        "trainable": manifest["mask"]["trainable"],
+        "memory_mb": manifest.get("remembers_bytes", NAN) / 1e6,
+        "time_s": sum_of_sessions(timing),
         "worlds": forgetting.world_probabilities(records, course),
         "base_nll": lines[0]["base_nll"],
         "moved": last.get("moved", {}),
         "by_task": {
-            "auc": [auc for auc, _ in by_task],
-            "exact": forgetting.own_accuracy(matrix, course).tolist(),
+            "learning_auc": [auc for auc, _ in curves],
+            "exact_match_when_learned": forgetting.own_accuracy(matrix, course).tolist(),
         },
         "jaccard_by_layer": last.get("jaccard") or [],
         "pairs": {
@@ -92,13 +105,11 @@ def figures_of(run: Run) -> dict[str, Any]:
         "recovery": drift.recovery(last),
         "stories": {"before": lines[0].get("stories"), "after": last.get("stories")},
         "front": last.get("front", []),
-        "remembers_mb": manifest.get("remembers_bytes", float("nan")) / 1e6,
-        "elapsed_s": sum_of_sessions(timing),
     }
 
 
 def rows_of_tasks(run: Run) -> list[dict[str, Any]]:
-    """The task rows that the run keeps; none where it has no tasks.jsonl."""
+    """The task rows that the run keeps; empty where it has no tasks.jsonl."""
     path = run.path / "tasks.jsonl"
     lines = path.read_text("utf-8").split("\n") if path.exists() else []
     return [json.loads(line) for line in lines if line.strip()]
@@ -107,16 +118,19 @@ def rows_of_tasks(run: Run) -> list[dict[str, Any]]:
 def terms_of(run: Run) -> dict[str, Any]:
     """Settings that arms must share to be compared, by flat key.
 
-    Read as plain TOML: the strategy's section may be a stranger's.
+    Read as plain TOML, because the section of an included strategy may be unknown here.
     """
     settings = tomllib.loads((run.path / "settings.toml").read_text("utf-8"))
     found = {f"finetune.{key}": value for key, value in settings["finetune"].items()}
-    asked = settings.get("eval", {})
-    return found | {f"eval.{k}": asked[k] for k in ("num_heldout", "selection") if k in asked}
+    measured = settings.get("eval", {})
+    for key in ("num_heldout", "selection"):
+        if key in measured:
+            found[f"eval.{key}"] = measured[key]
+    return found
 
 
 def capped(lines: list[dict[str, Any]], course: str) -> int:
-    """Tasks that hit the cap of steps unlearned; a joint row holds the share that did not."""
+    """Number of tasks that hit the cap unlearned; a joint row stores the share of learned tasks."""
     if course == "nothing":
         return 0
     size = lines[-1]["row"] if course == "together" else 1
@@ -124,6 +138,6 @@ def capped(lines: list[dict[str, Any]], course: str) -> int:
 
 
 def sum_of_sessions(timing: list[dict[str, Any]]) -> float:
-    """Seconds over all sessions of a run: the clock of each begins at zero."""
+    """Seconds over all sessions of a run: the clock of each session starts at zero."""
     last = {row.get("session", 0): row["elapsed_s"] for row in timing}
     return float(sum(last.values()))

@@ -1,105 +1,130 @@
-"""How far the network itself has moved from the base: words, weights, selection, stories."""
+"""Figures of how far the network has moved from the base: text, weights, selected keys, stories."""
 
 from typing import Any
 
-from dsa_sandbox.metrics.forgetting import NAN, Formula, Record, mean, meant, number
+from dsa_sandbox.metrics.figure import NAN, Figure, defined
+from dsa_sandbox.metrics.forgetting import Record, mean, number
 
-FORMULAS = {
-    "frac_lost": Formula(
-        "frac lost",
-        "Y / (NLL_unigram - NLL_base(0)): share of what pre-training had won",
-        "lower",
+FIGURES = {
+    "fraction_lost": Figure(
+        "fraction lost",
+        "share",
+        "held-out dNLL / (NLL_unigram - NLL_base(0)): lost share of the gain of pre-training",
         "end",
     ),
-    "kl_new": Formula(
-        "KL new",
-        "KL(base || now) on the training stories of task T, nats per token, after T",
-        "none",
+    "new_task_kl": Figure(
+        "new-task KL",
+        "nats per token",
+        "KL(base || now) on the training stories of task T, after T",
         "end",
     ),
-    "jaccard": Formula(
+    "jaccard": Figure(
         "Jaccard",
+        "share",
         "mean over layers of |S and S0| / |S or S0|, keys selected now (after T) and by the base",
-        "higher",
         "end",
     ),
-    "bits_per_byte": Formula(
-        "bits/byte", "held-out NLL in bits per byte of text, after T", "lower", "end"
+    "bits_per_byte": Figure(
+        "bits per byte", "bits per byte", "held-out NLL in bits per byte of text, after T", "end"
     ),
-    "pairs_fall": Formula(
+    "pairs_fall": Figure(
         "pairs fall",
+        "share",
         "mean over kinds of minimal pairs of the share right, row 0 - after T",
-        "lower",
         "end",
     ),
-    "recall": Formula(
+    "recall": Figure(
         "recall",
+        "share",
         "stated facts recalled, mean over distances of the share right, after T",
-        "higher",
         "end",
     ),
-    "recall_fall": Formula("recall fall", "the same, row 0 - after T", "lower", "end"),
-    "recovered": Formula(
+    "recall_fall": Figure(
+        "recall fall", "share", "mean over distances of the share recalled, row 0 - after T", "end"
+    ),
+    "recovered": Figure(
         "recovered",
-        "exact share of clozes of early tasks after T and the most steps of relearning on a copy",
-        "higher",
+        "share",
+        "clozes of early tasks exact after T and the most steps of relearning on a copy",
     ),
-    "repetition": Formula(
-        "repeats", "share of 4-grams of told stories that repeat one, after T", "lower", "end"
+    "repetition": Figure(
+        "repetition",
+        "share",
+        "4-grams of generated stories that repeat an earlier one, after T",
+        "end",
     ),
-    "distinct": Formula(
-        "distinct", "expectation-adjusted distinct words of told stories, after T", "higher", "end"
+    "distinct": Figure(
+        "distinct",
+        "ratio",
+        "expectation-adjusted distinct words of generated stories, after T",
+        "end",
     ),
-    "protagonist": Formula(
-        "protagonist", "told stories that name their first child again, after T", "higher", "end"
+    "protagonist": Figure(
+        "protagonist",
+        "share",
+        "generated stories that name their first child again, after T",
+        "end",
     ),
-    "pronoun": Formula(
-        "pronoun", "pronouns of told stories that fit their protagonist, after T", "higher", "end"
+    "pronoun": Figure(
+        "pronoun",
+        "share",
+        "pronouns of generated stories that agree with their protagonist, after T",
+        "end",
     ),
-    "judge_nll": Formula(
-        "judge NLL", "nats per token of told stories under the judge, after T", "lower", "end"
+    "judge_nll": Figure(
+        "judge NLL",
+        "nats per token",
+        "NLL of generated stories under the judge network, after T",
+        "end",
     ),
 }
 STORIES = ("repetition", "distinct", "protagonist", "pronoun", "judge_nll")
 
 
 def fraction_lost(first: Record, last: Record) -> float:
-    """Y over what pre-training had won beside a unigram; NaN where it had won nothing."""
-    won = number(first, "unigram_nll") - first["base_nll"]
-    return (last["base_nll"] - first["base_nll"]) / won if won > 0 else NAN
+    """Rise of held-out NLL over the gain of pre-training on a unigram model; NaN without a gain."""
+    gain = number(first, "unigram_nll") - first["base_nll"]
+    return (last["base_nll"] - first["base_nll"]) / gain if gain > 0 else NAN
 
 
-def mean_of_shares(shares: dict[str, float] | None) -> float:
-    """Mean over the kinds of minimal pairs."""
+def mean_of_pairs(shares: dict[str, float] | None) -> float:
+    """Share of minimal pairs right, mean over their kinds."""
     return mean((shares or {}).values())
 
 
 def recalled(line: Record) -> float:
-    """Mean over distances of the share right."""
+    """Share of stated facts recalled, mean over distances."""
     return mean(row["right"] for row in line.get("recall") or [])
 
 
 def recovery(line: Record) -> dict[int, float]:
-    """Exact share of clozes by steps of relearning, mean over the tasks that were relearned."""
-    rows = line.get("recovery") or []
-    steps = sorted({row["steps"] for row in rows})
-    return {k: mean(row["right"] for row in rows if row["steps"] == k) for k in steps}
+    """Exact share of clozes by steps of relearning, mean over the relearned tasks."""
+    shares: dict[int, list[float]] = {}
+    for row in line.get("recovery") or []:
+        shares.setdefault(row["steps"], []).append(row["right"])
+    return {steps: mean(shares[steps]) for steps in sorted(shares)}
 
 
-def figures(lines: list[dict[str, Any]], course: str = "sequence") -> dict[str, float]:
-    """The figures of FORMULAS, from the lines of metrics.jsonl that end a task, in their order."""
+def mean_jaccard(line: Record) -> float:
+    """Jaccard similarity of the selected keys with those of the base, mean over layers."""
+    return mean(share for share in line.get("jaccard") or [] if share is not None)
+
+
+def drift_figures(lines: list[dict[str, Any]], course: str = "sequence") -> dict[str, float]:
+    """The figures of FIGURES, from the lines of metrics.jsonl that end a task, in their order."""
     first, last = lines[0], lines[-1]
     relearned = list(recovery(last).values())
     stories = last.get("stories") or {}
     values = {
-        "frac_lost": fraction_lost(first, last),
-        "kl_new": number(last, "kl_new"),
-        "jaccard": mean(share for share in last.get("jaccard") or [] if share is not None),
+        "fraction_lost": fraction_lost(first, last),
+        "new_task_kl": number(last, "kl_new"),
+        "jaccard": mean_jaccard(last),
         "bits_per_byte": number(last, "bits_per_byte"),
-        "pairs_fall": mean_of_shares(first.get("pairs")) - mean_of_shares(last.get("pairs")),
+        "pairs_fall": mean_of_pairs(first.get("pairs")) - mean_of_pairs(last.get("pairs")),
         "recall": recalled(last),
         "recall_fall": recalled(first) - recalled(last),
         "recovered": relearned[-1] if relearned else NAN,
-        **{key: number(stories, key) for key in STORIES},
     }
-    return meant(values, FORMULAS, course)
+    for key in STORIES:
+        values[key] = number(stories, key)
+    return defined(values, FIGURES, course)

@@ -1,109 +1,109 @@
-"""Every figure of an arm, as pure functions of its stored records; no torch.
+"""Figures of forgetting, as pure functions of the stored records of an arm; no torch.
 
 R[t, j] is the exact-match share of the clozes of task j after task t (row 0: the base), NaN where
-not measured; tasks are numbered from 0, so row j + 1 is the row after task j. What tasks leave
-behind stands here; how fast they are learned, in learning.py and gaps.py; what becomes of single
-items, in items.py; of the network, in drift.py. Each has its FORMULAS.
+it was not measured; tasks are numbered from 0, so row j + 1 is the row after task j. Figures of
+learning speed are in transfer.py and stability_gap.py, of single items in items.py, of the network
+in drift.py; FIGURES of each file names them.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from dsa_sandbox.metrics.figure import NAN, Figure, defined
+
 Record = dict[str, Any]
-NAN = float("nan")
-SCORES = ("answer", "rival", "contra")  # of a record, log-probabilities in nats
-DIVERGED = 999.0  # times the base's perplexity: worse than any guess by an even draw
+SCORES = ("answer", "rival", "contra")  # fields of a record, log-probabilities in nats
+DIVERGED = 999.0  # ratio to the base's perplexity, beyond that of a uniform guess
 
-
-class Formula(NamedTuple):
-    """What a figure is called in tables, how it is computed, and whether more of it is better.
-
-    `needs` says of which courses it speaks: `sequence`, of tasks learned one after another; `end`,
-    of any network that has met all tasks; `task`, of tasks right after they were learned.
-    """
-
-    title: str
-    text: str
-    better: str  # higher, lower, or none
-    needs: Literal["sequence", "end", "task"] = "sequence"
-
-
-FORMULAS = {
-    "learned": Formula(
-        "learned", "tasks whose stop rule was met before the cap / tasks", "higher", "task"
+FIGURES = {
+    "learned": Figure(
+        "learned", "share", "tasks whose stop rule was met before the cap / tasks", "task"
     ),
-    "Y": Formula(
-        "Y", "NLL_base(T) - NLL_base(0), nats per token of held-out stories", "lower", "end"
+    "heldout_dnll": Figure(
+        "held-out dNLL",
+        "nats per token",
+        "NLL of held-out pre-training stories after task T - that of the base",
+        "end",
     ),
-    "Y2": Formula(
-        "Y2", "mean over tasks of m[j,j] - m[T,j], m = log P(new) - log P(true) on clozes", "lower"
+    "log_odds_fall": Figure(
+        "log-odds fall",
+        "nats",
+        "mean over tasks of m[j,j] - m[T,j], m = log P(new) - log P(true) on clozes",
     ),
-    "kl": Formula(
-        "KL", "KL(base || now) on held-out stories, nats per token, after task T", "lower", "end"
+    "heldout_kl": Figure(
+        "held-out KL",
+        "nats per token",
+        "KL(base || now) on held-out pre-training stories after task T",
+        "end",
     ),
-    "efficacy": Formula(
-        "efficacy", "clozes of j with P(new) > every foil, after task j", "higher", "task"
+    "efficacy": Figure(
+        "efficacy", "share", "clozes of j with P(new) > every foil, after task j", "task"
     ),
-    "generality": Formula(
+    "generality": Figure(
         "generality",
-        "items in unseen frames with P(new) > every foil, after task j",
-        "higher",
+        "share",
+        "paraphrases (items in unseen frames) of j with P(new) > every foil, after task j",
         "task",
     ),
-    "retention": Formula(
-        "retention", "mean R[T,j] over tasks: exact match at the end", "higher", "end"
+    "final_exact_match": Figure(
+        "final exact match",
+        "share",
+        "mean over tasks of R[T,j], exact match on clozes after T",
+        "end",
     ),
-    "kept": Formula("kept", "clozes exact after task j that are exact after task T", "higher"),
-    "keep": Formula(
-        "real world", "items outside with P(true) > every foil, after T", "higher", "end"
+    "retained": Figure("retained", "share", "clozes exact after task j that are exact after T"),
+    "outside_accuracy": Figure(
+        "outside accuracy", "share", "outside items with P(true) > every foil, after T", "end"
     ),
-    "bleed": Formula(
-        "bleed", "mean P(new) in worlds that no training story names, after T", "lower", "end"
+    "final_bleed": Figure(
+        "final bleed",
+        "probability",
+        "mean P(new) in worlds that no training story names, after T",
+        "end",
     ),
-    "own_bleed": Formula(
-        "bleed (own)",
+    "bleed_when_learned": Figure(
+        "bleed when learned",
+        "probability",
         "mean P(new) in worlds that no training story names, after task j",
-        "lower",
         "task",
     ),
-    "specificity": Formula(
-        "specificity", "neighbours with P(true) > every foil, after T", "higher", "end"
+    "specificity": Figure(
+        "specificity", "share", "neighbours with P(true) > every foil, after T", "end"
     ),
-    "forgetting": Formula("forgetting", "mean over j < T of R[j,j] - R[T,j]", "lower"),
-    "forgetting_max": Formula(
-        "forgetting (max)", "mean over j < T of max over l < T of R[l,j], minus R[T,j]", "lower"
+    "forgetting": Figure("forgetting", "share", "mean over j < T of R[j,j] - R[T,j]"),
+    "forgetting_max": Figure(
+        "forgetting max", "share", "mean over j < T of max over l < T of R[l,j], minus R[T,j]"
     ),
-    "forgetting_max0": Formula(
-        "forgetting (max0)", "mean over j < T of max over l <= T of R[l,j], minus R[T,j]", "lower"
+    "forgetting_max0": Figure(
+        "forgetting max0", "share", "mean over j < T of max over l <= T of R[l,j], minus R[T,j]"
     ),
-    "bwt": Formula("BWT", "mean over j < T of R[T,j] - R[j,j]", "higher"),
-    "aaa": Formula("AAA", "mean over t of the mean of R[t,j] over j <= t", "higher"),
-    "ppl_ratio": Formula("ppl ratio", "exp(Y)", "lower", "end"),
-    "em_ratio": Formula("EM ratio", "mean R[T,j] / mean R[j,j]; shown, never tested", "higher"),
-    "stop_margin": Formula(
-        "margin",
-        "mean over tasks of the margin over the best rival on clozes, after task j",
-        "none",
+    "bwt": Figure("BWT", "share", "mean over j < T of R[T,j] - R[j,j]"),
+    "aaa": Figure("AAA", "share", "mean over t of the mean of R[t,j] over j <= t"),
+    "ppl_ratio": Figure("ppl ratio", "ratio", "exp(held-out dNLL)", "end"),
+    "em_ratio": Figure("EM ratio", "ratio", "mean R[T,j] / mean R[j,j]; shown, never tested"),
+    "margin_when_learned": Figure(
+        "margin when learned",
+        "nats",
+        "mean over tasks of the margin over the best foil on clozes, after task j",
         "task",
     ),
-    "steps": Formula("steps", "mean optimiser steps of a task", "none", "task"),
+    "steps": Figure("steps", "steps", "mean optimiser steps of a task", "task"),
 }
-NEEDS = {"together": ("end", "task"), "apart": ("task",)}  # other courses have all figures
 
 
 def select(
     records: Iterable[Record], kind: str, *, row: int | None = None, task: int | None = None
 ) -> list[Record]:
     """Records of one kind, of one row and task where given."""
-    return [
-        r
-        for r in records
-        if r["kind"] == kind
-        and (row is None or r["row"] == row)
-        and (task is None or r["task"] == task)
-    ]
+    found = []
+    for record in records:
+        right_row = row is None or record["row"] == row
+        right_task = task is None or record["task"] == task
+        if record["kind"] == kind and right_row and right_task:
+            found.append(record)
+    return found
 
 
 def mean(values: Iterable[float]) -> float:
@@ -120,13 +120,13 @@ def exp(nats: float) -> float:
 
 
 def perplexity_ratio(difference: float) -> float:
-    """How many times as high perplexity is where NLL is so much higher, nats; may be infinite."""
+    """Ratio of two perplexities from the difference of their NLLs in nats; may be infinite."""
     return exp(difference)
 
 
 def diverged_after(lines: Iterable[Mapping[str, Any]]) -> int | None:
-    """Tasks learned when held-out perplexity was first more than DIVERGED times the base's, or no
-    number at all; None where it never was. `lines` are those that end a task, row 0 first.
+    """Number of tasks after which held-out perplexity first exceeded DIVERGED times the base's or
+    was not a number; None if never. `lines` are the lines that end a task, row 0 first.
     """
     first, *rest = lines
     start = number(first, "base_nll")
@@ -138,22 +138,8 @@ def diverged_after(lines: Iterable[Mapping[str, Any]]) -> int | None:
 
 
 def ends_of(rows: Iterable[Record]) -> list[Record]:
-    """Of the rows of metrics.jsonl those that end a task, with a NaN for a loss that was none."""
+    """The lines of metrics.jsonl that end a task, with NaN for a held-out NLL that is null."""
     return [{**row, "base_nll": number(row, "base_nll")} for row in rows if "row" in row]
-
-
-def meant(
-    values: Mapping[str, float], formulas: Mapping[str, Formula], course: str
-) -> dict[str, float]:
-    """The values, NaN where a figure says nothing of tasks learned on this course.
-
-    `together`: all at once (rows 0 and T); `apart`: each from the base (row j + 1: task j alone).
-    """
-    needs = NEEDS.get(course)
-    return {
-        key: value if needs is None or formulas[key].needs in needs else NAN
-        for key, value in values.items()
-    }
 
 
 def number(line: Mapping[str, Any], key: str) -> float:
@@ -163,24 +149,26 @@ def number(line: Mapping[str, Any], key: str) -> float:
 
 
 def overwritten(rows: list[Record]) -> dict[int, int]:
-    """Of tasks whose fact a later task turned around: number by number of that later task.
+    """Number of the later task by number of each task whose fact it contradicts.
 
     `rows` are those of tasks.jsonl; `undoes` of a row names the earlier task.
     """
     numbers = {row["task"]: number for number, row in enumerate(rows)}
-    return {numbers[row["undoes"]]: k for k, row in enumerate(rows) if row.get("undoes")}
+    return {numbers[row["undoes"]]: later for later, row in enumerate(rows) if row.get("undoes")}
 
 
 def current(records: list[Record], replaced: Mapping[int, int]) -> list[Record]:
-    """Records without the clozes and paraphrases of tasks that are overwritten by then.
+    """Records without the clozes and paraphrases of tasks that a later task has overwritten.
 
-    What a diverged network answers may have no number: null in the file, NaN here.
+    A diverged network may give scores that are not numbers: null in the file, NaN here.
     """
-    return [
-        {**r, **{key: number(r, key) for key in SCORES}}
-        for r in records
-        if r["kind"] not in ("cloze", "paraphrase") or r["row"] <= replaced.get(r["task"], r["row"])
-    ]
+    found = []
+    for record in records:
+        last_row = replaced.get(record["task"], record["row"])
+        if record["kind"] in ("cloze", "paraphrase") and record["row"] > last_row:
+            continue
+        found.append({**record, **{key: number(record, key) for key in SCORES}})
+    return found
 
 
 def accuracy_matrix(records: list[Record], num_tasks: int) -> np.ndarray:
@@ -216,7 +204,7 @@ def forgetting_chaudhry(matrix: np.ndarray) -> float:
 
 
 def forgetting_max0(matrix: np.ndarray) -> float:
-    """The same with row T inside the maximum: never negative."""
+    """As `forgetting_chaudhry` with row T inside the maximum: never negative."""
     last = matrix.shape[1]
     return mean(np.nanmax(matrix[j + 1 : last + 1, j]) - matrix[last, j] for j in judged(matrix))
 
@@ -227,52 +215,49 @@ def backward_transfer(matrix: np.ndarray) -> float:
 
 
 def average_anytime_accuracy(matrix: np.ndarray) -> float:
-    """Mean over rows t = 1..T of the mean of R[t,j] over the tasks seen; rows without any aside."""
+    """Mean over measured rows t = 1..T of the mean of R[t,j] over the tasks seen."""
     seen = [matrix[t, :t] for t in range(1, len(matrix))]
     return mean(np.nanmean(row) for row in seen if not np.isnan(row).all())
 
 
 def retention_by_lag(matrix: np.ndarray) -> list[float]:
-    """Mean over j of R[t,j] with t - j tasks learned since task j, for 0, 1, ... T - 1 of them."""
+    """Mean over j of R[j + lag, j], exact match after `lag` more tasks, for lags 0 to T - 1."""
     after = matrix[1:]
     lags = (np.diagonal(after, -lag) for lag in range(len(after)))
     return [mean(row[~np.isnan(row)]) for row in lags]
 
 
-def learned_margin(record: Record) -> float:
+def log_odds(record: Record) -> float:
     """log P(new) - log P(true) of a cloze record, nats."""
     return record["answer"] - record["contra"]
 
 
 def contra_probabilities(records: Iterable[Record]) -> list[float]:
-    """P(object that stands against the answer), of records whose item asks of it."""
+    """P(contrary object) of the records that have one."""
     return [exp(r["contra"]) for r in records if r["contra"] is not None]
 
 
-def margin_fall(records: list[Record], num_tasks: int) -> float:
-    """Y2: mean over tasks of the fall of log P(new) - log P(true) from row j to row T."""
+def mean_log_odds(records: list[Record], row: int, task: int) -> float:
+    """Mean log P(new) - log P(true) over the clozes of a task in a row, nats."""
+    clozes = select(records, "cloze", row=row, task=task)
+    return mean(log_odds(record) for record in clozes if record["contra"] is not None)
+
+
+def log_odds_fall(records: list[Record], num_tasks: int) -> float:
+    """Mean over tasks of the fall of log P(new) - log P(true) from row j to row T, nats."""
     falls = []
     for task in range(num_tasks):
-        then, now = (
-            mean(
-                learned_margin(r)
-                for r in select(records, "cloze", row=row, task=task)
-                if r["contra"] is not None
-            )
-            for row in (task + 1, num_tasks)
-        )
+        then = mean_log_odds(records, task + 1, task)
+        now = mean_log_odds(records, num_tasks, task)
         falls.append(then - now)
     return mean(fall for fall in falls if not np.isnan(fall))
 
 
 def after_own_task(records: list[Record], kind: str, course: str = "sequence") -> list[Record]:
     """Records of each task in the row right after it was learned."""
-    together = course == "together"
-    return [
-        r
-        for r in select(records, kind)
-        if (r["row"] > 0 if together else r["row"] == r["task"] + 1)
-    ]
+    if course == "together":
+        return [record for record in select(records, kind) if record["row"] > 0]
+    return [record for record in select(records, kind) if record["row"] == record["task"] + 1]
 
 
 def own_accuracy(matrix: np.ndarray, course: str = "sequence") -> np.ndarray:
@@ -280,63 +265,65 @@ def own_accuracy(matrix: np.ndarray, course: str = "sequence") -> np.ndarray:
     return matrix[-1] if course == "together" else np.diagonal(matrix[1:])
 
 
-def kept_share(records: list[Record], num_tasks: int) -> float:
-    """Of the clozes exact after their own task, the share exact at the end."""
+def retained_share(records: list[Record], num_tasks: int) -> float:
+    """Share of the clozes exact after their own task that are exact at the end."""
     then = {(r["task"], r["item"]) for r in after_own_task(records, "cloze") if r["gen_em"]}
     end = select(records, "cloze", row=num_tasks)
     return mean(r["gen_em"] for r in end if (r["task"], r["item"]) in then)
 
 
 def item_margin(record: Record) -> float:
-    """Answer minus best rival, nats."""
+    """log P(answer) minus that of the best foil, nats."""
     return record["answer"] - record["rival"]
 
 
 def right(records: Iterable[Record]) -> float:
-    """Share of records whose answer beats every foil; a tie is a failure."""
+    """Share of records with an answer more probable than every foil; a tie is a failure."""
     return mean(item_margin(r) > 0 for r in records)
 
 
-def summary(
+def forgetting_figures(
     records: list[Record], tasks: list[Record], course: str = "sequence"
 ) -> dict[str, float]:
-    """All figures of FORMULAS of one arm, NaN where one has no meaning on its course.
+    """The figures of FIGURES of one arm, NaN where its course does not define one.
 
     `tasks` are the lines of metrics.jsonl that end a task (and row 0), each with `row`, `base_nll`,
     and from row 1 `steps` and `learned`; the last also holds `kl`.
     """
-    num_tasks = max(line["row"] for line in tasks)
     lines = {line["row"]: line for line in tasks}
+    num_tasks = max(lines)
     ends = [line for line in tasks if line["row"]]
     matrix = accuracy_matrix(records, num_tasks)
-    own, end = own_accuracy(matrix, course), matrix[num_tasks]
-    still = ~np.isnan(end)  # not overwritten since
-    y = lines[num_tasks]["base_nll"] - lines[0]["base_nll"]
-    bleed = select(records, "bleed", row=num_tasks)
+    own = own_accuracy(matrix, course)
+    end = matrix[num_tasks]
+    still = ~np.isnan(end)  # tasks that no later task has overwritten
+    dnll = lines[num_tasks]["base_nll"] - lines[0]["base_nll"]
+    final_bleed = select(records, "bleed", row=num_tasks)
+    own_clozes = after_own_task(records, "cloze", course)
     values = {
         "learned": mean(line["learned"] for line in ends),
-        "Y": y,
-        "Y2": margin_fall(records, num_tasks),
-        "kl": number(lines[num_tasks], "kl"),
-        "efficacy": right(after_own_task(records, "cloze", course)),
+        "heldout_dnll": dnll,
+        "log_odds_fall": log_odds_fall(records, num_tasks),
+        "heldout_kl": number(lines[num_tasks], "kl"),
+        "efficacy": right(own_clozes),
         "generality": right(after_own_task(records, "paraphrase", course)),
-        "retention": mean(end[still]),
-        "kept": kept_share(records, num_tasks),
-        "keep": right(select(records, "outside", row=num_tasks)),
-        "bleed": mean(contra_probabilities(bleed)),
-        "own_bleed": mean(contra_probabilities(after_own_task(records, "bleed", course))),
+        "final_exact_match": mean(end[still]),
+        "retained": retained_share(records, num_tasks),
+        "outside_accuracy": right(select(records, "outside", row=num_tasks)),
+        "final_bleed": mean(contra_probabilities(final_bleed)),
+        "bleed_when_learned": mean(contra_probabilities(after_own_task(records, "bleed", course))),
         "specificity": right(select(records, "neighbour", row=num_tasks)),
         "forgetting": forgetting(matrix),
         "forgetting_max": forgetting_chaudhry(matrix),
         "forgetting_max0": forgetting_max0(matrix),
         "bwt": backward_transfer(matrix),
         "aaa": average_anytime_accuracy(matrix),
-        "ppl_ratio": perplexity_ratio(y),
+        "ppl_ratio": perplexity_ratio(dnll),
         "em_ratio": mean(end[still]) / mean(own[still]) if mean(own[still]) else NAN,
-        "stop_margin": mean(item_margin(r) for r in after_own_task(records, "cloze", course)),
+        "margin_when_learned": mean(item_margin(record) for record in own_clozes),
         "steps": mean(line["steps"] for line in ends),
     }
-    return meant(values, FORMULAS, course)
+    return defined(values, FIGURES, course)
 
 
 def world_probabilities(records: list[Record], course: str = "sequence") -> dict[str, float]:

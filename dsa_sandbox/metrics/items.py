@@ -1,64 +1,72 @@
-"""What becomes of single items: lost, gained, leaked into, right by distance."""
+"""Figures of single items: lost, gained, leaked, and right by distance."""
 
 import math
 from collections.abc import Iterable
 
 import numpy as np
 
+from dsa_sandbox.metrics.figure import NAN, Figure, defined
 from dsa_sandbox.metrics.forgetting import (
-    NAN,
-    Formula,
     Record,
     after_own_task,
     exp,
     item_margin,
     mean,
-    meant,
     right,
     select,
 )
 
-KNOWN = ("outside", "neighbour")  # what the base knew: true facts that no task has changed
+KNOWN = ("outside", "neighbour")  # kinds of items about true facts that no task changes
 DISTANCES = (16, 32, 64, 128, 256, 400)  # tokens
-FORMULAS = {
-    "lost": Formula("1->0", "number of clozes exact after task j and not after T", "lower"),
-    "gained": Formula("0->1", "number of clozes exact after T and not after task j", "higher"),
-    "known_lost": Formula(
-        "known 1->0",
-        "share of items outside and neighbours right in row 0 and wrong after T",
-        "lower",
+FIGURES = {
+    "clozes_lost": Figure(
+        "clozes lost", "count", "number of clozes exact after task j and not after T"
+    ),
+    "clozes_gained": Figure(
+        "clozes gained", "count", "number of clozes exact after T and not after task j"
+    ),
+    "known_lost": Figure(
+        "known lost",
+        "share",
+        "outside items and neighbours right in row 0 and wrong after T",
         "end",
     ),
-    "known_gained": Formula(
-        "known 0->1",
-        "share of items outside and neighbours wrong in row 0 and right after T",
-        "higher",
+    "known_gained": Figure(
+        "known gained",
+        "share",
+        "outside items and neighbours wrong in row 0 and right after T",
         "end",
     ),
-    "known_lost_true": Formula(
-        "1->0 - chance",
-        "known 1->0, minus (1 - a)(1 - a') / (k - 1), floor 0; a, a' shares right before and "
+    "known_lost_beyond_chance": Figure(
+        "known lost beyond chance",
+        "share",
+        "known lost, minus (1 - a)(1 - a') / (k - 1), floor 0; a, a' shares right before and "
         "after, k candidates",
-        "lower",
         "end",
     ),
-    "known_gained_true": Formula(
-        "0->1 - chance", "known 0->1, minus (1 - a)(1 - a') / (k - 1), floor 0", "higher", "end"
+    "known_gained_beyond_chance": Figure(
+        "known gained beyond chance",
+        "share",
+        "known gained, minus (1 - a)(1 - a') / (k - 1), floor 0",
+        "end",
     ),
-    "leakage": Formula(
+    "leakage": Figure(
         "leakage",
-        "mean rise over row 0 of P(new) after T, on items outside that name no world",
-        "lower",
+        "probability",
+        "mean rise over row 0 of P(new) after T, on outside items that name no world",
         "end",
     ),
-    "neighbour_kl": Formula(
-        "spec. KL", "mean KL(base || now) at the gap of neighbours after T, nats", "lower", "end"
+    "neighbour_kl": Figure(
+        "neighbour KL",
+        "nats",
+        "mean KL(base || now) of the token after a neighbour's prompt, after T",
+        "end",
     ),
 }
 
 
 def transitions(before: Iterable[bool], after: Iterable[bool]) -> tuple[int, int]:
-    """How many items went 1 -> 0 and 0 -> 1 (Harmon et al. 2025, arXiv 2510.17776)."""
+    """Numbers of items that went 1 -> 0 and 0 -> 1 (Harmon et al. 2025, arXiv 2510.17776)."""
     pairs = list(zip(before, after, strict=True))
     return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
 
@@ -74,32 +82,43 @@ def by_chance(before: float, after: float, chance: float) -> float:
     return (1 - before) * (1 - after) * chance / (1 - chance)
 
 
+def by_item(
+    records: list[Record], kinds: Iterable[str], row: int
+) -> dict[tuple[str, int, int], Record]:
+    """Records of a row by kind, task and number of the item."""
+    found = {}
+    for kind in kinds:
+        for record in select(records, kind, row=row):
+            found[record["kind"], record["task"], record["item"]] = record
+    return found
+
+
 def paired(
     records: list[Record], kinds: Iterable[str], rows: tuple[int, int]
 ) -> list[tuple[Record, Record]]:
-    """The same item's records in two rows, where both have it."""
-    first, second = (
-        {
-            (r["kind"], r["task"], r["item"]): r
-            for kind in kinds
-            for r in select(records, kind, row=n)
-        }
-        for n in rows
-    )
+    """The two records of each item that both rows hold."""
+    first = by_item(records, kinds, rows[0])
+    second = by_item(records, kinds, rows[1])
     return [(first[key], second[key]) for key in first if key in second]
 
 
 def cloze_transitions(records: list[Record], num_tasks: int) -> tuple[int, int]:
     """Clozes that went 1 -> 0 and 0 -> 1 (exact match) from the row of their task to row T."""
-    end = {(r["task"], r["item"]): r["gen_em"] for r in select(records, "cloze", row=num_tasks)}
-    own = [r for r in after_own_task(records, "cloze") if (r["task"], r["item"]) in end]
-    return transitions((r["gen_em"] for r in own), (end[r["task"], r["item"]] for r in own))
+    end = by_item(records, ["cloze"], num_tasks)
+    before = []
+    after = []
+    for record in after_own_task(records, "cloze"):
+        last = end.get(("cloze", record["task"], record["item"]))
+        if last is not None:
+            before.append(record["gen_em"])
+            after.append(last["gen_em"])
+    return transitions(before, after)
 
 
 def leakage(records: list[Record], num_tasks: int) -> float:
-    """Mean rise over row 0 of P(new) on items outside whose prompt names no world, after task T.
+    """Mean rise over row 0 of P(new) on outside items whose prompt names no world, after task T.
 
-    Neighbours are left out: to some of them, what is new in a task's world is the true answer.
+    Neighbours are left out: the new object of a task is the true answer of some of them.
     """
     pairs = paired(records, ("outside",), (0, num_tasks))
     return mean(
@@ -109,38 +128,39 @@ def leakage(records: list[Record], num_tasks: int) -> float:
     )
 
 
-def figures(
+def item_figures(
     records: list[Record], num_tasks: int, course: str = "sequence", chance: float = NAN
 ) -> dict[str, float]:
-    """The figures of FORMULAS; `chance` is that of guessing an item of KNOWN, NaN if unknown."""
+    """The figures of FIGURES; `chance` is that of guessing an item of KNOWN, NaN if unknown."""
     lost, gained = cloze_transitions(records, num_tasks)
     pairs = paired(records, KNOWN, (0, num_tasks))
-    before, after = (
-        ([item_margin(r) > 0 for r in side] for side in zip(*pairs)) if pairs else ((), ())
-    )
-    losses, gains = (count / len(pairs) if pairs else NAN for count in transitions(before, after))
+    before = [item_margin(base) > 0 for base, _ in pairs]
+    after = [item_margin(now) > 0 for _, now in pairs]
+    num_lost, num_gained = transitions(before, after)
+    known_lost = num_lost / len(pairs) if pairs else NAN
+    known_gained = num_gained / len(pairs) if pairs else NAN
     guessed = by_chance(mean(before), mean(after), chance)
     kls = [r["kl"] for r in select(records, "neighbour", row=num_tasks) if r.get("kl") is not None]
     values = {
-        "lost": float(lost),
-        "gained": float(gained),
-        "known_lost": losses,
-        "known_gained": gains,
-        "known_lost_true": float(np.maximum(losses - guessed, 0)),
-        "known_gained_true": float(np.maximum(gains - guessed, 0)),
+        "clozes_lost": float(lost),
+        "clozes_gained": float(gained),
+        "known_lost": known_lost,
+        "known_gained": known_gained,
+        "known_lost_beyond_chance": float(np.maximum(known_lost - guessed, 0)),
+        "known_gained_beyond_chance": float(np.maximum(known_gained - guessed, 0)),
         "leakage": leakage(records, num_tasks),
         "neighbour_kl": mean(kls),
     }
-    return meant(values, FORMULAS, course)
+    return defined(values, FIGURES, course)
 
 
 def nearest_distance(distance: int) -> int:
-    """The one of DISTANCES that is nearest in ratio."""
+    """The entry of DISTANCES with the nearest ratio."""
     return min(DISTANCES, key=lambda d: abs(math.log(max(distance, 1) / d)))
 
 
 def right_by_distance(records: Iterable[Record]) -> dict[int, float]:
-    """Share right of items by the distance to what they must recall; those without one left out."""
+    """Share of items right by distance to the words they ask about; items without one left out."""
     groups: dict[int, list[Record]] = {}
     for record in records:
         if record["distance"] is not None:
@@ -151,11 +171,11 @@ def right_by_distance(records: Iterable[Record]) -> dict[int, float]:
 def by_distance(
     records: list[Record], num_tasks: int, course: str = "sequence"
 ) -> dict[str, dict[str, dict[int, float]]]:
-    """Of clozes and paraphrases: share right by distance, after their own task and after T."""
-    return {
-        kind: {
+    """Share right by distance, of clozes and paraphrases, after their own task and after T."""
+    found = {}
+    for kind in ("cloze", "paraphrase"):
+        found[kind] = {
             "own": right_by_distance(after_own_task(records, kind, course)),
             "end": right_by_distance(select(records, kind, row=num_tasks)),
         }
-        for kind in ("cloze", "paraphrase")
-    }
+    return found

@@ -1,7 +1,7 @@
-"""How fast an arm learns its tasks, and what it learns less than one without a past.
+"""Figures of learning speed, and of the effect of earlier tasks on learning a new one.
 
-The curve of a task is the share of its clozes that are exact, at step 0 (the base), at each check
-of the stop rule, and from the last check on, level, to the cap of steps.
+The learning curve of a task is the exact share of its clozes at step 0 (the base) and at each check
+of the stop rule; the share of the last check holds from there to the cap of steps.
 """
 
 from collections.abc import Mapping
@@ -9,37 +9,38 @@ from typing import Any
 
 import numpy as np
 
-from dsa_sandbox.metrics.forgetting import NAN, Formula, Record, mean, meant
+from dsa_sandbox.metrics.figure import NAN, Figure, defined
+from dsa_sandbox.metrics.forgetting import Record, mean
 
 TAU = 0.8  # of a task's clozes: 4 of 5
-FORMULAS = {
-    "learn_auc": Formula(
-        "learn AUC",
+FIGURES = {
+    "learning_auc": Figure(
+        "learning AUC",
+        "share",
         "mean over tasks of the area under the exact share of clozes over steps 0 to cap, / cap",
-        "higher",
         "task",
     ),
-    "steps_to_tau": Formula(
-        "to tau",
+    "steps_to_tau": Figure(
+        "steps to tau",
+        "steps",
         f"mean over tasks of the first checked step with {TAU:.0%} of the clozes exact; "
         "the cap where there is none",
-        "lower",
         "task",
     ),
-    "fwt": Formula(
+    "fwt": Figure(
         "FWT",
-        "(A - A') / (1 - A'), A the mean learn AUC, A' that of `independent` on the same tasks",
-        "higher",
+        "ratio",
+        "(A - A') / (1 - A'), A the learning AUC, A' that of `independent` on the same tasks",
     ),
-    "intransigence": Formula(
-        "intransig.",
+    "intransigence": Figure(
+        "intransigence",
+        "share",
         "mean over tasks of a[j] - R[j,j], a[j] exact match of j learned by `independent`",
-        "lower",
     ),
-    "intransigence_joint": Formula(
-        "intr. joint",
+    "intransigence_joint": Figure(
+        "intransigence joint",
+        "share",
         "mean over tasks of a[j] - R[j,j], a[j] exact match of j after `joint`",
-        "lower",
     ),
 }
 BOUNDS = {"apart": "independent", "together": "joint"}
@@ -48,53 +49,60 @@ BOUNDS = {"apart": "independent", "together": "joint"}
 def curve(
     checks: list[Record], task: int, num_items: int, start: float
 ) -> tuple[list[float], list[float]]:
-    """Steps and exact shares of a task's curve from step 0 on; `start` is the share there."""
-    found = [line for line in checks if line["task"] == task and "exact" in line]
-    steps = [0.0, *(float(line["step"]) for line in found)]
-    return steps, [start, *(line["exact"] / num_items for line in found)]
+    """Steps and exact shares of a task's learning curve from step 0, where the share is `start`."""
+    steps = [0.0]
+    shares = [start]
+    for line in checks:
+        if line["task"] == task and "exact" in line:
+            steps.append(float(line["step"]))
+            shares.append(line["exact"] / num_items)
+    return steps, shares
 
 
 def area(steps: list[float], shares: list[float], cap: int) -> float:
-    """Area under a curve from step 0 to the cap, straight between checks, / cap; in [0, 1]."""
+    """Area under a curve from step 0 to the cap, linear between checks, / cap; in [0, 1]."""
     return float(np.trapezoid([*shares, shares[-1]], [*steps, float(cap)])) / cap
 
 
-def reached(steps: list[float], shares: list[float], cap: int) -> float:
-    """The first step at which a share of TAU was seen, or the cap."""
-    there = (step for step, share in zip(steps, shares) if step and share >= TAU - 1e-9)
-    return next(there, float(cap))
+def steps_to_tau(steps: list[float], shares: list[float], cap: int) -> float:
+    """The first checked step with a share of at least TAU, or the cap."""
+    for step, share in zip(steps, shares):
+        if step and share >= TAU - 1e-9:
+            return step
+    return float(cap)
 
 
-def areas(
+def learning_curves(
     checks: list[Record], num_items: Mapping[int, int], starts: list[float], cap: int
 ) -> list[tuple[float, float]]:
-    """Area and steps to tau of each task; NaN where its learning was not looked at."""
+    """Area and steps to tau of each task; NaN where no check of the stop rule is stored."""
     found = [(NAN, NAN)] * len(starts)
     for task, count in num_items.items():
         steps, shares = curve(checks, task, count, starts[task])
         if len(steps) > 1:
-            found[task] = area(steps, shares, cap), reached(steps, shares, cap)
+            found[task] = area(steps, shares, cap), steps_to_tau(steps, shares, cap)
     return found
 
 
-def figures(by_task: list[tuple[float, float]], course: str = "sequence") -> dict[str, float]:
-    """The figures of FORMULAS without other arms; those that need one are NaN (`against`).
+def learning_figures(
+    by_task: list[tuple[float, float]], course: str = "sequence"
+) -> dict[str, float]:
+    """The figures of FIGURES that one arm defines; `against` adds those that need another arm.
 
-    Of tasks learned `together` no single one has a curve.
+    Tasks learned `together` have no learning curves of their own.
     """
     seen = [] if course == "together" else [pair for pair in by_task if not np.isnan(pair[0])]
-    values = {
-        "learn_auc": mean(auc for auc, _ in seen),
-        "steps_to_tau": mean(steps for _, steps in seen),
-    }
-    return meant(dict.fromkeys(FORMULAS, NAN) | values, FORMULAS, course)
+    values = dict.fromkeys(FIGURES, NAN)
+    values["learning_auc"] = mean(auc for auc, _ in seen)
+    values["steps_to_tau"] = mean(steps for _, steps in seen)
+    return defined(values, FIGURES, course)
 
 
 def forward_transfer(aucs: list[float], alone: list[float]) -> float:
-    """(A - A') / (1 - A') of mean areas: what earlier tasks add to learning a new one.
+    """(A - A') / (1 - A') of mean areas: the gain in learning a new task from earlier tasks.
 
-    Continual World (Wolczyk et al. 2021, arXiv 2105.10919) averages this ratio over
-    tasks; means are taken first here, since a task that is learned at once has no room to gain.
+    Continual World (Wolczyk et al. 2021, arXiv 2105.10919) averages this ratio over tasks; here
+    the means come first, because the ratio has no value for a task that is learned at once.
     """
     pairs = np.array([pair for pair in zip(aucs, alone) if not np.isnan(pair).any()])
     if not len(pairs):
@@ -114,59 +122,68 @@ def intransigence(exact: list[float], reference: list[float]) -> float:
 
 
 def parts(strategy: str) -> frozenset[str]:
-    """What a strategy is combined of; `sgd` adds nothing to anything."""
+    """The strategies that a combined strategy consists of; `sgd` adds nothing to a combination."""
     return frozenset(strategy.split("+")) - {"sgd"}
 
 
-def unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Why two arms were not asked for the same: settings that differ, or bases of one architecture.
+def condition_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Settings in which two arms differ, and two bases of one architecture; empty for a fair pair.
 
-    Only arms of one architecture must agree in whether the indexer learns: dense has none.
+    Settings of the indexer must agree only within an architecture: dense has no indexer.
     """
     ours, theirs = a.get("terms", {}), b.get("terms", {})
     same_arch = a.get("arch") == b.get("arch")
-    keys = [k for k in ours if same_arch or not k.startswith("finetune.indexer")]
-    found = [f"{k} is {ours[k]} and {theirs.get(k)}" for k in keys if ours[k] != theirs.get(k)]
-    return found + (
-        ["they stand on two bases"] if same_arch and a.get("base") != b.get("base") else []
-    )
+    found = []
+    for key in ours:
+        if not same_arch and key.startswith("finetune.indexer"):
+            continue
+        if ours[key] != theirs.get(key):
+            found.append(f"{key} is {ours[key]} and {theirs.get(key)}")
+    if same_arch and a.get("base") != b.get("base"):
+        found.append("they start from two bases")
+    return found
 
 
 def reference(
     name: str, results: Mapping[str, dict[str, Any]], course: str
 ) -> dict[str, Any] | None:
-    """The arm of a course that an arm is measured against: same base, stream and settings.
+    """The bound of a course with the base, stream and settings of an arm, or None.
 
-    Of several, the one whose mask is the arm's own; none where two fit alike.
+    Of several, the one with the largest part of the arm's strategy; None where two of these fit.
     """
     arm = results[name]
-    same = ("arch", "seed", "stream", "base")
     fitting: dict[frozenset[str], list[dict[str, Any]]] = {}
     for other in results.values():
-        alike = all(other.get(key) == arm[key] for key in same)
-        if other.get("course") == course and alike and not unlike(arm, other):
-            mask = parts(other["strategy"]) - {BOUNDS[course]}
-            if mask <= parts(arm["strategy"]):
-                fitting.setdefault(mask, []).append(other)
-    closest = max(fitting, key=len, default=None)
-    found = fitting[closest] if closest is not None else []
-    return found[0] if len(found) == 1 else None
+        same = all(other.get(key) == arm[key] for key in ("arch", "seed", "stream", "base"))
+        if not same or other.get("course") != course or condition_differences(arm, other):
+            continue
+        shared = parts(other["strategy"]) - {BOUNDS[course]}
+        if shared <= parts(arm["strategy"]):
+            fitting.setdefault(shared, []).append(other)
+    if not fitting:
+        return None
+    closest = fitting[max(fitting, key=len)]
+    return closest[0] if len(closest) == 1 else None
 
 
 def against(results: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The results, with FWT and intransigence wherever the bounds they need are among them."""
+    """The results, with FWT and intransigence where the results hold the bounds that they need."""
     found = {}
     for name, arm in results.items():
-        if arm.get("course") not in ("sequence", "nothing"):  # a bound, or no arm at all
+        if arm.get("course") not in ("sequence", "nothing"):  # a bound, or not an arm
             found[name] = arm
             continue
         more = {}
         own = arm["by_task"]
         if alone := reference(name, results, "apart"):
             theirs = alone["by_task"]
-            more["fwt"] = forward_transfer(own["auc"], theirs["auc"])
-            more["intransigence"] = intransigence(own["exact"], theirs["exact"])
+            more["fwt"] = forward_transfer(own["learning_auc"], theirs["learning_auc"])
+            more["intransigence"] = intransigence(
+                own["exact_match_when_learned"], theirs["exact_match_when_learned"]
+            )
         if joint := reference(name, results, "together"):
-            more["intransigence_joint"] = intransigence(own["exact"], joint["by_task"]["exact"])
+            more["intransigence_joint"] = intransigence(
+                own["exact_match_when_learned"], joint["by_task"]["exact_match_when_learned"]
+            )
         found[name] = arm | more
     return found

@@ -11,8 +11,10 @@ from dsa_sandbox import locks, sizes
 from dsa_sandbox.config.resolve import preset_names, resolve
 from dsa_sandbox.config.settings import Settings, most_tasks
 from dsa_sandbox.errors import UserError
+from dsa_sandbox.metrics import forgetting
+from dsa_sandbox.metrics.arm import FIGURES
 from dsa_sandbox.registry import Registry, archs, families, nearest, strategies
-from dsa_sandbox.report.table import number, percent, signed
+from dsa_sandbox.report.numbers import number, percent, signed
 from dsa_sandbox.report.wrapping import plain, rendered
 from dsa_sandbox.runs import home as store
 from dsa_sandbox.runs.folder import Run
@@ -80,7 +82,7 @@ def progress(run: Run, manifest: dict[str, Any]) -> str:
         if command == "pretrain":
             return f"NLL {number(figures['valid']['nll'], 4)}, knows {figures['known_facts']} facts"
         if command == "finetune":
-            return f"Y {signed(figures['Y'], 3)}, learned {percent(figures['learned'])}"
+            return outcome_of(lines)
         if command == "make-tasks":
             return f"{figures['tasks']} tasks"
         if command == "import":
@@ -97,6 +99,14 @@ def progress(run: Run, manifest: dict[str, Any]) -> str:
         done = max((line["row"] for line in lines if "row" in line), default=0)
         return f"task {done}/{manifest['tasks']['count']}"
     return ""
+
+
+def outcome_of(lines: list[dict[str, Any]]) -> str:
+    """Held-out dNLL and learned share of a finished arm, from its lines of metrics.jsonl."""
+    ends = forgetting.ends_of(lines)
+    dnll = ends[-1]["base_nll"] - ends[0]["base_nll"]
+    learned = forgetting.mean(line["learned"] for line in ends[1:])
+    return f"{FIGURES['heldout_dnll'].name} {signed(dnll, 3)}, learned {percent(learned)}"
 
 
 def of_preset(name: str) -> dict[str, Any]:

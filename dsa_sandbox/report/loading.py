@@ -1,4 +1,4 @@
-"""What plots need of fine-tuning runs, finished or not."""
+"""Fine-tuning runs as plots read them, finished or not."""
 
 import math
 from collections.abc import Callable
@@ -10,40 +10,40 @@ from dsa_sandbox.errors import UserError
 from dsa_sandbox.metrics import arm as stored
 from dsa_sandbox.metrics import forgetting
 from dsa_sandbox.report.charts import Series
-from dsa_sandbox.report.table import told_apart, told_diverged
+from dsa_sandbox.report.names import arm_name, distinct, diverged_remark, with_remarks
 from dsa_sandbox.runs.folder import Run
 
 
 class Arm(NamedTuple):
-    """What a plot needs of a run."""
+    """The stored measurements of a run."""
 
     name: str
     num_tasks: int  # of the stream
     lines: list[dict[str, Any]]  # of metrics.jsonl that end a task, from row 0
-    records: list[dict[str, Any]]  # without those of tasks that are overwritten by then
+    records: list[dict[str, Any]]  # without those of overwritten tasks
     course: str  # sequence, together, apart, nothing
     dense: list[dict[str, Any]]  # lines of metrics.jsonl of dense evaluation
-    replaced: dict[int, int]  # tasks that a later one undoes, with its number
-    diverged: int | None = None  # tasks learned when it had diverged, if it has
+    replaced: dict[int, int]  # number of the later task by number of the task it contradicts
+    diverged: int | None = None  # number of tasks after which the arm had diverged
 
     @property
     def matrix(self) -> np.ndarray:
-        """R [T + 1, T], as far as it is measured."""
+        """R [T + 1, T], NaN where it was not measured."""
         return forgetting.accuracy_matrix(self.records, self.num_tasks)
 
     @property
     def sound(self) -> list[dict[str, Any]]:
-        """The lines before it diverged: what has no bound later would leave others no room."""
+        """The lines before the arm diverged: later values would stretch the axes for all arms."""
         return [line for line in self.lines if self.diverged is None or line["row"] < self.diverged]
 
     @property
     def done(self) -> int:
-        """Tasks that are learned."""
+        """Number of tasks learned so far."""
         return int(self.lines[-1]["row"])
 
 
 def load(runs: list[Run]) -> list[Arm]:
-    """The arms, each with a name of its own; UserError for a run that is none."""
+    """The arms, each with a name of its own; UserError for a run of another command."""
     problems = []
     for run in runs:
         command = run.manifest.get("command")
@@ -52,55 +52,76 @@ def load(runs: list[Run]) -> list[Arm]:
             problems.append(f"{run.name}: a {command} run; a finetune run is needed{hint}")
     if problems:
         raise UserError(*problems)
-    short = [
-        f"{run.manifest['arch']} {run.manifest['strategy']}"
-        + (" overwriting" if run.manifest["overwriting"] else "")
-        for run in runs
-    ]
-    names = told_apart(short, [run.name for run in runs], [run.manifest["seed"] for run in runs])
+    names = distinct(
+        [arm_name(run.manifest) for run in runs],
+        [run.name for run in runs],
+        [run.manifest["seed"] for run in runs],
+    )
     arms = []
     for name, run in zip(names, runs):
-        rows = run.rows("metrics.jsonl")
-        lines = forgetting.ends_of(rows)
-        if lines:
-            done = lines[-1]["row"]
-            records = [r for r in run.rows("records.jsonl") if r["row"] <= done]
-            replaced = forgetting.overwritten(stored.rows_of_tasks(run))
-            records = forgetting.current(records, replaced)
-            course = run.manifest.get("course", "sequence")
-            dense = [row for row in rows if "at_step" in row]
-            count = run.manifest["tasks"]["count"]
-            diverged = forgetting.diverged_after(lines)
-            remarks = [f"{done} of {count} tasks"] if done < count else []
-            remarks += [] if diverged is None else [told_diverged(diverged)]
-            name = f"{name} ({', '.join(remarks)})" if remarks else name
-            arms.append(Arm(name, count, lines, records, course, dense, replaced, diverged))
+        if (arm := load_arm(name, run)) is not None:
+            arms.append(arm)
     if not arms:
         raise UserError("nothing to draw: no task of these runs is finished")
     return arms
 
 
+def load_arm(name: str, run: Run) -> Arm | None:
+    """The arm under a name, with remarks on its state; None before its first row."""
+    rows = run.rows("metrics.jsonl")
+    lines = forgetting.ends_of(rows)
+    if not lines:
+        return None
+    done = lines[-1]["row"]
+    replaced = forgetting.overwritten(stored.rows_of_tasks(run))
+    records = [record for record in run.rows("records.jsonl") if record["row"] <= done]
+    num_tasks = run.manifest["tasks"]["count"]
+    diverged = forgetting.diverged_after(lines)
+    remarks = []
+    if done < num_tasks:
+        remarks.append(f"{done} of {num_tasks} tasks")
+    if diverged is not None:
+        remarks.append(diverged_remark(diverged))
+    return Arm(
+        name=with_remarks(name, remarks),
+        num_tasks=num_tasks,
+        lines=lines,
+        records=forgetting.current(records, replaced),
+        course=run.manifest.get("course", "sequence"),
+        dense=[row for row in rows if "at_step" in row],
+        replaced=replaced,
+        diverged=diverged,
+    )
+
+
 def in_order(arms: list[Arm]) -> list[Arm]:
-    """Those whose rows follow each other; in an arm that learns tasks apart, none does."""
+    """The arms that learn one task after another; `independent` learns each from the base."""
     return [arm for arm in arms if arm.course != "apart"]
 
 
-def having(arms: list[Arm], holds: Callable[[Arm], Any], what: str) -> list[Arm]:
-    """Those that hold something of a kind; UserError where none does, `what` says what it takes."""
+def having(arms: list[Arm], holds: Callable[[Arm], Any], missing: str) -> list[Arm]:
+    """The arms that hold the data of a plot; UserError with `missing` where no arm does."""
     found = [arm for arm in in_order(arms) if holds(arm)]
     if not found:
-        raise UserError(f"nothing to draw: {what}")
+        raise UserError(f"nothing to draw: {missing}")
     return found
 
 
 def by_row(arm: Arm, figure: Callable[[dict[str, Any]], float], *, bounded: bool = True) -> Series:
-    """A figure of each row that has it, over tasks learned; without bounds, of sound rows alone."""
-    lines = arm.lines if bounded else arm.sound
-    values = [(float(line["row"]), figure(line)) for line in lines]
-    kept = [(row, value) for row, value in values if not math.isnan(value)]
-    return Series(arm.name, [row for row, _ in kept], [value for _, value in kept])
+    """A figure over tasks learned, without rows that lack it.
+
+    An unbounded figure (`bounded=False`) ends where the arm diverged.
+    """
+    rows = []
+    values = []
+    for line in arm.lines if bounded else arm.sound:
+        value = figure(line)
+        if not math.isnan(value):
+            rows.append(float(line["row"]))
+            values.append(value)
+    return Series(arm.name, rows, values)
 
 
 def or_none(value: float) -> float | None:
-    """The value, null where it is not a number: for points."""
+    """The value, None for NaN: points become JSON."""
     return None if math.isnan(value) else float(value)

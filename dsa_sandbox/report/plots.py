@@ -10,12 +10,14 @@ from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.registry import nearest
 from dsa_sandbox.report import forgetting, indexer, probing
 from dsa_sandbox.report.charts import Drawn
-from dsa_sandbox.report.loading import Arm, load
+from dsa_sandbox.report.loading import Arm, in_order, load
 from dsa_sandbox.runs import home as store
 from dsa_sandbox.runs.folder import Run
 
+SHORT = 12  # rows of the chart that ends a study
 
-def check(kind: str, save: Path | None) -> None:
+
+def check_plot(kind: str, save: Path | None) -> None:
     """UserError for an unknown kind of plot or a file we cannot write."""
     known = [*KINDS, *OF_BASES]
     if kind not in known:
@@ -42,6 +44,19 @@ def draw(kind: str, runs: list[Run], *, width: int, colour: bool, unicode: bool)
     """The chart of a kind for these runs."""
     style = {"width": width, "colour": colour, "unicode": unicode}
     return OF_BASES[kind](runs, style) if kind in OF_BASES else KINDS[kind](load(runs), style)
+
+
+def end_of_study(runs: list[Run], style: dict[str, Any], *, everything: bool) -> str:
+    """The chart below the table of `run`: forgetting of pre-training; with --all the whole plots.
+
+    Empty where no arm learns the tasks one after another.
+    """
+    arms = load(runs)
+    if not in_order(arms):
+        return ""
+    if not everything:
+        return forgetting.pretraining_chart(arms, style, height=SHORT)
+    return "\n\n".join(KINDS[kind](arms, style).text for kind in ("forgetting", "front"))
 
 
 KINDS: dict[str, Callable[[list[Arm], dict[str, Any]], Drawn]] = {

@@ -1,156 +1,156 @@
-"""Contrasts between arms, and whether they may be compared; no torch."""
+"""The planned contrasts between arms, and what `--json` says of them; no torch."""
 
-import math
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from dsa_sandbox.metrics import transfer
-from dsa_sandbox.metrics.arm import FORMULAS
 from dsa_sandbox.metrics.transfer import parts
+from dsa_sandbox.verdict.matching import (
+    EQUAL_BASES,
+    Matching,
+    Reason,
+    Results,
+    Strategies,
+    all_pairs,
+    arms_of,
+    bases_of,
+    comparable,
+    competes,
+    equal_learning,
+)
 
-SEEDS_NEEDED = {
-    "H2c": 6,
-    "H2": 8,
-    "H2a": 8,
-    "H2b": 8,
-    "H2e": 8,
-}  # below, no exact test has p < 0.05
+OUTCOMES = ("heldout_dnll", "log_odds_fall")  # figures that contrasts subtract, both in nats
+# fewer seeds give no exact test with p < 0.05
+SEEDS_NEEDED = {"H2c": 6, "H2": 8, "H2a": 8, "H2b": 8, "H2e": 8}
+MASKS = ("random-mask", "complement", "attention-only", "bottom-frozen")  # rivals of acft's mask
+PRACTICE = ("lora", "l2sp", "wise", "replay")  # methods used in practice
+
+Named = tuple[str, str]  # architecture and strategy of an arm
 
 
-MASKS = ("random-mask", "complement", "attention-only", "bottom-frozen")  # beside acft
-PRACTICE = ("lora", "l2sp", "wise", "replay")  # what one would do without ACFT
+class Contrast(NamedTuple):
+    """A planned difference of two arms, or of two differences (H2c)."""
 
+    claim: str
+    title: str
+    values: dict[str, float]  # first - second of each outcome; below zero, the first forgets less
+    matching: Matching
 
-Alike = tuple[str, frozenset[str]]  # architecture and what the strategy is combined of
-
-
-class Matching(NamedTuple):
-    """Whether two arms are at equal learning, and where they are not."""
-
-    equal: bool
-    reasons: list[str]
-
-
-def equal_learning(
-    a: dict[str, float], b: dict[str, float], names: tuple[str, str] = ("first", "second")
-) -> Matching:
-    """Same settings; both learn >= 90 % of the tasks, stop within 0.5 nats, generality and bleed
-    right after each task within 0.1.
-
-    A NaN counts as a difference.
-    """
-    reasons = transfer.unlike(a, b)
-    for name, arm in zip(names, (a, b)):
-        if not arm["learned"] >= 0.9:
-            reasons.append(f"{name} learned {arm['learned']:.0%} of its tasks")
-    for key, limit in (("stop_margin", 0.5), ("generality", 0.1), ("own_bleed", 0.1)):
-        difference = abs(a[key] - b[key])
-        title = FORMULAS[key].title
-        if not math.isfinite(difference):
-            reasons.append(f"{title} is not a number of both (limit of the difference: {limit})")
-        elif difference > limit:
-            reasons.append(f"{title} differs by {difference:.2f} (limit {limit})")
-    return Matching(not reasons, reasons)
+    def as_json(self) -> dict[str, Any]:
+        """The contrast as plain values. One seed carries no test: every verdict is `undecided`."""
+        return {
+            "claim": self.claim,
+            "contrast": self.title,
+            **self.values,
+            "equal_learning": self.matching.equal,
+            "differs": self.matching.texts,
+            "verdict": "undecided",
+            "why": f"one seed; {SEEDS_NEEDED[self.claim]} are needed",
+        }
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
-    """a - b in both outcomes, nats; below zero, a forgets less."""
-    return {key: a[key] - b[key] for key in ("Y", "Y2")}
+    """a - b of each outcome, nats; below zero, a forgets less."""
+    return {key: a[key] - b[key] for key in OUTCOMES}
 
 
-class Comparable(NamedTuple):
-    """Arms that may be compared, by architecture and strategy, and why others may not."""
-
-    arms: dict[tuple[str, str], dict[str, Any]]
-    left_out: list[str]
-
-
-def comparable(results: dict[str, dict[str, Any]]) -> Comparable:
-    """Arms of one stream and seed, each the only one of its name."""
-    found = [(name, arm) for name, arm in results.items() if arm["kind"] == "arm"]
-    if len({(arm["stream"], arm["seed"]) for _, arm in found}) > 1:
-        return Comparable({}, ["arms of several streams or seeds: none is compared to another"])
-    named: dict[Alike, list[tuple[str, dict[str, Any]]]] = {}
-    for name, arm in found:
-        named.setdefault((arm["arch"], parts(arm["strategy"])), []).append((name, arm))
-    left_out = [
-        f"{len(several)} arms are {arch} {several[0][1]['strategy']}: no contrast uses them; name "
-        f"the runs to compare ({', '.join(name for name, _ in several)})"
-        for (arch, _), several in named.items()
-        if len(several) > 1
-    ]
-    alone = [several[0][1] for several in named.values() if len(several) == 1]
-    return Comparable({(arm["arch"], arm["strategy"]): arm for arm in alone}, left_out)
-
-
-def planned(arms: list[tuple[str, str]]) -> list[tuple[str, tuple[str, str], tuple[str, str]]]:
-    """Claim, first and second arm of every difference that is planned and can be taken.
+def wanted(
+    archs: list[str], rules: list[frozenset[str]]
+) -> list[tuple[str, Strategies, Strategies]]:
+    """Claim, first and second arm of every planned difference of two arms.
 
     H2: DSA with ACFT against what it is to replace. H2a: the architecture alone; with acft, against
     dense under the homologous mask. H2b: the mask alone, against none and against other masks.
-    H2e: DSA with ACFT against what one would do in practice.
+    H2e: DSA with ACFT against methods used in practice.
     """
-    at_hand = {(arch, parts(strategy)): (arch, strategy) for arch, strategy in arms}
-    archs, rules = (list(dict.fromkeys(column)) for column in zip(*at_hand))
-    acft, ours = parts("acft"), ("dsa", parts("acft"))
-    wanted: list[tuple[str, Alike, Alike]] = [
-        ("H2", ours, ("dense", parts("ewc"))),
-        ("H2", ours, ("dense", parts("sgd"))),
-        *(("H2a", ("dsa", rule), ("dense", rule)) for rule in rules),
-    ]
+    acft = parts("acft")
+    ours: Strategies = ("dsa", acft)
+    found: list[tuple[str, Strategies, Strategies]] = []
+    for name in ("ewc", "sgd"):
+        found.append(("H2", ours, ("dense", parts(name))))
+    for rule in rules:
+        found.append(("H2a", ("dsa", rule), ("dense", rule)))
     for arch in archs:
-        for masked in (rule for rule in rules if acft <= rule):
-            others = [masked - acft, *(masked - acft | {mask} for mask in MASKS)]
-            wanted += [("H2b", (arch, masked), (arch, other)) for other in others]
-    wanted += [("H2e", ours, (arch, parts(name))) for arch in archs for name in PRACTICE]
-    return [
-        (claim, at_hand[first], at_hand[second])
-        for claim, first, second in wanted
-        if first in at_hand and second in at_hand
-    ]
-
-
-def all_contrasts(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pre-registered contrasts that the arms at hand allow, and whether learning is matched.
-
-    Bounds take no part. One seed carries no test: every verdict is `undecided`.
-    """
-    arms = {
-        name: arm
-        for name, arm in comparable(results).arms.items()
-        if arm.get("course", "sequence") == "sequence"
-    }
-    found = []
-    for claim, a, b in planned(list(arms)) if arms else ():
-        match = equal_learning(arms[a], arms[b], (" ".join(a), " ".join(b)))
-        title = f"{' '.join(a)} - {' '.join(b)}"
-        found.append(entry(claim, title, difference(arms[a], arms[b]), match))
-    for control in ("dense", "dsa-full"):
-        four = [("dsa", "acft"), ("dsa", "sgd"), (control, "acft"), (control, "sgd")]
-        if all(arm in arms for arm in four):
-            inner, outer = (difference(arms[four[i]], arms[four[i + 1]]) for i in (0, 2))
-            value = {key: inner[key] - outer[key] for key in inner}
-            reasons = []
-            for one, other in combinations(four, 2):
-                pair = " ".join(one), " ".join(other)
-                reasons += [
-                    reason if " learned " in reason else f"{reason}, {pair[0]} and {pair[1]}"
-                    for reason in equal_learning(arms[one], arms[other], pair).reasons
-                ]
-            match = Matching(not reasons, list(dict.fromkeys(reasons)))
-            title = f"[dsa acft - dsa sgd] - [{control} acft - {control} sgd]"
-            found.append(entry("H2c", title, value, match))
+        for masked in rules:
+            if not acft <= masked:
+                continue
+            unmasked = masked - acft
+            found.append(("H2b", (arch, masked), (arch, unmasked)))
+            for mask in MASKS:
+                found.append(("H2b", (arch, masked), (arch, unmasked | {mask})))
+    for arch in archs:
+        for name in PRACTICE:
+            found.append(("H2e", ours, (arch, parts(name))))
     return found
 
 
-def entry(name: str, title: str, value: dict[str, float], match: Matching) -> dict[str, Any]:
-    """One contrast as plain values."""
+def planned(arms: list[Named]) -> list[tuple[str, Named, Named]]:
+    """Claim, first and second arm of the planned differences that the arms at hand allow."""
+    at_hand = {(arch, parts(strategy)): (arch, strategy) for arch, strategy in arms}
+    archs = list(dict.fromkeys(arch for arch, _ in at_hand))
+    rules = list(dict.fromkeys(rule for _, rule in at_hand))
+    found = []
+    for claim, first, second in wanted(archs, rules):
+        if first in at_hand and second in at_hand:
+            found.append((claim, at_hand[first], at_hand[second]))
+    return found
+
+
+def interaction(arms: dict[Named, dict[str, Any]], control: str) -> Contrast:
+    """H2c: [dsa acft - dsa sgd] - [control acft - control sgd], with all six pairs matched."""
+    four = [("dsa", "acft"), ("dsa", "sgd"), (control, "acft"), (control, "sgd")]
+    ours = difference(arms[four[0]], arms[four[1]])
+    theirs = difference(arms[four[2]], arms[four[3]])
+    reasons = []
+    for one, other in combinations(four, 2):
+        names = " ".join(one), " ".join(other)
+        for reason in equal_learning(arms[one], arms[other], names).reasons:
+            text = reason.text
+            if reason.topic != "learned":  # that text names its arm
+                text = f"{text}, {names[0]} and {names[1]}"
+            reasons.append(Reason(reason.topic, text, reason.difference))
+    title = f"[dsa acft - dsa sgd] - [{control} acft - {control} sgd]"
+    values = {key: ours[key] - theirs[key] for key in OUTCOMES}
+    return Contrast("H2c", title, values, Matching(not reasons, reasons))
+
+
+def all_contrasts(results: Results) -> list[Contrast]:
+    """The planned contrasts that the arms at hand allow; bounds take no part."""
+    arms = {}
+    for name, figures in comparable(results).arms.items():
+        if competes(figures):
+            arms[name] = figures
+    found = []
+    for claim, a, b in planned(list(arms)):
+        names = " ".join(a), " ".join(b)
+        matching = equal_learning(arms[a], arms[b], names)
+        title = f"{names[0]} - {names[1]}"
+        found.append(Contrast(claim, title, difference(arms[a], arms[b]), matching))
+    for control in ("dense", "dsa-full"):
+        four = [("dsa", "acft"), ("dsa", "sgd"), (control, "acft"), (control, "sgd")]
+        if all(arm in arms for arm in four):
+            found.append(interaction(arms, control))
+    return found
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """Everything that `--json` says of the comparison of arms, as plain values."""
+    arms = arms_of(results)
+    bases = bases_of(results)
+    pairs = []
+    for pair in all_pairs(results):
+        match = {"equal_learning": pair.matching.equal, "differs": pair.matching.texts}
+        pairs.append({"first": pair.first, "second": pair.second, **match})
+    seeds = len({figures["seed"] for figures in arms.values()})
     return {
-        "claim": name,
-        "contrast": title,
-        **value,
-        "equal_learning": match.equal,
-        "differs": match.reasons,
-        "verdict": "undecided",
-        "why": f"one seed; {SEEDS_NEEDED[name]} are needed",
+        "bases": {
+            "nll": bases.nll,
+            "difference": bases.difference,
+            "limit": EQUAL_BASES,
+            "equal": bases.equal,
+        },
+        "pairs": pairs,
+        "contrasts": [contrast.as_json() for contrast in all_contrasts(results)],
+        "left_out": comparable(results).left_out,
+        "seeds": seeds,
+        "verdict": "one seed decides nothing" if seeds == 1 else "seeds are not put together",
     }

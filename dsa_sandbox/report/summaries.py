@@ -1,0 +1,95 @@
+"""Summaries of what `build`, `pretrain`, `make-tasks` and `finetune` have made, as text."""
+
+from typing import Any
+
+from dsa_sandbox.metrics.arm import FIGURES
+from dsa_sandbox.report.numbers import number, percent, signed
+from dsa_sandbox.report.wrapping import plain, rendered
+
+
+def parameters(figures: dict[str, Any]) -> str:
+    """Both parameter tables by group, and how well they match."""
+    table = plain()
+    table.add_column("group")
+    columns = list(figures["parameters"])
+    for arch in columns:
+        table.add_column(arch, justify="right")
+    groups = list(dict.fromkeys(g for arch in columns for g in figures["parameters"][arch]))
+    groups = [group for group in groups if group != "total"] + ["total"]
+    for group in groups:
+        counts = [figures["parameters"][arch].get(group) for arch in columns]
+        table.add_row(group, *("" if count is None else f"{count:,}" for count in counts))
+    widths = ", ".join(f"{arch} {width}" for arch, width in figures["ffn_width"].items())
+    text = (
+        f"feed-forward width: {widths}; totals differ by {figures['mismatch']:.2%}; "
+        f"vocabulary {figures['vocabulary']}"
+    )
+    if figures.get("fact_stories"):
+        share = figures["fact_stories"] / figures["train_documents"]
+        text += f"; {figures['fact_stories']:,} stories with facts mixed in ({share:.0%})"
+    return f"{rendered(table)}\n{text}"
+
+
+def gate_text(gate: dict[str, Any]) -> str:
+    """Whether worlds are worlds to a base."""
+    if gate["right"] is None:
+        return "worlds gate CLOSED: no rule of a practice world is one token here"
+    state = "open" if gate["open"] else "CLOSED"
+    return (
+        f"worlds gate {state}: practice P(right) {gate['right']:.2f} (>= 0.80), "
+        f"bleed {gate['bleed']:.2f} (<= 0.20)"
+    )
+
+
+def base(name: str, figures: dict[str, Any]) -> str:
+    """What pre-training ended with."""
+    pairs = ", ".join(
+        f"{kind} {share:.2f} (bigram {figures['pairs_bigram'][kind]:.2f})"
+        for kind, share in figures["pairs"].items()
+    )
+    valid = figures["valid"]
+    lines = [
+        f"{name}: held-out NLL {number(valid['nll'], 4)} nats/token, "
+        f"{number(valid['bits_per_byte'], 4)} bits/byte",
+        f"known facts {figures['known_facts']} of {figures['asked_facts']}; pairs: {pairs}",
+        gate_text(figures["gate"]),
+        f"a story: {figures['story']}",
+    ]
+    if figures.get("fact_stories"):
+        share = figures["fact_stories"] / figures["train_documents"]
+        lines.insert(1, f"fact stories in the training text: {share:.0%} of documents")
+    return "\n".join(lines)
+
+
+def stream(name: str, figures: dict[str, Any]) -> str:
+    """What make-tasks found."""
+    lines = [f"{name}: {figures['tasks']} tasks"]
+    if "usable" in figures:
+        lines.append(
+            f"facts known by all bases: {figures['known_by_all']} of {figures['asked_facts']}; "
+            f"{figures['usable']} may be tasks here, {figures['reused_facts']} used again"
+        )
+    lines.append(f"mean density K/t at answers: {figures['density']:.3f} (limit 0.25)")
+    for base_name, row in figures.get("bases", {}).items():
+        lines.append(f"{base_name}: knows {row['known_facts']}; {gate_text(row['gate'])}")
+    return "\n".join(lines)
+
+
+def arm(name: str, figures: dict[str, Any]) -> str:
+    """The result of `finetune`, in two lines."""
+    outcomes = [
+        f"{FIGURES['heldout_dnll'].name} {signed(figures['heldout_dnll'], 3)} nats per token",
+        f"{FIGURES['log_odds_fall'].name} {signed(figures['log_odds_fall'], 2)} nats",
+        f"{FIGURES['final_exact_match'].name} {percent(figures['final_exact_match'])}",
+    ]
+    return (
+        f"{name}: learned {percent(figures['learned'])} of {figures['tasks']} tasks "
+        f"({figures['capped']} capped), {number(figures['steps'], 0)} steps each\n"
+        f"{', '.join(outcomes)}"
+    )
+
+
+def probes(name: str, figures: dict[str, Any]) -> str:
+    """A base on a stream it has not learned."""
+    shares = ", ".join(f"{kind} {percent(share)}" for kind, share in figures["right"].items())
+    return f"{name} on {figures['stream']}, before learning: right on {shares}"

@@ -1,0 +1,223 @@
+"""The end of `eval` and `run` is one table and three remarks, and a figure has one name."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stored
+from home import ROOT, cli
+
+from dsa_sandbox.metrics import arm
+from dsa_sandbox.report import numbers, plots, screen
+from dsa_sandbox.report.names import arm_name
+from dsa_sandbox.runs.home import chosen_runs
+from dsa_sandbox.verdict import contrasts, matching
+
+GLOSSARY = " ".join((ROOT / "docs" / "glossary.md").read_text("utf-8").split())
+STYLE = {"width": 80, "colour": False, "unicode": True}
+ONE_SEED = "one seed decides nothing"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    for arch, fall in (("dsa", 0.3), ("dense", 0.4)):
+        for strategy in ("sgd", "ewc", "acft"):
+            stored.arm(tmp_path / "runs", strategy, arch=arch, fall=fall)
+    return tmp_path / "runs"
+
+
+def figures(arch: str, strategy: str, **more: Any) -> dict[str, Any]:
+    """Figures of an arm, as far as the first screen reads them."""
+    found: dict[str, Any] = {"kind": "arm", "arch": arch, "strategy": strategy, "seed": 0}
+    found |= {"stream": "one", "base": [arch], "base_nll": 1.0, "overwriting": False}
+    found |= {"optimizer": "adamw", "diverged_after": None, "learned": 1.0, "heldout_dnll": 0.25}
+    found |= {"final_exact_match": 0.5, "steps": 20.0, "time_s": 5.0, "log_odds_fall": 1.0}
+    return found | dict.fromkeys(matching.LIMITS, 0.5) | more
+
+
+def results(*arms: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {f"run-{number}": one for number, one in enumerate(arms)}
+
+
+def remarks(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The sentences below the table."""
+    text = screen.screen(found, width=300)
+    return text.split("\n\n")[-1].splitlines()
+
+
+# names
+
+
+def test_a_key_of_json_is_the_name_of_its_figure() -> None:
+    def bare(text: str) -> str:
+        return re.sub(r"[ _-]", "", text.lower())
+
+    for key, figure in arm.FIGURES.items():
+        unit = f"_{figure.unit.lower()}" if figure.unit in ("s", "MB") else ""
+        assert key.endswith(unit)
+        assert bare(key.removesuffix(unit)) == bare(figure.name)
+    names = [figure.name for figure in arm.FIGURES.values()]
+    assert len(set(names)) == len(names)
+
+
+def test_json_formulas_and_tables_take_names_from_one_table(home: Path) -> None:
+    value = cli("eval", "--json", "--home", home).value
+    assert list(value["figures"]) == list(arm.FIGURES)
+    for found in value["runs"].values():
+        assert arm.FIGURES.keys() <= found.keys()
+    whole = " ".join(cli("eval", "--all", "--home", home).out.split())
+    for key, figure in arm.FIGURES.items():
+        about = value["figures"][key]
+        assert about == {"name": figure.name, "unit": figure.unit, "formula": figure.formula}
+        assert f"{figure.name} {figure.formula} [{figure.unit}]" in whole
+
+
+def test_every_figure_has_a_table() -> None:
+    shown = {key for group in screen.MORE.values() for key in group}
+    assert shown == arm.FIGURES.keys()
+
+
+def test_the_glossary_names_figures_by_their_names() -> None:
+    names = {figure.name for figure in arm.FIGURES.values()}
+    called = re.findall(r"[Ff]igure `([^`]+)`", GLOSSARY)
+    assert len(called) > 8
+    assert set(called) <= names
+    for key in (*screen.FIRST[1:3], *contrasts.OUTCOMES, *matching.LIMITS):
+        name = arm.FIGURES[key].name
+        assert f"**{name}**" in GLOSSARY or f"`{name}`" in GLOSSARY, name
+    assert "olumn `" not in GLOSSARY
+
+
+@pytest.mark.parametrize("unit", {figure.unit for figure in arm.FIGURES.values()})
+def test_every_unit_has_a_form_and_no_value_is_a_dash(unit: Any) -> None:
+    assert numbers.in_unit(math.nan, unit) == numbers.in_unit(None, unit) == "-"
+    assert numbers.in_unit(0.5, unit)[0].isdigit()
+
+
+def test_times_are_seconds_then_minutes_then_hours() -> None:
+    times = {55.2: "55s", 599.0: "599s", 2220.0: "37m", 3599.0: "1h00m", 11100.0: "3h05m"}
+    assert {seconds: numbers.duration(seconds) for seconds in times} == times
+
+
+# the first screen
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_first_screen_is_one_table_and_a_few_lines(
+    width: int, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = cli("eval", "--home", home).out.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= width
+    assert len([line for line in lines if line.startswith("arm ")]) == 1
+    heads = " ".join(lines[: next(n for n, line in enumerate(lines) if line.startswith("dense"))])
+    for word in ("learned", "held-out", "dNLL", "final", "exact", "match", "steps", "time"):
+        assert word in heads
+    rows = [line.split()[:2] for line in lines if re.match(r"d\w+ \w+ +\d", line)]
+    assert [row[0] for row in rows] == 3 * ["dense"] + 3 * ["dsa"]
+    assert "--all" in lines[-1]
+
+
+def test_no_sentence_is_said_twice(home: Path) -> None:
+    for more in ([], ["--all"]):
+        told = " ".join(cli("eval", *more, "--home", home).out.split())
+        sentences = [one for one in told.split(". ") if len(one.split()) > 8]
+        assert len(set(sentences)) == len(sentences)
+        assert told.count(ONE_SEED) == 1
+
+
+def test_contrasts_and_formulas_are_for_those_who_ask(home: Path) -> None:
+    brief = cli("eval", "--home", home).out
+    whole = cli("eval", "--all", "--home", home).out
+    for text in ("H2c", "dsa acft - dense ewc", "Jaccard", "[nats per token]", "undecided"):
+        assert text not in brief
+        assert text in whole
+    formulas = cli("eval", "--formulas", "--home", home).out
+    assert formulas.startswith(brief)
+    assert "H2c" not in formulas
+
+
+def test_bases_of_unequal_quality_are_said_to_be_so() -> None:
+    near, far = figures("dense", "sgd"), figures("dense", "sgd", base_nll=1.03)
+    ours = figures("dsa", "sgd", base_nll=1.01)
+    assert remarks(results(near, ours))[0] == (
+        "Bases equal: held-out NLL dense 1.0000, dsa 1.0100 (0.0100 apart, limit 0.02)."
+    )
+    assert remarks(results(far, figures("dsa", "sgd")))[0].startswith("Bases NOT equal: ")
+    assert "no other architecture" in remarks(results(near))[0]
+    other_seed = figures("dense", "sgd", base_nll=1.4, seed=1)
+    assert remarks(results(near, ours, other_seed))[0].startswith("Bases equal: ")
+    assert contrasts.as_json(results(far, figures("dsa", "sgd")))["bases"]["equal"] is False
+
+
+def test_the_sentence_names_the_few_arms_that_may_or_may_not_be_compared() -> None:
+    alike = [figures("dsa", name) for name in ("sgd", "ewc", "mas")]
+    odd = figures("dense", "acft", generality=0.9)
+    assert remarks(results(*alike))[1] == (
+        f"All arms learned equally, but their differences may be luck: {ONE_SEED}."
+    )
+    assert remarks(results(*alike[:2], odd))[1] == (
+        "Only dsa sgd with dsa ewc may be compared; all other pairs learned unequally "
+        f"(generality), and {ONE_SEED}."
+    )
+    assert remarks(results(alike[0], odd))[1] == (
+        f"No two arms may be compared: they learned unequally (generality), and {ONE_SEED}."
+    )
+    several = [figures("dsa", name) for name in ("sgd", "ewc", "mas", "si")]
+    five = [*several, figures("dsa", "none", learned=0.5)]
+    assert remarks(results(*five))[1] == (
+        "4 of 10 pairs of arms may not be compared: they learned unequally (fewer than 90% of "
+        f"tasks learned), and {ONE_SEED}."
+    )
+    near = [figures("dsa", name, generality=0.58) for name in ("ewc", "mas", "si")]
+    two_far = [figures("dsa", "sgd"), figures("dsa", "lora", generality=0.65)]
+    assert remarks(results(*two_far, *near))[1] == (
+        "Do not compare dsa sgd with dsa lora: they learned unequally (generality), and "
+        f"{ONE_SEED}."
+    )
+
+
+def test_bounds_seeds_and_single_arms_are_not_compared() -> None:
+    one, bound = figures("dsa", "sgd"), figures("dsa", "joint", course="together")
+    assert remarks(results(one, bound))[1].startswith("Nothing may be compared")
+    two = figures("dsa", "sgd", seed=1)
+    assert "several streams or seeds" in remarks(results(one, two))[1]
+    assert ONE_SEED not in " ".join(remarks(results(one, two)))
+
+
+def test_an_arm_is_named_by_what_sets_it_apart() -> None:
+    assert arm_name(figures("dsa", "acft+ewc")) == "dsa acft+ewc"
+    assert arm_name(figures("dsa", "sgd", overwriting=True)) == "dsa sgd overwriting"
+    assert arm_name(figures("dsa", "ewc", optimizer="sgd")) == "dsa ewc optimizer=sgd"
+
+
+# the end of a study
+
+
+def test_a_study_ends_with_a_short_chart_below_the_table(home: Path) -> None:
+    chart = plots.end_of_study(chosen_runs(home, []), STYLE, everything=False)
+    assert len(chart.splitlines()) <= 18
+    assert "Forgetting of pre-training" in chart
+    whole = plots.end_of_study(chosen_runs(home, []), STYLE, everything=True)
+    assert "Learning against forgetting" in whole
+    told = screen.screen(results(figures("dsa", "sgd")), width=80, chart=chart).split("\n\n")
+    assert told[0].startswith("arm ")
+    assert told[1] == chart
+
+
+def test_a_study_of_tasks_learned_apart_ends_without_a_chart(tmp_path: Path) -> None:
+    run = stored.arm(tmp_path, "independent", course="apart")
+    for everything in (False, True):
+        assert plots.end_of_study([run], STYLE, everything=everything) == ""
+
+
+def test_ls_shows_an_arm_whose_manifest_names_figures_otherwise(home: Path) -> None:
+    run = chosen_runs(home, [])[0]
+    run.update(figures={"Y": 0.9, "learned": 1.0})
+    (row,) = [
+        row for row in cli("ls", "--json", "--home", home).value["rows"] if row["run"] == run.name
+    ]
+    assert re.fullmatch(r"held-out dNLL \+\d\.\d{3}, learned 100%", row["progress"])
