@@ -40,11 +40,11 @@ def list_(
     from dsa_sandbox.cli import console
     from dsa_sandbox.report import listing
 
-    rows = listing.rows(kind, call.home)
+    rows = listing.entries(kind, call.home)
     if as_json:
         console.emit_json({"command": "ls", "kind": kind, "rows": rows})
     elif rows:
-        console.emit(listing.table(rows, console.width_of(sys.stdout)))
+        console.emit(listing.listed(rows, console.width_of(sys.stdout)))
     else:
         call.listener.note(f"no {kind} in {call.home}")
 

@@ -12,7 +12,7 @@ from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import tokens
 from dsa_sandbox.data.tokens import Corpus
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
-from dsa_sandbox.evaluation.evaluator import Measures
+from dsa_sandbox.evaluation.evaluator import Evaluator
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.story_quality import Judge
 from dsa_sandbox.listener import SILENT, Listener
@@ -117,7 +117,7 @@ def finetune(
         f"into {job.run.path}"
     )
     text = corpus_of(base, home, listener, where=resolved.data.source)
-    measures = Measures(
+    measures = Evaluator(
         resolved.eval,
         Probes(tasks, tokenizer, frozen),
         text,

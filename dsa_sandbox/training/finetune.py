@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from dsa_sandbox.config.settings import Finetune, Settings
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.errors import Interrupted, RunFailed
-from dsa_sandbox.evaluation.evaluator import Measures
+from dsa_sandbox.evaluation.evaluator import Evaluator
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.relearning import STEPS, recovery
 from dsa_sandbox.evaluation.scoring import heldout_nll, score
@@ -65,7 +65,7 @@ class Stream:
         rule: Rule,
         tasks: list[Task],
         tokenizer: Tokenizer,
-        measures: Measures,
+        measures: Evaluator,
         settings: Settings,
         engine: Engine,
         listener: Listener,
