@@ -28,7 +28,7 @@ from dsa_sandbox.core.attention import DsaAttention
 from dsa_sandbox.core.rope import Rope
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch
-from dsa_sandbox.evaluation.diagnostics import of_layer
+from dsa_sandbox.evaluation.diagnostics import layer_row
 from dsa_sandbox.registry import archs
 from dsa_sandbox.selection import policies
 from dsa_sandbox.training.loop import train
@@ -104,7 +104,7 @@ def health(model: Transformer, seed: int) -> list[dict[str, float]]:
     unseen, rows = batch([seed, 2], 64), []
 
     def look(attention: Any, inputs: tuple[Any, ...]) -> None:
-        rows.append(of_layer(attention, inputs[0], inputs[1], unseen.targets_BT != IGNORED, True))
+        rows.append(layer_row(attention, inputs[0], inputs[1], unseen.targets_BT != IGNORED, True))
 
     layers = [block.get_submodule("attention") for block in model.blocks]
     hooks = [layer.register_forward_pre_hook(look) for layer in layers]

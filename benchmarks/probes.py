@@ -20,7 +20,7 @@ from dsa_sandbox import machine
 from dsa_sandbox.commands import pretrain
 from dsa_sandbox.config import resolve
 from dsa_sandbox.data import grammar
-from dsa_sandbox.evaluation.evaluator import Measures
+from dsa_sandbox.evaluation.evaluator import Evaluator
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.recall import recall
 from dsa_sandbox.evaluation.scoring import batch_rows, heldout_kl, heldout_nll, pair_shares
@@ -53,7 +53,7 @@ def parts_of(run: Run, home: Path, count: int) -> dict[str, Callable[[], Any]]:
         backends.use(network, engine.attention)
     text, writer = saved.text(Session(home)), saved.writer("test")
     probes = Probes(stream_of(writer, count), text.tokenizer, base)
-    m = Measures(resolved.eval, probes, text, writer, Judge(run.name, base), resolved.seed)
+    m = Evaluator(resolved.eval, probes, text, writer, Judge(run.name, base), resolved.seed)
     new = batch_rows(probes.tasks[0].train[:16], text.tokenizer)
     numbers = list(range(count))
     return {

@@ -19,7 +19,7 @@ from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import tokens
 from dsa_sandbox.data.tokens import Corpus, Packed, batch_of
-from dsa_sandbox.evaluation.evaluator import Measures
+from dsa_sandbox.evaluation.evaluator import Evaluator
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.story_quality import Judge
 from dsa_sandbox.listener import SILENT, Listener
@@ -83,7 +83,7 @@ def stream_of(
     folder.mkdir(exist_ok=True)
     engine = Engine("cpu", 1, "fp32")
     rows = some_tasks(tasks)
-    measures = Measures(
+    measures = Evaluator(
         resolved.eval,
         Probes(rows, words(), base),
         text(),

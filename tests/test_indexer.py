@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsa_sandbox.core.indexer import Indexer, causal_mask, indexer_kl, kept_mask, select
 from dsa_sandbox.core.transformer import group_of, nll_sum
-from dsa_sandbox.evaluation.diagnostics import figures, indexer_health, overlap
+from dsa_sandbox.evaluation.diagnostics import indexer_health, indexer_means, overlap
 from dsa_sandbox.selection import policies
 
 LENGTH, NUM_KEPT = 16, 5
@@ -305,7 +305,7 @@ def test_figures_of_a_layer_by_hand() -> None:
     scores_BTS = torch.tensor([[[0.3, 0.0], [0.5, 0.2]]])
     kept_BTS = torch.tensor([[[True, False], [False, True]]])
     nobody_TS, all_BT = torch.zeros(2, 2).bool(), torch.ones(1, 2).bool()
-    row = figures(scores_BTS, teacher_BTS, past_BTS, teacher_BTS, kept_BTS, nobody_TS, all_BT)
+    row = indexer_means(scores_BTS, teacher_BTS, past_BTS, teacher_BTS, kept_BTS, nobody_TS, all_BT)
     by_hand = 0.5 * (0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5))
     assert row["kl_uniform"] == pytest.approx(by_hand, abs=1e-6)
     share = 1 / (1 + math.exp(-0.3))
@@ -315,7 +315,9 @@ def test_figures_of_a_layer_by_hand() -> None:
     assert row["recall"] == pytest.approx((1.0 + 0.1) / 2, abs=1e-6)
     assert row["density"] == pytest.approx((1 / 1 + 1 / 2) / 2)
     second = torch.tensor([[False, True]])
-    only = figures(scores_BTS, teacher_BTS, past_BTS, teacher_BTS, kept_BTS, nobody_TS, second)
+    only = indexer_means(
+        scores_BTS, teacher_BTS, past_BTS, teacher_BTS, kept_BTS, nobody_TS, second
+    )
     assert only["recall"] == pytest.approx(0.1, abs=1e-6)  # padding is left out
 
 
@@ -331,7 +333,7 @@ def test_tie_rate_counts_ties_among_the_keys_that_compete(
     forced_TS = torch.eye(LENGTH).bool()
     forced_TS[:, 0] = True
     teacher_BTS, all_BT = a_teacher(past_BTS), torch.ones(1, LENGTH).bool()
-    row = figures(scores_BTS, teacher_BTS, past_BTS, teacher_BTS, kept_BTS, forced_TS, all_BT)
+    row = indexer_means(scores_BTS, teacher_BTS, past_BTS, teacher_BTS, kept_BTS, forced_TS, all_BT)
     beyond = (LENGTH - NUM_KEPT) / LENGTH  # the first K queries keep all they have
     assert row["tie_rate"] == pytest.approx(rate * beyond)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from home import QUICK, TinyHome, cli
-from tiny import CONTEXT, VOCABULARY, documents, some_tokens, tiny_model, trainee_of
+from tiny import CONTEXT, VOCABULARY, documents, some_tokens, tiny_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from dsa_sandbox.config.settings import Eval, Finetune
@@ -22,7 +22,7 @@ from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar, tokens
 from dsa_sandbox.data.tokens import Corpus, Packed, encode
 from dsa_sandbox.evaluation import scoring, story_quality
-from dsa_sandbox.evaluation.evaluator import Measures
+from dsa_sandbox.evaluation.evaluator import Evaluator
 from dsa_sandbox.evaluation.probes import Probes, divergence
 from dsa_sandbox.evaluation.recall import DISTANCES, Planted, planted, recall
 from dsa_sandbox.evaluation.relearning import STEPS, recovery
@@ -140,7 +140,9 @@ def test_a_collapsed_network_is_right_about_nothing(value: float, words: Tokeniz
     told = story_quality.tell(model, [np.arange(14) % 9], 2, seed=0)
     if math.isnan(value):
         assert [(story.ids, story.ended) for story in told] == [([], False)] * 2
-        figures = story_quality.figures(told, words, story_quality.Judge("d", tiny_model("dense")))
+        figures = story_quality.story_figures(
+            told, words, story_quality.Judge("d", tiny_model("dense"))
+        )
         assert figures["ended"] == figures["length"] == 0
         assert figures["repetition"] is figures["distinct"] is figures["judge_nll"] is None
 
@@ -470,8 +472,8 @@ def test_in_a_short_context_what_has_no_room_is_not_asked(words: Tokenizer) -> N
     packed = Packed(np.concatenate(rows), starts, 100)
     text = Corpus(words, packed, packed, "", 0, Path())
     probes, judge = Probes([a_task()], words, model), story_quality.Judge("itself", model)
-    measures = Measures(Eval(stories=2), probes, text, Writer(words, 16, 6, "test"), judge, 0)
-    line = measures.logit_gradient(trainee_of(measures, model), 1, full=True)
+    measures = Evaluator(Eval(stories=2), probes, text, Writer(words, 16, 6, "test"), judge, 0)
+    line = measures.row(model, 1, full=True)
     assert line["recall"] == []  # it has no word for a fact
     lengths = [len(row) for row in measures.encoded_pairs.rows]
     assert 0 < len(measures.pairs) < 200

@@ -165,7 +165,7 @@ def hero_of(story: story_quality.Told, tokenizer: Tokenizer) -> float | None:
     """The share of pronouns that agree with the child that is named first."""
     network = network_of_nothing(tokenizer.get_vocab_size())
     judge = story_quality.Judge("nothing", network)
-    return story_quality.figures([story], tokenizer, judge)["pronoun"]
+    return story_quality.story_figures([story], tokenizer, judge)["pronoun"]
 
 
 def network_of_nothing(vocabulary: int) -> Transformer:

@@ -21,14 +21,13 @@ def list_(
     from dsa_sandbox.cli import console
     from dsa_sandbox.report import listing
 
-    home = call.session.home
-    rows = listing.rows(kind, home)
+    rows = listing.entries(kind, call.session.home)
     if call.as_json:
         console.emit_json({"command": "ls", "kind": kind, "rows": rows})
     elif rows:
-        console.emit(listing.table(rows, console.width_of(sys.stdout)))
+        console.emit(listing.listed(rows, console.width_of(sys.stdout)))
     else:
-        show_notes(call, f"no {kind} in {home}")
+        show_notes(call, f"no {kind} in {call.session.home}")
 
 
 @verb(

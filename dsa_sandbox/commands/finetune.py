@@ -13,7 +13,7 @@ from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import tokens
 from dsa_sandbox.data.tokens import Corpus
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
-from dsa_sandbox.evaluation.evaluator import Measures
+from dsa_sandbox.evaluation.evaluator import Evaluator
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.story_quality import Judge
 from dsa_sandbox.metrics import arm
@@ -126,7 +126,7 @@ def finetune(
         f"into {job.run.path}"
     )
     text = base.text(session, where=settings.data.source)
-    measures = Measures(
+    measures = Evaluator(
         settings.eval,
         Probes(tasks, base.tokenizer, frozen),
         text,

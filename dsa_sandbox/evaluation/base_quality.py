@@ -1,4 +1,4 @@
-"""How good a base is: held-out text, grammar, the facts it knows, and whether worlds are worlds."""
+"""Quality of a base: held-out text, grammar, known facts, and the world gate."""
 
 import math
 from typing import Any, NamedTuple
@@ -20,9 +20,10 @@ from dsa_sandbox.evaluation.scoring import (
     sample_story,
     score,
 )
+from dsa_sandbox.tasks.schema import Item
 from dsa_sandbox.tasks.writing import Writer, askable, gate_items, known_items
 
-KNOWN_MARGIN = 0.5  # nats over the best other object of the family
+KNOWN_MARGIN = 0.5  # nats over the best other object of the relation
 KNOWN_ITEMS = 4  # of 5 clozes
 NUM_PAIRS = 200
 
@@ -30,7 +31,7 @@ NUM_PAIRS = 200
 class Gate(NamedTuple):
     """Practice worlds: probability of the rule's object inside, and of the same object outside.
 
-    None where the tokenizer has no rule's words as single tokens: nothing could be asked.
+    None where the tokenizer has the words of no rule as single tokens.
     """
 
     right: float | None
@@ -38,16 +39,16 @@ class Gate(NamedTuple):
 
     @property
     def open(self) -> bool:
-        """Whether the base has learned that a world's name decides (>= 0.8 and <= 0.2)."""
+        """Whether the base lets a world's name decide: right >= 0.8 and bleed <= 0.2."""
         if self.right is None or self.bleed is None:
             return False
         return self.right >= 0.8 and self.bleed <= 0.2
 
 
 def known_facts(model: Transformer, writer: Writer) -> tuple[list[Fact], int]:
-    """Facts with a margin above KNOWN_MARGIN on KNOWN_ITEMS of five clozes; how many were asked.
+    """Facts with a margin above KNOWN_MARGIN on KNOWN_ITEMS of five clozes; number of facts asked.
 
-    Facts whose words are not single tokens here are not asked.
+    Only facts whose words are single tokens are asked.
     """
     facts = askable(writer, grammar.table().facts)
     items = [item for fact in facts for item in known_items(writer, fact)]
@@ -62,16 +63,16 @@ def known_facts(model: Transformer, writer: Writer) -> tuple[list[Fact], int]:
 
 def gate(model: Transformer, writer: Writer) -> Gate:
     """Mean probabilities over the rules of all practice worlds."""
-    inside, outside = (
-        score(model, encode_items(items, writer.tokenizer), writer.tokenizer)
-        for items in gate_items(writer)
-    )
+    inside, outside = gate_items(writer)
     if not inside:
         return Gate(None, None)
-    right, bleed = (
-        float(np.mean([np.exp(one.answer) for one in scores])) for scores in (inside, outside)
-    )
-    return Gate(right, bleed)
+    return Gate(mean_answer(model, inside, writer), mean_answer(model, outside, writer))
+
+
+def mean_answer(model: Transformer, items: list[Item], writer: Writer) -> float:
+    """Mean probability of the answers of items."""
+    scores = score(model, encode_items(items, writer.tokenizer), writer.tokenizer)
+    return float(np.mean([np.exp(one.answer) for one in scores]))
 
 
 def text_quality(model: Transformer, part: Packed) -> dict[str, float]:
@@ -81,9 +82,9 @@ def text_quality(model: Transformer, part: Packed) -> dict[str, float]:
 
 
 def base_quality(model: Transformer, corpus: Corpus, writer: Writer, seed: int) -> dict[str, Any]:
-    """Everything that pre-training reports at its end, as plain values.
+    """All figures that pre-training reports at its end, as plain values.
 
-    RunFailed where the network has diverged: nothing can stand on it.
+    RunFailed where the network has diverged.
     """
     valid = text_quality(model, corpus.valid)
     if not math.isfinite(valid["nll"]):

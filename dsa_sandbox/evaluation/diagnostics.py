@@ -1,4 +1,4 @@
-"""Does the indexer really select, and are all experts in use? Figures of each layer, held-out text.
+"""Diagnostics of indexers and experts: figures of each layer, on held-out text.
 
 B batch, T query tokens, S key tokens, N heads, E experts, K experts of a token.
 """
@@ -22,20 +22,21 @@ def indexer_health(
 ) -> list[dict[str, float]]:
     """One row per layer, means over the queries of the documents (padding left out).
 
-    kl: nats, over the selected keys if `sparse`, else over all the past; kl_captured: 1 - kl / the
-    KL of a uniform choice; recall: dense teacher mass on the selected keys; tie_rate: queries whose
-    last selected and best unselected score are equal, forced keys aside; density: selected / past;
-    overlap: share of the keys that the teacher over all the past would select that are selected,
-    forced keys left out of both, over the queries that have a choice (NaN where none has).
+    kl: nats, over the selected keys if `sparse`, else over all past keys; kl_captured: 1 - kl / the
+    KL of a uniform choice; recall: share of the dense teacher's attention on the selected keys;
+    tie_rate: share of queries whose last selected and best unselected score are equal, forced keys
+    left out; density: selected keys / past keys; overlap: share of the selected keys among those
+    that the teacher over all past keys would select, forced keys left out of both, over the queries
+    that have a choice (NaN where none has).
     """
     device = next(model.parameters()).device
     tokens_BT, targets_BT = batch_of(documents).to(device)
     rows: list[dict[str, float]] = []
 
-    def look(attention: Any, inputs: tuple[Any, ...]) -> None:
-        rows.append(of_layer(attention, inputs[0], inputs[1], targets_BT != IGNORED, sparse))
+    def measure(attention: Any, inputs: tuple[Any, ...]) -> None:
+        rows.append(layer_row(attention, inputs[0], inputs[1], targets_BT != IGNORED, sparse))
 
-    hooks = [block.attention.register_forward_pre_hook(look) for block in model.blocks]  # type: ignore[union-attr]
+    hooks = [block.attention.register_forward_pre_hook(measure) for block in model.blocks]  # type: ignore[union-attr]
     try:
         model(tokens_BT, sparse=sparse)
     finally:
@@ -44,10 +45,10 @@ def indexer_health(
     return rows
 
 
-def of_layer(
+def layer_row(
     attention: Any, x_BTD: Tensor, table: Any, real_BT: Tensor, sparse: bool
 ) -> dict[str, float]:
-    """The figures of one layer, from what its attention was given."""
+    """The row of one layer, from the inputs of its attention."""
     length = x_BTD.shape[1]
     scores_BTS = attention.scores(x_BTD)
     sizes = (attention.num_kept, attention.num_sink, attention.num_local)
@@ -60,11 +61,13 @@ def of_layer(
     position_S = torch.arange(length, device=x_BTD.device)
     age_TS = position_S[:, None] - position_S
     forced_TS = (position_S < attention.num_sink) | (age_TS < attention.num_local)
-    row = figures(scores_BTS, teacher_BTS, support_BTS, dense_BTS, kept_BTS, forced_TS, real_BT)
+    row = indexer_means(
+        scores_BTS, teacher_BTS, support_BTS, dense_BTS, kept_BTS, forced_TS, real_BT
+    )
     return row | {"overlap": overlap(kept_BTS, oracle_BTS, forced_TS, real_BT)}
 
 
-def figures(
+def indexer_means(
     scores_BTS: Tensor,
     teacher_BTS: Tensor,
     support_BTS: Tensor,
@@ -73,7 +76,7 @@ def figures(
     forced_TS: Tensor,
     real_BT: Tensor,
 ) -> dict[str, float]:
-    """Means over the queries that are `real_BT`, as `indexer_health` explains them."""
+    """Means over the queries that are `real_BT`, as `indexer_health` defines them."""
     past_TS = causal_mask(scores_BTS.shape[-1], scores_BTS.device)
     worst_kept_BT = scores_BTS.masked_fill(~kept_BTS | forced_TS, torch.inf).amin(-1)
     best_left_BT = scores_BTS.masked_fill(kept_BTS | ~past_TS, -torch.inf).amax(-1)
@@ -90,10 +93,11 @@ def figures(
 
 
 def overlap(kept_BTS: Tensor, oracle_BTS: Tensor, forced_TS: Tensor, real_BT: Tensor) -> float:
-    """Share of the selected keys that the oracle selects too, as `indexer_health` explains it."""
+    """Share of the selected keys that the oracle also selects, as `indexer_health` defines it."""
     past_TS = causal_mask(kept_BTS.shape[-1], kept_BTS.device)
     free_BTS = kept_BTS & ~forced_TS
-    chosen_BT, common_BT = free_BTS.sum(-1), (free_BTS & oracle_BTS).sum(-1)
+    chosen_BT = free_BTS.sum(-1)
+    common_BT = (free_BTS & oracle_BTS).sum(-1)
     choice_BT = real_BT & (chosen_BT > 0) & (kept_BTS.sum(-1) < past_TS.sum(-1))
     return float((common_BT / chosen_BT)[choice_BT].mean())
 
@@ -104,8 +108,8 @@ def expert_health(
 ) -> list[dict[str, float]]:
     """One row per layer, over the tokens of the documents (padding left out).
 
-    load_max: tokens of the expert that has most, over the mean; load_entropy: entropy of the load,
-    over that of an even load. No token is ever dropped.
+    load_max: tokens of the busiest expert over the mean; load_entropy: entropy of the load over
+    that of an even load. No token is ever dropped.
     """
     device = next(model.parameters()).device
     tokens_BT, targets_BT = batch_of(documents).to(device)
@@ -115,7 +119,8 @@ def expert_health(
     model(tokens_BT, sparse=sparse)
     rows = []
     for layer in layers:
-        (ids_BTK,), layer.seen = layer.seen or [], None
+        (ids_BTK,) = layer.seen or []
+        layer.seen = None
         load_E = moe.load_of(ids_BTK[targets_BT != IGNORED], len(layer.bias)).double()
         entropy = torch.special.entr(load_E / load_E.sum()).sum() / math.log(len(load_E))
         rows.append(

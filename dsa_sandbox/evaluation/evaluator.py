@@ -1,4 +1,4 @@
-"""What is measured of a network while it learns: the fields of the line that ends a task."""
+"""Measurements of a network while it learns: the fields of the line that ends a task."""
 
 import math
 from functools import cached_property
@@ -34,26 +34,31 @@ NUM_NEW = 16  # stories of the task just learned on which the base is compared
 NUM_SELECTION = 8  # held-out stories on which selections are compared
 
 
-class Measures:
-    """All that is asked of a network beside its tasks; made once, encoded when first asked.
+class Evaluator:
+    """All measurements beside the items of the tasks; texts and items are encoded at first use.
 
-    Networks are to be as they should be measured: who chooses the keys is the caller's business.
+    The caller sets the policy that selects the keys of the networks.
     """
 
     def __init__(
         self, plan: Eval, probes: Probes, text: Corpus, writer: Writer, judge: Judge, seed: int
     ) -> None:
         assert probes.base is not None
-        self.plan, self.probes, self.base, self.text = plan, probes, probes.base, text
-        self.writer, self.judge, self.seed = writer, judge, seed
+        self.plan = plan
+        self.probes = probes
+        self.base = probes.base
+        self.text = text
+        self.writer = writer
+        self.judge = judge
+        self.seed = seed
         self.tokenizer = text.tokenizer
         self.documents = heldout(text.valid, self.base.context, plan.num_heldout)
 
     def row(self, model: Transformer, row: int, *, full: bool) -> dict[str, Any]:
-        """Figures of row number `row` (0: the base; else the task before it was learned last)."""
+        """Fields of row number `row` (0: the base; row n follows task n - 1)."""
         nats, count = heldout_nll(model, self.documents)
         line: dict[str, Any] = {"base_nll": nats / count}
-        if not math.isfinite(nats):  # it has diverged: nothing more can be asked of it
+        if not math.isfinite(nats):  # a diverged network has no other measurements
             return line
         if row == 0:
             line |= self.once()
@@ -62,23 +67,31 @@ class Measures:
             line |= self.full(model, row)
         if self.plan.stories and (full or row == 1):
             seed = 1_000_000 * self.seed + 1_000 * row
-            told = (self.documents, self.tokenizer, self.plan.stories, seed)
-            line["stories"] = stories(model, self.judge, *told)
+            count = self.plan.stories
+            line["stories"] = stories(
+                model, self.judge, self.documents, self.tokenizer, count, seed
+            )
         return line
 
     def once(self) -> dict[str, Any]:
-        """What figures are compared to: counts of the pre-training text, and chance."""
+        """References of later figures: counts of the pre-training text, and chance by kind."""
         vocabulary = self.tokenizer.get_vocab_size()
-        items = {kind: [i for t in self.probes.tasks for i in t.items(kind)] for kind in KINDS}
-        chance = {kind: [1 / (1 + len(i.foils)) for i in some] for kind, some in items.items()}
         return {
             "unigram_nll": unigram_nll(self.text.train, self.documents, vocabulary),
             "pairs_bigram": bigram_accuracy(self.text.train, self.pairs, self.tokenizer),
-            "chance": {kind: float(np.mean(shares)) for kind, shares in chance.items()},
+            "chance": {kind: self.chance(kind) for kind in KINDS},
         }
 
+    def chance(self, kind: str) -> float:
+        """Probability of guessing an item of a kind, mean over all tasks."""
+        shares = []
+        for task in self.probes.tasks:
+            for item in task.items(kind):
+                shares.append(1 / (1 + len(item.foils)))
+        return float(np.mean(shares))
+
     def full(self, model: Transformer, row: int) -> dict[str, Any]:
-        """Distance from the base, grammar, recall."""
+        """Fields of a full row: KL from the base, grammar, recall, selected keys."""
         line: dict[str, Any] = {"kl": heldout_kl(self.base, model, self.documents)}
         if row:
             learned = batch_rows(self.probes.tasks[row - 1].train[:NUM_NEW], self.tokenizer)
@@ -94,7 +107,7 @@ class Measures:
 
     @cached_property
     def pairs(self) -> list[grammar.Pair]:
-        """Those that the context has room for."""
+        """Minimal pairs that fit the context."""
         pairs = grammar.minimal_pairs(seed=0, count=self.plan.pairs)
         return fitting_pairs(pairs, self.tokenizer, self.base.context)
 

@@ -1,4 +1,4 @@
-"""The probe items of a stream, asked of a network: a record for each."""
+"""Records of a network on the probe items of a stream."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -13,14 +13,16 @@ from dsa_sandbox.tasks.schema import Task
 
 
 class Probes:
-    """All items of all tasks, encoded once; what the base says of neighbours is kept as well."""
+    """All items of all tasks, encoded once, and the base's predictions for neighbours."""
 
     def __init__(
         self, tasks: list[Task], tokenizer: Tokenizer, base: Transformer | None = None
     ) -> None:
-        self.tasks, self.tokenizer, self.base = tasks, tokenizer, base
+        self.tasks = tasks
+        self.tokenizer = tokenizer
+        self.base = base
         self.encoded: dict[tuple[int, str], Encoded] = {}
-        self.before: dict[int, Tensor] = {}  # by task, the base's gap_NV of its neighbours
+        self.before: dict[int, Tensor] = {}  # by task, gap_NV of the base for its neighbours
 
     def of(self, number: int, kind: str) -> Encoded:
         """The items of one kind of a task."""
@@ -32,22 +34,23 @@ class Probes:
     def records(
         self, model: Transformer, row: int, numbers: list[int], kinds: tuple[str, ...]
     ) -> Iterator[dict[str, Any]]:
-        """A record for each item of the named tasks and kinds, scored in one go per kind.
+        """A record for each item of the named tasks and kinds, scored together for each kind.
 
-        Where there is a base, those of neighbours have `kl`: KL(base || model) of what follows the
-        prompt, nats.
+        Where there is a base, those of neighbours have `kl`: KL(base || model) of the token after
+        the prompt, nats.
         """
         for kind in kinds:
             found = answers(model, joined([self.of(n, kind) for n in numbers]), self.tokenizer)
-            scores, gaps = iter(found.scores), iter(found.gap_NV)
+            scores = iter(found.scores)
+            gaps = iter(found.gap_NV)
             for number in numbers:
                 task = self.tasks[number]
                 before_NV = self.gaps_before(number) if kind == "neighbour" else None
+                learned = kind in ("cloze", "paraphrase")  # their answer is the new object
+                counter = task.true_object if learned else task.new_object
                 for index, item in enumerate(task.items(kind)):
-                    one, gap_V = next(scores), next(gaps)
-                    counter = (
-                        task.true_object if kind in ("cloze", "paraphrase") else task.new_object
-                    )
+                    one = next(scores)
+                    gap_V = next(gaps)
                     record = {
                         "row": row,
                         "task": number,
@@ -65,14 +68,14 @@ class Probes:
                     yield record
 
     def exact(self, model: Transformer, numbers: list[int]) -> list[float]:
-        """Of each of the named tasks, the share of clozes that are said exactly."""
+        """Share of clozes answered exactly, of each of the named tasks."""
         parts = [self.of(number, "cloze") for number in numbers]
         scores = iter(answers(model, joined(parts), self.tokenizer).scores)
         counts = [len(part.shared) for part in parts]
         return [sum(one.gen_em for one in islice(scores, count)) / count for count in counts]
 
     def gaps_before(self, number: int) -> Tensor | None:
-        """What the base expects at the gaps of a task's neighbours, log-probabilities [N, V]."""
+        """[N, V] log-probabilities of the base at the gaps of a task's neighbours, or None."""
         if self.base is not None and number not in self.before:
             encoded = self.of(number, "neighbour")
             self.before[number] = answers(self.base, encoded, self.tokenizer).gap_NV
@@ -85,9 +88,9 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def contra(one: Score, foils: list[str], counter: str, kind: str) -> float | None:
-    """Log-probability of the object that stands against the answer; None where no foil is that.
+    """Log-probability of the contrary object; None where no foil is that object.
 
-    Of neighbours, to which another fact's object may stand as well, the best foil's then.
+    For a neighbour without that foil, the log-probability of its best foil.
     """
     for foil, value in zip(foils, one.foils):
         if foil.strip() == counter.strip():
@@ -96,7 +99,7 @@ def contra(one: Score, foils: list[str], counter: str, kind: str) -> float | Non
 
 
 def joined(parts: list[Encoded]) -> Encoded:
-    """Several encodings as one."""
+    """Several encodings as one, items numbered anew."""
     whole = Encoded([], [], [], [])
     for part in parts:
         offset = len(whole.shared)

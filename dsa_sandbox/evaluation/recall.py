@@ -1,7 +1,7 @@
-"""Recall by distance: something is said once, and d tokens later it is asked for.
+"""Recall by distance: a text states a fact once and asks for it d tokens later.
 
-What is said is arbitrary (a subject, an object that is not its own, a world without rules), so that
-no weight knows it: it can only be looked up. By chance, one item in four is right.
+The fact is arbitrary (a subject, an object that is not its own, a world without rules), so that no
+weight stores it. One item in four is right by chance.
 """
 
 import random
@@ -19,12 +19,12 @@ from dsa_sandbox.evaluation.selection import kept_keys
 from dsa_sandbox.tasks.schema import Item
 from dsa_sandbox.tasks.writing import RETRIES, Writer
 
-DISTANCES = (16, 32, 64, 128, 256, 400)  # tokens from the object that is said to where it is asked
+DISTANCES = (16, 32, 64, 128, 256, 400)  # tokens from the stated object to its gap
 NUM_CANDIDATES = 4
 
 
 class Planted(NamedTuple):
-    """Items of one distance, encoded, and where in its row each says what is asked for."""
+    """Items of one distance, encoded, and the place of each row's stated object."""
 
     distance: int
     encoded: Encoded
@@ -36,21 +36,22 @@ def planted(writer: Writer, count: int) -> list[Planted]:
     facts = [fact for fact in grammar.table().facts if len(writer.usable(fact)) > NUM_CANDIDATES]
     found: list[Planted] = []
     for distance in DISTANCES if facts else ():
-        written = []
+        items = []
+        said = []
         for number in range(count):
             one = item_at(writer, facts, distance, number)
-            if one is None:  # nor will one that is further off fit
+            if one is None:  # larger distances do not fit either
                 return found
-            written.append(one)
-        items, said = zip(*written)
-        found.append(Planted(distance, encode_items([*items], writer.tokenizer), [*said]))
+            items.append(one[0])
+            said.append(one[1])
+        found.append(Planted(distance, encode_items(items, writer.tokenizer), said))
     return found
 
 
 def item_at(
     writer: Writer, facts: list[Fact], distance: int, number: int
 ) -> tuple[Item, int] | None:
-    """An item, and the place of what it says; None where no draft fits."""
+    """An item and the place of its stated object; None where no draft fits."""
     for attempt in range(RETRIES if distance < writer.context else 0):
         rng = random.Random(f"recall:{distance}:{number}:{attempt}")
         drafted = draft(writer, rng.choice(facts), distance, rng)
@@ -60,8 +61,8 @@ def item_at(
 
 
 def draft(writer: Writer, fact: Fact, distance: int, rng: random.Random) -> tuple[Item, int] | None:
-    """One try. The distance is kept to an eighth (at least to 2 tokens), and the answer stands at
-    4K or later where the context has room for that.
+    """One try; None where it does not fit. The distance is within an eighth (at least 2 tokens),
+    and sentences before the fact move the answer to position 4K or later.
     """
     who = grammar.cast(rng)
     others = [object_ for object_ in writer.usable(fact) if object_ != fact.true_object]
@@ -71,7 +72,8 @@ def draft(writer: Writer, fact: Fact, distance: int, rng: random.Random) -> tupl
     world = rng.choice(grammar.table().worlds["bleed"])
     stated = grammar.state(who, rng, writer.split, text, world)
     place = stated.rindex(f" {object_}")
-    lead, tail = stated[:place], stated[place + 1 + len(object_) :]
+    lead = stated[:place]
+    tail = stated[place + 1 + len(object_) :]
     between = fillers(writer, who, rng, distance - writer.length(f"{tail} {lead}") - 1, distance)
     if between is None:
         return None
@@ -98,7 +100,8 @@ def fillers(
     writer: Writer, who: Cast, rng: random.Random, room: int, distance: int
 ) -> list[str] | None:
     """Sentences of about `room` tokens together, or None."""
-    slack, sentences = max(2, distance // 8), list[str]()
+    slack = max(2, distance // 8)
+    sentences: list[str] = []
     for _ in range(4 * distance):
         if abs(room) <= slack:
             return sentences
@@ -112,10 +115,10 @@ def fillers(
 
 @torch.no_grad()
 def recall(model: Transformer, items: list[Planted], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """For each distance the share of items answered right, and of (layer, item) that look there.
+    """For each distance the share of items right, and the hit rate over (layer, item).
 
-    `hit`: the place of the object that was said is among the keys selected by the query that says
-    the answer; None of a network that selects nothing.
+    A hit: the query that predicts the answer selects the place of the stated object; None for a
+    network without selection.
     """
     device = next(model.parameters()).device
     rows = []
@@ -124,7 +127,8 @@ def recall(model: Transformer, items: list[Planted], tokenizer: Tokenizer) -> li
         right = sum(one.margin > 0 for one in scores) / len(scores)
         hit: float | None = None
         item_N = torch.arange(len(said), device=device)
-        query_N, said_N = (torch.tensor(x, device=device) for x in (encoded.starts, said))
+        query_N = torch.tensor(encoded.starts, device=device)
+        said_N = torch.tensor(said, device=device)
         kept = kept_keys(model, padded(encoded.rows).to(device))
         if kept:
             hits = [kept_BTS[item_N, query_N - 1, said_N].float().mean() for kept_BTS in kept]

@@ -1,4 +1,4 @@
-"""How soon something forgotten comes back: a few steps on a copy that is thrown away."""
+"""Relearning of forgotten tasks: a few steps on a copy of the network."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
@@ -10,11 +10,11 @@ STEPS = (0, 1, 5, 10)
 
 
 class Done(Protocol):
-    """A training step that was done."""
+    """A finished training step."""
 
     @property
     def number(self) -> int:
-        """Steps done, from 1."""
+        """Number of steps so far, from 1."""
 
 
 def recovery(
@@ -23,9 +23,9 @@ def recovery(
     training: Callable[[Transformer, int], Iterator[Done]],
     right: Callable[[Transformer, int], float],
 ) -> list[dict[str, Any]]:
-    """Share of a task's clozes that are exact after each number of STEPS on its own stories.
+    """Exact share of a task's clozes after each number of STEPS on its own stories.
 
-    `training(network, task)` yields after each step; it is given a copy of `model` each time.
+    `training(network, task)` yields after each step and works on a new copy of `model`.
     """
     rows = []
     for task in tasks:

@@ -1,6 +1,7 @@
-"""What a network says: probe items, held-out text, minimal pairs.
+"""Scores of a network on probe items, held-out text and minimal pairs.
 
-Context and answer are encoded jointly; a tie is a failure.
+Context and answer are encoded jointly; a tie is a failure. B rows, T tokens, D width, V vocabulary,
+N items, M places in the rows, A answers that are asked at a place.
 """
 
 import math
@@ -23,7 +24,7 @@ from dsa_sandbox.decoding.generate import stream
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.tasks.schema import Item
 
-MICRO_TOKENS = 4096  # what a processor's cache likes best
+MICRO_TOKENS = 4096  # tokens of a batch; larger ones leave the cache of a CPU
 
 
 class Score(NamedTuple):
@@ -32,49 +33,50 @@ class Score(NamedTuple):
     answer: float  # log-probability of the answer, nats
     foils: list[float]  # of each foil
     tf_em: bool  # every token of the answer is the argmax, given those before it
-    gen_em: bool  # greedy decoding says the answer and then ends the word
+    gen_em: bool  # greedy decoding gives the answer and then ends the word
 
     @property
     def margin(self) -> float:
-        """Answer minus best rival, nats; not above 0 is a failure."""
+        """Log-probability of the answer minus that of the best foil, nats; 0 is a failure."""
         return self.answer - max(self.foils)
 
 
 class Encoded(NamedTuple):
-    """Items as token rows, made once and scored often."""
+    """Items as token rows."""
 
     rows: list[list[int]]  # opener, prompt, candidate
     starts: list[int]  # where the candidate begins in its row
     owners: list[tuple[int, int]]  # item, candidate (0 is the answer)
-    shared: list[list[int] | None]  # of one-token items: the candidates' ids, in one row
+    shared: list[list[int] | None]  # ids of all candidates of an item that needs only one row
 
 
 def encode_items(items: list[Item], tokenizer: Tokenizer) -> Encoded:
-    """Rows for all candidates; items whose candidates are single tokens need one row.
+    """Rows for all candidates; one row for an item whose candidates are single tokens.
 
-    A candidate's tokens are those that follow the longest common part of prompt and whole, so a
-    tokenizer that merges across the joint is scored on what differs. UserError where a candidate
-    has no such token: it would be as likely as any end of a word.
+    A candidate's tokens follow the longest common part of the prompt and all texts, so a tokenizer
+    that merges across the border is scored on the tokens that differ. UserError where a candidate
+    has no such token: its score would be that of any end of a word.
     """
-    rows, starts, owners, shared = [], [], [], []
+    encoded = Encoded([], [], [], [])
     for number, item in enumerate(items):
         prompt = encode(tokenizer, item.prompt)
-        wholes = [encode(tokenizer, item.prompt + text) for text in (item.answer, *item.foils)]
+        candidates = [item.answer, *item.foils]
+        wholes = [encode(tokenizer, item.prompt + text) for text in candidates]
         start = min(common_length(prompt, whole) for whole in wholes)
         tails = [whole[start:] for whole in wholes]
-        if not all(tails):
-            silent = [text for text, tail in zip((item.answer, *item.foils), tails) if not tail]
-            raise UserError(
-                f"{silent[0]!r} has no token of its own behind {item.prompt[-40:]!r}; the base's "
-                "tokenizer drops it"
-            )
+        for text, tail in zip(candidates, tails):
+            if not tail:
+                raise UserError(
+                    f"{text!r} has no token of its own behind {item.prompt[-40:]!r}; the base's "
+                    "tokenizer drops it"
+                )
         single = all(len(tail) == 1 for tail in tails)
-        shared.append([tail[0] for tail in tails] if single else None)
+        encoded.shared.append([tail[0] for tail in tails] if single else None)
         for candidate, whole in enumerate(wholes[:1] if single else wholes):
-            rows.append(whole)
-            starts.append(start)
-            owners.append((number, candidate))
-    return Encoded(rows, starts, owners, shared)
+            encoded.rows.append(whole)
+            encoded.starts.append(start)
+            encoded.owners.append((number, candidate))
+    return encoded
 
 
 @lru_cache(maxsize=8)
@@ -84,69 +86,98 @@ def boundary_of(tokenizer_json: str) -> Tensor:
 
 
 class Answers(NamedTuple):
-    """A score for each item, and what the network expects at its gap."""
+    """A score for each item, and the prediction at its gap."""
 
     scores: list[Score]
-    gap_NV: Tensor  # log-probabilities of the token behind each prompt, nats
+    gap_NV: Tensor  # log-probabilities of the token after each prompt, nats
 
 
 def score(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> list[Score]:
     """One Score for each item.
 
-    A single-token candidate scores its log-probability; of longer ones, the summed log-probability
-    of its tokens and of the word's end. A greedy path that spells the answer with other tokens
-    counts as a failure, and so does a tie.
+    The score of a single-token candidate is its log-probability; that of a longer one adds up the
+    log-probabilities of its tokens and of the word's end. A greedy path that spells the answer with
+    other tokens counts as a failure, and so does a tie.
     """
     return answers(model, encoded, tokenizer).scores
 
 
+class Read(NamedTuple):
+    """Predictions of a chunk of rows, from each row's gap to the end of its candidate."""
+
+    firsts: list[int]  # place of each row's gap among the M places
+    lasts: list[int]  # and of the end of its candidate
+    logp_MV: Tensor  # log-probabilities of the next token
+    said: list[float]  # log-probability of the row's own next token, by place
+    alone: list[bool]  # whether that token is the only argmax, by place
+    ended: list[bool]  # whether the argmax at the end of the candidate ends the word, by row
+    end: list[float]  # log-probability of the word's end there, by row
+
+
+def read_chunk(model: Transformer, encoded: Encoded, chunk: list[int], boundary_V: Tensor) -> Read:
+    """The predictions of the rows with the numbers of a chunk."""
+    device = boundary_V.device
+    firsts = []
+    lasts = []
+    pairs: list[tuple[int, int]] = []  # row of the chunk, position in the row
+    for index, row in enumerate(chunk):
+        firsts.append(len(pairs))
+        for position in range(encoded.starts[row] - 1, len(encoded.rows[row])):
+            pairs.append((index, position))
+        lasts.append(len(pairs) - 1)
+    rows_M, places_M = torch.tensor(pairs, device=device).unbind(1)
+    tokens_BT = padded([encoded.rows[row] for row in chunk]).to(device)
+    logits_MV = model.logits(hidden_at(model, tokens_BT, rows_M, places_M)).float()
+    logp_MV = logits_MV.log_softmax(-1)
+    # the last position of a row has no next token: its value is never used
+    next_M1 = tokens_BT.roll(-1, dims=1)[rows_M, places_M, None]
+    said_M1 = logp_MV.gather(1, next_M1)
+    alone_M = (logp_MV >= said_M1).sum(1) == 1  # in a tie, and among NaN, no token is the argmax
+    logp_BV = logp_MV[torch.tensor(lasts, device=device)]
+    ends_B = logp_BV.masked_fill(~boundary_V, -torch.inf).amax(1)
+    goes_on_B = logp_BV.masked_fill(boundary_V, -torch.inf).amax(1)
+    end_B = logp_BV[:, boundary_V].logsumexp(1)
+    return Read(
+        firsts,
+        lasts,
+        logp_MV,
+        said_M1[:, 0].tolist(),
+        alone_M.tolist(),
+        (ends_B > goes_on_B).tolist(),
+        end_B.tolist(),
+    )
+
+
 @torch.no_grad()
 def answers(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> Answers:
-    """One Score for each item, as `score` has it, and the log-probabilities at its gap."""
+    """One Score for each item, as `score` defines it, and the log-probabilities at its gap."""
     device = next(model.parameters()).device
     boundary_V = boundary_of(tokenizer.to_str()).to(device)
     found: dict[tuple[int, int], float] = {}
     exact: dict[int, tuple[bool, bool]] = {}
     gaps: dict[int, Tensor] = {}
     lengths = [len(row) for row in encoded.rows]
+    # rows of similar length share a batch, which needs less padding
     for chunk in chunks(sorted(range(len(lengths)), key=lengths.__getitem__), lengths):
-        # of each row, the places from the gap to the end of the candidate
-        spans = [range(encoded.starts[row] - 1, lengths[row]) for row in chunk]
-        pairs = [(index, place) for index, span in enumerate(spans) for place in span]
-        rows_M, places_M = torch.tensor(pairs, device=device).unbind(1)
-        tokens_BT = padded([encoded.rows[row] for row in chunk]).to(device)
-        logp_MV = model.logits(hidden_at(model, tokens_BT, rows_M, places_M)).float()
-        logp_MV = logp_MV.log_softmax(-1)
-        next_M1 = tokens_BT.roll(-1, dims=1)[rows_M, places_M, None]  # at an end, means nothing
-        said_M1 = logp_MV.gather(1, next_M1)
-        alone_M = (logp_MV >= said_M1).sum(1) == 1  # of a tie, and among NaN, none is the argmax
-        ends = np.cumsum([len(span) for span in spans]) - 1
-        logp_BV = logp_MV[torch.from_numpy(ends).to(device)]
-        ends_B, goes_on_B = (
-            logp_BV.masked_fill(others_V, -torch.inf).amax(1)
-            for others_V in (~boundary_V, boundary_V)
-        )
-        end_B = logp_BV[:, boundary_V].logsumexp(1)
-        said, alone, ended, end = (
-            x.tolist() for x in (said_M1[:, 0], alone_M, ends_B > goes_on_B, end_B)
-        )
+        read = read_chunk(model, encoded, chunk, boundary_V)
         asked: list[tuple[int, int, int, int]] = []  # item, candidate, place of the gap, id
         for index, row in enumerate(chunk):
             number, candidate = encoded.owners[row]
-            last = int(ends[index])
-            first = last + 1 - len(spans[index])
+            first = read.firsts[index]
+            last = read.lasts[index]
             if candidate == 0:
-                tf_em = all(alone[first:last])
-                exact[number] = (tf_em, tf_em and ended[index])
-                gaps[number] = logp_MV[first]
+                tf_em = all(read.alone[first:last])
+                exact[number] = (tf_em, tf_em and read.ended[index])
+                gaps[number] = read.logp_MV[first]
             shared = encoded.shared[number]
             if shared is None:
-                found[number, candidate] = sum(said[first:last]) + end[index]
-            else:
-                asked += [(number, other, first, id_) for other, id_ in enumerate(shared)]
+                found[number, candidate] = sum(read.said[first:last]) + read.end[index]
+                continue
+            for other, id_ in enumerate(shared):
+                asked.append((number, other, first, id_))
         if asked:
-            gap_A, id_A = torch.tensor([a[2:] for a in asked], device=device).unbind(1)
-            for (number, other, *_), value in zip(asked, logp_MV[gap_A, id_A].tolist()):
+            gap_A, id_A = torch.tensor([one[2:] for one in asked], device=device).unbind(1)
+            for (number, other, *_), value in zip(asked, read.logp_MV[gap_A, id_A].tolist()):
                 found[number, other] = value
     num_candidates = Counter(number for number, _ in found)
     scores = []
@@ -158,7 +189,7 @@ def answers(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> Answe
 
 
 def hidden_at(model: Transformer, tokens_BT: Tensor, rows_M: Tensor, places_M: Tensor) -> Tensor:
-    """`model.hidden` at M places only, [M, D]: the last feed-forward is spared the others."""
+    """`model.hidden` at M places, [M, D]; the last feed-forward computes only these."""
     x_BTD, table = model.embed(tokens_BT), Table(model.cos_TH, model.sin_TH)
     *blocks, last = model.blocks
     assert isinstance(last, Block)
@@ -170,13 +201,13 @@ def hidden_at(model: Transformer, tokens_BT: Tensor, rows_M: Tensor, places_M: T
 
 
 def padded(rows: list[list[int]]) -> Tensor:
-    """[B, T] rows of ids, those that are shorter filled up with 0."""
+    """[B, T] rows of ids, shorter ones filled up with 0."""
     longest = max(len(row) for row in rows)
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
 
 def chunks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
-    """Rows in batches of at most MICRO_TOKENS tokens, padding in."""
+    """Rows in batches of at most MICRO_TOKENS tokens, padding included."""
     chunk: list[int] = []
     for row in order:
         if chunk and (len(chunk) + 1) * lengths[row] > MICRO_TOKENS:
@@ -193,7 +224,8 @@ def heldout_nll(
 ) -> tuple[float, int]:
     """Summed negative log-likelihood (nats) and number of tokens of windows of held-out text."""
     device = next(model.parameters()).device
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     for batch in micro_batches(documents, MICRO_TOKENS):
         tokens_BT, targets_BT = batch.to(device)
         real_BT = targets_BT != IGNORED
@@ -207,28 +239,36 @@ def heldout_nll(
 def heldout_kl(base: Transformer, model: Transformer, documents: list[np.ndarray]) -> float:
     """Mean KL(base || model) over the tokens of held-out text, nats."""
     device = next(model.parameters()).device
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     for batch in micro_batches(documents, MICRO_TOKENS):
         tokens_BT, targets_BT = batch.to(device)
         real_BT = targets_BT != IGNORED
-        p, q = (
-            net.logits(net.hidden(tokens_BT)[0][real_BT]).float().log_softmax(-1)
-            for net in (base, model)
-        )
-        total += float((p.exp() * (p - q)).sum())
+        p_MV = log_probabilities(base, tokens_BT, real_BT)
+        q_MV = log_probabilities(model, tokens_BT, real_BT)
+        total += float((p_MV.exp() * (p_MV - q_MV)).sum())
         count += batch.num_targets
     return total / count
 
 
+def log_probabilities(model: Transformer, tokens_BT: Tensor, real_BT: Tensor) -> Tensor:
+    """[M, V] log-probabilities of the next token at the places that are `real_BT`, nats."""
+    return model.logits(model.hidden(tokens_BT)[0][real_BT]).float().log_softmax(-1)
+
+
 def pair_accuracy(model: Transformer, pairs: list[Pair], tokenizer: Tokenizer) -> dict[str, float]:
-    """Share of minimal pairs, per kind, whose good form is likelier; a tie is a failure."""
+    """Share of minimal pairs with a more probable good form, by kind; a tie is a failure."""
     return pair_shares(model, pairs, encode_pairs(pairs, tokenizer), tokenizer)
 
 
 def fitting_pairs(pairs: list[Pair], tokenizer: Tokenizer, context: int) -> list[Pair]:
-    """Those that a context has room for, in both forms."""
-    rows = [encode_pairs([pair], tokenizer).rows for pair in pairs]
-    return [p for p, several in zip(pairs, rows) if max(map(len, several)) <= context]
+    """The pairs with both forms within a context."""
+    found = []
+    for pair in pairs:
+        rows = encode_pairs([pair], tokenizer).rows
+        if max(len(row) for row in rows) <= context:
+            found.append(pair)
+    return found
 
 
 def encode_pairs(pairs: list[Pair], tokenizer: Tokenizer) -> Encoded:
@@ -240,58 +280,62 @@ def encode_pairs(pairs: list[Pair], tokenizer: Tokenizer) -> Encoded:
 def pair_shares(
     model: Transformer, pairs: list[Pair], encoded: Encoded, tokenizer: Tokenizer
 ) -> dict[str, float]:
-    """As `pair_accuracy`, of pairs that are encoded already."""
+    """As `pair_accuracy`, from encoded pairs."""
     return by_kind(pairs, [one.margin > 0 for one in score(model, encoded, tokenizer)])
 
 
 def bigram_accuracy(packed: Packed, pairs: list[Pair], tokenizer: Tokenizer) -> dict[str, float]:
-    """The same for counts of neighbouring tokens in the training text; a tie counts one half.
+    """As `pair_accuracy`, by counts of token pairs in the training text; a tie counts one half.
 
-    What is counted is the first token that the two forms do not share, behind the one before it;
-    of a form that ends there, whatever ends a word.
+    The counted token is the first that the two forms do not share, after the token before it; for
+    a form that ends there, any token that ends a word.
     """
     ids = np.asarray(packed.ids)
     boundary_V = boundary_of(tokenizer.to_str()).numpy()
-    forms = [
-        [encode(tokenizer, pair.prefix + text) for text in (pair.good, pair.bad)] for pair in pairs
-    ]
-    places = [common_length(*both) for both in forms]
-    lasts = [both[0][place - 1] for both, place in zip(forms, places)]
-    following = {last: ids[1:][ids[:-1] == last] for last in set(lasts)}
+    following: dict[int, np.ndarray] = {}  # all tokens that follow a token in the text
     right = []
-    for both, place, last in zip(forms, places, lasts):
-        next_N = following[last]
-        good, bad = (
-            int((next_N == form[place] if place < len(form) else boundary_V[next_N]).sum())
-            for form in both
-        )
-        right.append(1.0 if good > bad else 0.5 if good == bad else 0.0)
+    for pair in pairs:
+        good = encode(tokenizer, pair.prefix + pair.good)
+        bad = encode(tokenizer, pair.prefix + pair.bad)
+        place = common_length(good, bad)
+        last = good[place - 1]
+        if last not in following:
+            following[last] = ids[1:][ids[:-1] == last]
+        counts = [count_next(following[last], form, place, boundary_V) for form in (good, bad)]
+        right.append(1.0 if counts[0] > counts[1] else 0.5 if counts[0] == counts[1] else 0.0)
     return by_kind(pairs, right)
+
+
+def count_next(next_N: np.ndarray, form: list[int], place: int, boundary_V: np.ndarray) -> int:
+    """Number of following tokens that continue a form at a place, or end the word with it."""
+    if place < len(form):
+        return int((next_N == form[place]).sum())
+    return int(boundary_V[next_N].sum())
 
 
 def by_kind(pairs: list[Pair], right: list[bool] | list[float]) -> dict[str, float]:
     """Mean of `right` for each kind of pair."""
-    kinds = sorted({pair.kind for pair in pairs})
-    return {
-        kind: float(np.mean([r for p, r in zip(pairs, right) if p.kind == kind])) for kind in kinds
-    }
+    values: dict[str, list[float]] = {}
+    for pair, share in zip(pairs, right):
+        values.setdefault(pair.kind, []).append(share)
+    return {kind: float(np.mean(values[kind])) for kind in sorted(values)}
 
 
 def unigram_nll(packed: Packed, documents: list[np.ndarray], vocabulary: int) -> float:
-    """Nats per token of windows under the token counts of a text, each count one higher."""
+    """Nats per token of windows under the token counts of a text, with add-one smoothing."""
     counts_V = np.ones(vocabulary)
     for begin in range(0, len(packed.ids), 2**24):
         counts_V += np.bincount(packed.ids[begin : begin + 2**24], minlength=vocabulary)
-    first = np.asarray(packed.ids)[packed.starts[:-1]]  # what opens a document is never predicted
+    first = np.asarray(packed.ids)[packed.starts[:-1]]  # openers of documents are never predicted
     counts_V -= np.bincount(first, minlength=vocabulary)
     nats_V = -np.log(counts_V / counts_V.sum())
     return float(nats_V[np.concatenate([document[1:] for document in documents])].mean())
 
 
 def num_bytes(documents: list[np.ndarray], tokenizer: Tokenizer) -> int:
-    """Bytes that the targets of windows say.
+    """Bytes of text in the targets of windows.
 
-    Windows of one document are read as one: a cut may stand in a word, or in half a character.
+    Windows of one document are decoded together: a border may divide a word or a character.
     """
     wholes: list[list[int]] = []
     for window in documents:
@@ -299,17 +343,18 @@ def num_bytes(documents: list[np.ndarray], tokenizer: Tokenizer) -> int:
         if first == 0 or not wholes or wholes[-1][-1] != first:
             wholes.append([first])
         wholes[-1] += targets
-    said = (
-        said_behind(tokenizer, *([i for i in part if i] for part in (whole[:1], whole[1:])))
-        for whole in wholes
-    )
-    return sum(len(text.encode()) for text in said)
+    total = 0
+    for whole in wholes:
+        before = [id_ for id_ in whole[:1] if id_]
+        after = [id_ for id_ in whole[1:] if id_]
+        total += len(said_behind(tokenizer, before, after).encode())
+    return total
 
 
 def sample_story(
     model: Transformer, tokenizer: Tokenizer, prompt: str, seed: int, temperature: float = 0.7
 ) -> str:
-    """A sample story: tokens drawn at `temperature` until the end token or the context is full."""
+    """A story of tokens drawn at `temperature` until the end token or the end of the context."""
     ids = encode(tokenizer, prompt)
     drawn = stream(
         model, [ids], max_tokens=model.context, temperature=temperature, top_p=1.0, seed=seed
@@ -319,7 +364,7 @@ def sample_story(
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:
-    """Summed nats over the bytes they say."""
+    """Summed nats as bits, over the bytes of their text."""
     return nats / math.log(2) / num_bytes
 
 

@@ -1,4 +1,4 @@
-"""Which keys a network selects, and how far that has moved from what its base selects.
+"""Keys that a network selects, and their similarity to the keys that its base selects.
 
 B batch, T query tokens, S key tokens.
 """
@@ -17,9 +17,9 @@ from dsa_sandbox.data.tokens import IGNORED, batch_of
 
 @torch.no_grad()
 def kept_keys(model: Transformer, tokens_BT: Tensor) -> list[Tensor]:
-    """[B, T, S] of each layer, True where a query keeps a key; nothing where nothing is selected.
+    """[B, T, S] of each layer, True where a query keeps a key; empty for a dense network.
 
-    Read off what each attention is given, whoever chooses (variants.policies).
+    Computed from the input of each attention, by whatever policy selects its keys.
     """
     kept: list[Tensor] = []
 
@@ -40,10 +40,10 @@ def kept_keys(model: Transformer, tokens_BT: Tensor) -> list[Tensor]:
 
 
 def jaccard(base: Transformer, model: Transformer, documents: list[np.ndarray]) -> list[float]:
-    """Of each layer, how alike the keys are that the two networks select; none of a dense one.
+    """Jaccard similarity of the keys that two networks select, by layer; empty for a dense network.
 
     Mean of |both| / |either| over the queries of the documents that have a choice, forced keys left
-    out; NaN where none has.
+    out; NaN where no query has one.
     """
     device = next(model.parameters()).device
     tokens_BT, targets_BT = batch_of(documents).to(device)
@@ -55,9 +55,8 @@ def jaccard(base: Transformer, model: Transformer, documents: list[np.ndarray]) 
     found = []
     for attention, then_BTS, now_BTS in layers:
         forced_TS = (position_S < attention.num_sink) | (age_TS < attention.num_local)
-        both_BT, either_BT = (
-            (keys_BTS & ~forced_TS).sum(-1) for keys_BTS in (then_BTS & now_BTS, then_BTS | now_BTS)
-        )
+        both_BT = ((then_BTS & now_BTS) & ~forced_TS).sum(-1)
+        either_BT = ((then_BTS | now_BTS) & ~forced_TS).sum(-1)
         choice_BT = (past_TS.sum(-1) > attention.num_kept) & (either_BT > 0)
         choice_BT = choice_BT & (targets_BT != IGNORED)
         found.append(float((both_BT / either_BT)[choice_BT].mean()))

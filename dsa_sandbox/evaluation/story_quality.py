@@ -1,7 +1,7 @@
-"""What a network tells when nothing is asked: does it repeat itself, lose its hero, fall apart?
+"""Quality of generated stories: repetition, variety, protagonist, NLL under a judge network.
 
-No judge of taste: counts, and the likelihood under another network. A low likelihood is incoherent;
-a high one with much repetition is degenerate: read the two together.
+These are counts and likelihoods, no judgement of taste. A high NLL means incoherent text; a low one
+with much repetition means degenerate text.
 """
 
 import re
@@ -20,7 +20,7 @@ from dsa_sandbox.data.tokens import IGNORED, encode, micro_batches
 from dsa_sandbox.decoding.generate import END_ID, stream
 from dsa_sandbox.evaluation.scoring import MICRO_TOKENS
 
-PROMPT = 12  # tokens of a held-out story that each told story begins with
+PROMPT = 12  # tokens of a held-out story at the start of each generated story
 TEMPERATURE = 0.8
 NAMES = dict.fromkeys(grammar.GIRLS, "she") | dict.fromkeys(grammar.BOYS, "he")
 PEOPLE = {
@@ -34,7 +34,7 @@ PRONOUNS = {
 
 
 class Told(NamedTuple):
-    """A story: the ids it was given, those it went on with, and whether it came to an end."""
+    """A generated story: ids of the prompt, generated ids, and whether it has an end."""
 
     prompt: list[int]
     ids: list[int]  # without the end token
@@ -46,7 +46,7 @@ def tell(
 ) -> list[Told]:
     """`count` stories, each from the first tokens of a document that begins with its opener.
 
-    A network whose logits are not finite tells nothing.
+    A network whose logits are not finite gives empty stories.
     """
     whole = [document for document in documents if document[0] == opener]
     length = min(PROMPT, *(len(document) - 1 for document in whole))
@@ -71,16 +71,25 @@ def tell(
     return [Told(*story) for story in zip(prompts, ids, ended)]
 
 
-def figures(stories: list[Told], tokenizer: Tokenizer, judge: "Judge") -> dict[str, float | None]:
-    """Means over the stories; None where none of them can be asked.
+def story_figures(
+    stories: list[Told], tokenizer: Tokenizer, judge: "Judge"
+) -> dict[str, float | None]:
+    """Means over the stories; None where no story has a value.
 
-    repetition, length, judge_nll: of what was told, the prompt left out; distinct: over the words
-    of all that was told; protagonist, pronoun: the prompt is part of the story.
+    repetition, length, judge_nll, distinct: of the generated part; protagonist, pronoun: of the
+    whole story, prompt included.
     """
-    texts = [texts_of(story, tokenizer) for story in stories]
-    again = [named_again(prompt, told) for prompt, told in texts]
-    agreeing, judged = np.sum([pronouns(prompt + told) for prompt, told in texts], axis=0)
-    words = [word for _, told in texts for word in re.findall(r"\w+", told.lower())]
+    again = []
+    agreeing = 0
+    judged = 0
+    words: list[str] = []
+    for story in stories:
+        prompt, told = texts_of(story, tokenizer)
+        again.append(named_again(prompt, told))
+        counts = pronouns(prompt + told)
+        agreeing += counts[0]
+        judged += counts[1]
+        words += re.findall(r"\w+", told.lower())
     return {
         "repetition": mean_known(repetition(story.ids) for story in stories),
         "distinct": distinct(words, tokenizer.get_vocab_size()),
@@ -93,14 +102,14 @@ def figures(stories: list[Told], tokenizer: Tokenizer, judge: "Judge") -> dict[s
 
 
 def texts_of(story: Told, tokenizer: Tokenizer) -> tuple[str, str]:
-    """The prompt and what was told behind it: together, the text that all ids say."""
+    """The texts of the prompt and of the generated part; together, the text of all ids."""
     whole = tokenizer.decode([*story.prompt[1:], *story.ids])
     told = behind(tokenizer.decode(story.prompt[1:]), whole)
     return whole.removesuffix(told), told
 
 
 def mean_known(values: Iterable[float | None]) -> float | None:
-    """The mean of those that are not None; None of none."""
+    """Mean of the values that are not None; None without any."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
@@ -122,7 +131,7 @@ def distinct(words: list[str], vocabulary: int) -> float | None:
 
 
 def named_again(prompt: str, told: str) -> bool | None:
-    """Whether the first child that a story names is named in what is told after that."""
+    """Whether the generated part names the story's first child again; None without a child."""
     text = prompt + told
     first = re.search(rf"\b({'|'.join(NAMES)})\b", text)
     if first is None:
@@ -131,13 +140,15 @@ def named_again(prompt: str, told: str) -> bool | None:
 
 
 def pronouns(text: str) -> tuple[int, int]:
-    """How many pronouns agree with the child that is named first, of those that can be judged.
+    """Number of pronouns that agree with the first named child, and number of judged pronouns.
 
-    A pronoun is judged once that child is named, for as long as everybody in the story so far
-    (children, girls, men, ...) is of the child's gender: another could be meant after that.
+    A pronoun is judged after that child is named, as long as all people in the story so far
+    (children, girls, men, ...) have the child's gender: later ones may mean somebody else.
     """
-    hero, seen = None, set()
-    agreeing = judged = 0
+    hero = None
+    seen = set()
+    agreeing = 0
+    judged = 0
     for word in re.findall(r"\w+", text):
         gender = NAMES.get(word) or PEOPLE.get(word.lower())
         if gender:
@@ -150,9 +161,9 @@ def pronouns(text: str) -> tuple[int, int]:
 
 
 class Judge(NamedTuple):
-    """Under which network stories are scored, by the name of its run, and how it reads.
+    """The network that scores stories, with the name of its run.
 
-    A tokenizer of its own where it has one: ids of another mean other words to it.
+    It has a tokenizer where that differs from the tokenizer of the stories.
     """
 
     name: str
@@ -161,27 +172,31 @@ class Judge(NamedTuple):
 
 
 def as_read(judge: Judge, story: Told, tokenizer: Tokenizer) -> tuple[list[int], int]:
-    """A story as ids of the judge, and how many of them are given; cut at the judge's context."""
+    """A story as ids of the judge, cut at its context, and how many of them are the prompt."""
     if judge.tokenizer is None:
         return [*story.prompt, *story.ids, *[END_ID] * story.ended], len(story.prompt)
     prompt, told = texts_of(story, tokenizer)
-    given, whole = encode(judge.tokenizer, prompt), encode(judge.tokenizer, prompt + told)
+    given = encode(judge.tokenizer, prompt)
+    whole = encode(judge.tokenizer, prompt + told)
     same = common_length(given, whole)
     return [*whole, *[END_ID] * story.ended][: judge.model.context + 1], same
 
 
 @torch.no_grad()
 def told_nll(judge: Judge, stories: list[Told], tokenizer: Tokenizer) -> float | None:
-    """Nats per token (of the judge) of what is told, its end token in, under another network."""
-    read = [as_read(judge, story, tokenizer) for story in stories]
-    read = [(ids, given) for ids, given in read if len(ids) > given]
-    if not read:
+    """Nats per token (of the judge) of the generated parts, end tokens included, or None."""
+    by_prompt: dict[int, list[np.ndarray]] = {}  # rows by length of the prompt
+    for story in stories:
+        ids, given = as_read(judge, story, tokenizer)
+        if len(ids) > given:
+            by_prompt.setdefault(given, []).append(np.array(ids))
+    if not by_prompt:
         return None
     device = next(judge.model.parameters()).device
-    total, count = 0.0, 0
-    for given in sorted({given for _, given in read}):
-        rows = [np.array(ids) for ids, number in read if number == given]
-        for batch in micro_batches(rows, MICRO_TOKENS):
+    total = 0.0
+    count = 0
+    for given in sorted(by_prompt):
+        for batch in micro_batches(by_prompt[given], MICRO_TOKENS):
             tokens_BT, targets_BT = batch.to(device)
             targets_BT[:, : given - 1] = IGNORED
             told_BT = targets_BT != IGNORED
@@ -199,6 +214,6 @@ def stories(
     count: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The figures of `count` stories, and who judged them."""
+    """The figures of `count` stories, and the name of the judge's run."""
     told = tell(model, documents, count, seed, opener_of(tokenizer))
-    return {"num": count, **figures(told, tokenizer, judge), "judge": judge.name}
+    return {"num": count, **story_figures(told, tokenizer, judge), "judge": judge.name}

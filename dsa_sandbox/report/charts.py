@@ -15,16 +15,18 @@ from dsa_sandbox.report.wrapping import wrapped
 
 MARKS = "ox+*#@%&$ABCDEFGHIJKLMNPQRSTUVWYZ"
 COLOURS = (33, 208, 35, 161, 141, 37, 178, 244)  # of the 256; all seen on light and dark grounds
-ASCII_SHADES, UNICODE_SHADES = ".:+#@", "·░▒▓█"  # no blank among them: blank says "no value"
+ASCII_SHADES = ".:+#@"  # no blank: a blank cell has no value
+UNICODE_SHADES = "·░▒▓█"
 SHADE_COLOURS = (61, 31, 36, 77, 220)  # dark blue to yellow, as viridis
-LARGEST = 1e100  # beyond it there are no differences and no ticks to compute with
+LARGEST = 1e100  # differences and ticks of larger numbers overflow
 TO_ASCII = str.maketrans("─│┌┐└┘├┤┬┴┼", "-|+++++++++")
 
-Entry = tuple[str, str, int]  # of a legend: mark, name, colour
+Entry = tuple[str, str, int]  # mark, name and colour in a legend
+Point = tuple[float, float]
 
 
 class Series(NamedTuple):
-    """A named row of points; those with a NaN, or beyond LARGEST, are left out."""
+    """A named row of points; a chart leaves out NaN and values beyond LARGEST."""
 
     name: str
     x: list[float]
@@ -39,7 +41,7 @@ class Drawn(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What every chart is asked for, whatever it shows."""
+    """Title, labels, size and style of a chart."""
 
     title: str
     x_label: str
@@ -61,7 +63,7 @@ def curves(
     colour: bool = False,
     unicode: bool = True,
 ) -> str:
-    """Line chart; each series has its own mark, on every point or, where points crowd, on some."""
+    """Line chart; each series has its own mark on every point, or on some where points crowd."""
     page = Page(title, x_label, y_label, width, height, colour, unicode)
     return _draw_points(page, series, line="braille" if unicode else ".")
 
@@ -95,20 +97,20 @@ def heat_map(
 ) -> str:
     """Values in [0, 1] as five shades, numbered where they fit; rows go down, counted from 1.
 
-    NaN is blank.
-
-    A matrix with more cells than the chart has room for is shown as the means of blocks of cells.
+    NaN is blank. A matrix with more cells than fit is shown as means of blocks of cells.
     """
     page = Page(title, x_label, y_label, width, height, colour, unicode)
     values = np.asarray(matrix, dtype=float)
     values = values if values.size else np.full((1, 1), np.nan)
     gutter = len(str(len(values)))
-    most_rows, most_columns = max(1, height - 3), max(1, width - gutter - 2)
+    most_rows = max(1, height - 3)
+    most_columns = max(1, width - gutter - 2)
     y_blocks = np.array_split(np.arange(len(values)), min(len(values), most_rows))
     x_blocks = np.array_split(np.arange(values.shape[1]), min(values.shape[1], most_columns))
     cell_height = min(3, most_rows // len(y_blocks))
     cell_width = min(10, most_columns // len(x_blocks))
-    rows, columns = cell_height * len(y_blocks), cell_width * len(x_blocks)
+    rows = cell_height * len(y_blocks)
+    columns = cell_width * len(x_blocks)
     tops = [rows - 1 - cell_height * i for i in range(len(y_blocks))]
     lefts = [cell_width * j for j in range(len(x_blocks))]
     shades = UNICODE_SHADES if unicode else ASCII_SHADES
@@ -125,12 +127,13 @@ def heat_map(
             x, y = np.meshgrid(left + np.arange(cell_width), top - np.arange(cell_height))
             figure.draw(figure.signal(x.ravel().tolist(), y.ravel().tolist(), marker=marker))
             if cell_width >= 6:  # a number, with its shade on both sides
-                column, row = left + (cell_width - 4) // 2, top - (cell_height - 1) // 2
+                column = left + (cell_width - 4) // 2
+                row = top - (cell_height - 1) // 2
                 figure.draw(figure.text(column, row, f"{100 * value:^4.0f}", alignment="left"))
     x_ticks = [left + (cell_width - 1) // 2 for left in lefts]
     y_ticks = [top - (cell_height - 1) // 2 for top in tops]
     x_texts = [str(block[0] + 1) for block in x_blocks]
-    every = math.ceil((len(x_texts[-1]) + 2) / cell_width)  # names need room between them
+    every = math.ceil((len(x_texts[-1]) + 2) / cell_width)  # room between the names
     _set_axis(figure, "x", (0, columns - 1), x_ticks[::every], x_texts[::every])
     _set_axis(figure, "y", (0, rows - 1), y_ticks, [str(block[0] + 1) for block in y_blocks])
 
@@ -143,17 +146,14 @@ def heat_map(
 
 
 def _draw_points(page: Page, series: list[Series], line: str | None) -> str:
-    """A chart of every series' marks, over its line if `line` says what to draw that with."""
-    pairs = [zip(one.x, one.y, strict=True) for one in series]
-    points_of = [
-        [point for point in pair if all(abs(value) <= LARGEST for value in point)] for pair in pairs
-    ]
-    xs, ys = (sorted({point[axis] for points in points_of for point in points}) for axis in (0, 1))
+    """A chart of every series' marks, over lines drawn with `line` where it is given."""
+    points_of = [_drawable(one) for one in series]
+    xs = _coordinates(points_of, 0)
+    ys = _coordinates(points_of, 1)
     rows = max(2, page.height - 3)
     y_ticks = _ticks(*_span(ys), most=max(3, rows // 2))
     y_texts = _texts(y_ticks)
-    bottom, top = y_ticks[0], y_ticks[-1]
-    columns = max(12, page.width - 2 - max(map(len, y_texts)))
+    columns = max(12, page.width - 2 - max(len(text) for text in y_texts))
     left, right = _span(xs)
     whole = all(float(x).is_integer() for x in xs)
     x_room = 4 if max(abs(left), abs(right)) < 100 else 9  # columns from tick to tick
@@ -161,74 +161,122 @@ def _draw_points(page: Page, series: list[Series], line: str | None) -> str:
     if whole:
         x_ticks = [tick for tick in x_ticks if left <= tick <= right]
     else:
-        left, right = x_ticks[0], x_ticks[-1]
+        left = x_ticks[0]
+        right = x_ticks[-1]
     margin = 3 * (right - left) / (columns - 7)  # three columns, for marks that step aside
-    left, right = left - margin, right + margin
+    left -= margin
+    right += margin
 
     figure = _clean_figure(page.width, rows + 3)
     _set_axis(figure, "x", (left, right), x_ticks, _texts(x_ticks))
-    _set_axis(figure, "y", (bottom, top), y_ticks, y_texts)
-    legend: list[Entry] = [
-        (MARKS[number % len(MARKS)], one.name, COLOURS[number % len(COLOURS)])
-        for number, one in enumerate(series)
-    ]
+    _set_axis(figure, "y", (y_ticks[0], y_ticks[-1]), y_ticks, y_texts)
+    legend: list[Entry] = []
+    for number, one in enumerate(series):
+        mark = MARKS[number % len(MARKS)]
+        legend.append((mark, one.name, COLOURS[number % len(COLOURS)]))
     for points, (_, _, colour) in zip(points_of, legend, strict=True):
         if line and len(points) > 1:
-            x, y = [x for x, _ in points], [y for _, y in points]
-            figure.draw(figure.signal(x, y, marker=_marker(line, colour)).lines(True))
+            _draw_signal(figure, points, _marker(line, colour), lines=True)
 
-    # Marks come after all lines, to lie on top. One that would hide another steps aside, by less
-    # than half the way to the next x; so six curves that start in one point still show six marks.
-    column_width = (right - left) / (columns - 1)
-    nearest = min((b - a for a, b in pairwise(xs)), default=math.inf)
-    reach = int(np.clip((nearest / column_width - 1) / 2, 1, 3))
-    taken: set[tuple[int, int]] = set()
-    stepped_aside = False
+    grid = _Grid(left, right, columns, y_ticks[0], y_ticks[-1], rows, xs)
+    # marks come after all lines, to lie on top
     for number, (points, (mark, _, colour)) in enumerate(zip(points_of, legend, strict=True)):
         every = max(1, len(points) * 5 // columns) if line else 1
         first = number * every // len(series)  # long curves carry their marks at different places
-        x, y = [], []
-        for point in points[first::every]:
-            column = int(0.5 + (point[0] - left) / column_width)
-            row = int(0.5 + (top - point[1]) / (top - bottom) * (rows - 1))
-            steps = sorted(range(-reach, reach + 1), key=abs)
-            step = next((s for s in steps if (column + s, row) not in taken), 0)
-            taken.add((column + step, row))
-            stepped_aside |= step != 0
-            x.append(left + (column + step) * column_width)
-            y.append(point[1])
-        figure.draw(figure.signal(x, y, marker=_marker(mark, colour)))
-    notes = ["(marks of one place: side by side)"] if stepped_aside else []
+        placed = [grid.place(point) for point in points[first::every]]
+        _draw_signal(figure, placed, _marker(mark, colour))
+    notes = ["(marks of one place: side by side)"] if grid.stepped_aside else []
     return _finish(page, figure, legend, notes)
 
 
+class _Grid:
+    """The character cells of a chart. A mark that would hide another steps aside.
+
+    The step is less than half the way to the next x, so six curves that start in one point still
+    show six marks.
+    """
+
+    def __init__(
+        self,
+        left: float,
+        right: float,
+        columns: int,
+        bottom: float,
+        top: float,
+        rows: int,
+        xs: list[float],
+    ) -> None:
+        self.left = left
+        self.top = top
+        self.height = top - bottom
+        self.rows = rows
+        self.column_width = (right - left) / (columns - 1)
+        nearest = min((b - a for a, b in pairwise(xs)), default=math.inf)
+        reach = int(np.clip((nearest / self.column_width - 1) / 2, 1, 3))
+        self.steps = sorted(range(-reach, reach + 1), key=abs)
+        self.taken: set[tuple[int, int]] = set()
+        self.stepped_aside = False
+
+    def place(self, point: Point) -> Point:
+        """Where the mark of a point is drawn."""
+        column = int(0.5 + (point[0] - self.left) / self.column_width)
+        row = int(0.5 + (self.top - point[1]) / self.height * (self.rows - 1))
+        free = (step for step in self.steps if (column + step, row) not in self.taken)
+        step = next(free, 0)
+        self.taken.add((column + step, row))
+        self.stepped_aside |= step != 0
+        return self.left + (column + step) * self.column_width, point[1]
+
+
+def _drawable(one: Series) -> list[Point]:
+    """The points of a series that a chart can show."""
+    found = []
+    for x, y in zip(one.x, one.y, strict=True):
+        if abs(x) <= LARGEST and abs(y) <= LARGEST:  # false for NaN
+            found.append((x, y))
+    return found
+
+
+def _coordinates(points_of: list[list[Point]], axis: int) -> list[float]:
+    """All values on an axis, sorted, each once."""
+    return sorted({point[axis] for points in points_of for point in points})
+
+
+def _draw_signal(figure: Any, points: list[Point], marker: Any, *, lines: bool = False) -> None:
+    """Draw the points with a marker, and lines between them where asked."""
+    x = [point[0] for point in points]
+    y = [point[1] for point in points]
+    signal = figure.signal(x, y, marker=marker)
+    figure.draw(signal.lines(True) if lines else signal)
+
+
 def _clean_figure(width: int, height: int) -> Any:
-    """plotext's one figure, emptied; left alone it shrinks to the terminal and paints it white."""
+    """The global figure of plotext, emptied; by default it has the size of the terminal."""
     plotext.terminal.limit(False, False)
     plotext.figure.clear()
     return plotext.figure.plot_size(width, height).theme("colorless")
 
 
 def _marker(symbol: str, colour: int) -> Any:
-    """What plotext draws a point or a line with."""
+    """A symbol and colour as plotext takes them."""
     return plotext.marker(symbol, plotext.pixel(foreground=colour))
 
 
 def _set_axis(
     figure: Any, axis: str, limits: tuple[float, float], ticks: Sequence[float], texts: list[str]
 ) -> None:
-    """Fix the limits and the ticks; plotext warns on stdout about limits that are equal."""
+    """Set limits and ticks; plotext prints a warning about equal limits."""
     low, high = limits
     figure.ruler(axis).lim(low, high if high > low else low + 1).ticks(ticks, texts)
 
 
 def _span(values: list[float]) -> tuple[float, float]:
-    """Lowest and highest of sorted values, pulled apart where they are one."""
+    """Lowest and highest of sorted values, moved apart where they are equal."""
     low, high = (values[0], values[-1]) if values else (0.0, 1.0)
     if high - low > max(1e-9 * max(abs(low), abs(high)), 1 / LARGEST):
         return low, high
     if 0 <= low <= 1:
-        return 0.0, 1.0  # most of what is drawn are shares
+        return 0.0, 1.0  # most figures are shares
     margin = max(abs(low) / 2, 1 / LARGEST)
     return low - margin, high + margin
 
@@ -240,12 +288,13 @@ def _ticks(low: float, high: float, most: int, whole: bool = False) -> list[floa
     steps = [power * factor for factor in ((1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10))]
     step = next((step for step in steps if step >= rough * (1 - 1e-9)), steps[-1])
     step = max(1.0, step) if whole else step
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
     return [number * step for number in range(first, last + 1)]
 
 
 def _texts(ticks: list[float]) -> list[str]:
-    """The ticks' names, with the same number of decimals, as few as tell them apart."""
+    """The ticks as text, with one number of decimals, as few as keep them different."""
     largest = max(map(abs, ticks), default=0.0)
     if largest >= 1e6 or 0 < largest < 1e-3:
         return [f"{tick:.3g}" for tick in ticks]
@@ -253,14 +302,17 @@ def _texts(ticks: list[float]) -> list[str]:
     return [f"{tick:.{decimals}f}" for tick in ticks]
 
 
+def _centred(text: str, width: int, middle: int) -> list[str]:
+    """The text in lines of a width, centred on the columns of the chart."""
+    return [line.center(middle).rstrip() for line in wrapped(text, width)]
+
+
 def _finish(page: Page, figure: Any, legend: list[Entry], notes: list[str]) -> str:
     """The drawn figure with title, labels and legend around it, no line wider than the page."""
     chart = figure.build().string(colorless=not page.colour).rstrip("\n").split("\n")
     middle = figure.size()[0]
-    title, x_label = (
-        [line.center(middle).rstrip() for line in wrapped(text, page.width)]
-        for text in (page.title, page.x_label)
-    )
+    title = _centred(page.title, page.width, middle)
+    x_label = _centred(page.x_label, page.width, middle)
     # No-break spaces hold an entry together that fits a line; colour has no width: it comes last.
     entries = [f"{mark}\u2007{name}" for mark, name, _ in legend] + notes
     entries = [e if len(e) > page.width else e.replace(" ", "\u00a0") for e in entries]

@@ -1,4 +1,4 @@
-"""What the indexer has learned, over the steps of pre-training: a line for each layer."""
+"""Plots of an indexer over the steps of pre-training: a line for each layer."""
 
 import math
 from pathlib import Path
@@ -21,11 +21,11 @@ TITLES = {
     "recall": "Recall: share of the teacher's attention on the selected keys",
     "overlap": "Overlap: share of the teacher's own top-k that is selected",
 }
-BESIDE = ("density", "tie_rate")  # figures that are told, not drawn
+IN_WORDS = ("density", "tie_rate")  # figures below the charts
 
 
 class Taught(NamedTuple):
-    """A run, and what its indexer was worth at each validation since it is taught."""
+    """A pre-training run, with the figures of its indexer at each validation."""
 
     run: Run
     settings: Settings
@@ -33,7 +33,7 @@ class Taught(NamedTuple):
 
 
 def chosen(home: Path, names: list[str]) -> list[Run]:
-    """The named runs, or the newest pre-training, finished or not, that teaches an indexer."""
+    """The named runs, or the newest pre-training run that trains an indexer, finished or not."""
     if names:
         return [find_run(home, name) for name in names]
     for run in reversed(all_runs(home)):
@@ -45,7 +45,7 @@ def chosen(home: Path, names: list[str]) -> list[Run]:
 
 
 def untaught(run: Run) -> str:
-    """Why no indexer is taught in a pre-training; empty where one is."""
+    """Why a pre-training run trains no indexer; empty where it does."""
     try:
         resolved = run_settings(run)
     except UserError as error:
@@ -57,9 +57,10 @@ def untaught(run: Run) -> str:
     return ""
 
 
-def load(runs: list[Run]) -> list[Taught]:
-    """What the runs have logged of their indexers; UserError for each that has nothing."""
-    found, problems = [], []
+def load_indexers(runs: list[Run]) -> list[Taught]:
+    """The stored figures of the indexers of runs; UserError for each run without any."""
+    found = []
+    problems = []
     for run in runs:
         command = run.manifest.get("command")
         if command != "pretrain":
@@ -69,96 +70,101 @@ def load(runs: list[Run]) -> list[Taught]:
             problems.append(reason)
             continue
         lines = run.rows("metrics.jsonl")
-        taught = Taught(run, run_settings(run), [line for line in lines if "indexer" in line])
+        settings = run_settings(run)
+        taught = Taught(run, settings, [line for line in lines if "indexer" in line])
         if taught.lines:
             found.append(taught)
-        else:
-            begin, step = taught.settings.train.phase_ends[0], lines[-1]["step"] if lines else 0
-            problems.append(
-                f"{run.name}: nothing to draw yet: it is at step {step}, and its indexer is taught "
-                f"from step {begin} on"
-            )
+            continue
+        step = lines[-1]["step"] if lines else 0
+        problems.append(
+            f"{run.name}: nothing to draw yet: it is at step {step}, and its indexer is taught "
+            f"from step {settings.train.phase_ends[0]} on"
+        )
     if problems:
         raise UserError(*problems)
     return found
 
 
-def draw(runs: list[Run], style: dict[str, Any]) -> Drawn:
-    """Three charts over the steps, and the rest in words; the points are those of every layer.
+def draw_indexer(runs: list[Run], style: dict[str, Any]) -> Drawn:
+    """Three charts over the steps, with the other figures in words; points are those of each layer.
 
     One run: a line for each layer. Several: a line for each run, the mean over its layers.
     """
-    several = load(runs)
+    several = load_indexers(runs)
     ends = {taught.settings.train.phase_ends for taught in several}
     x_label = "steps"
     if len(ends) == 1:
-        ((dense_end, warmup_end),) = ends
+        dense_end, warmup_end = ends.pop()
         x_label += f" (taught alone from {dense_end}, with the trunk from {warmup_end})"
     texts = [several[0].run.name] if len(several) == 1 else []
     for figure, title in TITLES.items():
         lines = by_layer(several[0], figure) if len(several) == 1 else by_run(several, figure)
-        if any(map(math.isfinite, [y for line in lines for y in line.y])):
-            drawn = charts.curves(
-                title, x_label, figure.replace("_", " "), lines, height=12, **style
-            )
-            texts.append(drawn)
-    texts.append("\n".join(folded(beside(taught), style["width"]) for taught in several))
-    return Drawn("\n\n".join(texts), [point for taught in several for point in points(taught)])
+        if any(math.isfinite(y) for line in lines for y in line.y):
+            name = figure.replace("_", " ")
+            texts.append(charts.curves(title, x_label, name, lines, height=12, **style))
+    texts.append("\n".join(folded(in_words(taught), style["width"]) for taught in several))
+    found = []
+    for taught in several:
+        found += points(taught)
+    return Drawn("\n\n".join(texts), found)
 
 
-def beside(taught: Taught) -> str:
-    """What is told below the charts of a run."""
-    told = [f"{name.replace('_', ' ')} {mean_at(-1, taught, name):.3f}" for name in BESIDE]
-    return f"{label(taught)}: {', '.join(told)} at step {taught.lines[-1]['step']}, over all layers"
+def in_words(taught: Taught) -> str:
+    """The figures below the charts of a run."""
+    figures = []
+    for name in IN_WORDS:
+        figures.append(f"{name.replace('_', ' ')} {mean_at(-1, taught, name):.3f}")
+    step = taught.lines[-1]["step"]
+    return f"{label(taught)}: {', '.join(figures)} at step {step}, over all layers"
 
 
 def label(taught: Taught) -> str:
-    """What the run is called in a legend."""
+    """The name of the run in a legend."""
     return taught.run.name.removeprefix("pretrain-")
 
 
 def value(row: dict[str, Any], figure: str) -> float:
-    """A figure of a layer; NaN where it was not measured or no query had a choice."""
+    """A figure of a layer; NaN where it was not measured or no query has a choice."""
     found = row.get(figure)
     return math.nan if found is None else float(found)
 
 
 def mean_at(number: int, taught: Taught, figure: str) -> float:
-    """Mean over the layers at one of the validations."""
+    """A figure at one validation, mean over the layers."""
     return forgetting.mean(value(row, figure) for row in taught.lines[number]["indexer"])
 
 
 def steps_of(taught: Taught) -> list[float]:
-    """Where the validations stand."""
+    """Steps of the validations."""
     return [float(line["step"]) for line in taught.lines]
 
 
 def by_layer(taught: Taught, figure: str) -> list[Series]:
-    """A line for each layer."""
-    layers = zip(*(line["indexer"] for line in taught.lines), strict=True)
-    return [
-        Series(f"layer {number}", steps_of(taught), [value(row, figure) for row in rows])
-        for number, rows in enumerate(layers, 1)
-    ]
+    """A figure over the steps, a line for each layer."""
+    found = []
+    for layer in range(len(taught.lines[0]["indexer"])):
+        values = [value(line["indexer"][layer], figure) for line in taught.lines]
+        found.append(Series(f"layer {layer + 1}", steps_of(taught), values))
+    return found
 
 
 def by_run(several: list[Taught], figure: str) -> list[Series]:
-    """A line for each run."""
-    return [
-        Series(
-            label(taught),
-            steps_of(taught),
-            [mean_at(number, taught, figure) for number in range(len(taught.lines))],
-        )
-        for taught in several
-    ]
+    """A figure over the steps, a line for each run."""
+    found = []
+    for taught in several:
+        values = [mean_at(number, taught, figure) for number in range(len(taught.lines))]
+        found.append(Series(label(taught), steps_of(taught), values))
+    return found
 
 
 def points(taught: Taught) -> list[dict[str, Any]]:
-    """A row for each validation and layer, null where there is no value."""
-    return [
-        {"run": taught.run.name, "step": line["step"], "phase": line["phase"], "layer": number}
-        | {name: row.get(name) for name in (*TITLES, *BESIDE)}
-        for line in taught.lines
-        for number, row in enumerate(line["indexer"], 1)
-    ]
+    """A point for each validation and layer, None where there is no value."""
+    found = []
+    for line in taught.lines:
+        for layer, row in enumerate(line["indexer"], 1):
+            point = {"run": taught.run.name, "step": line["step"], "phase": line["phase"]}
+            point["layer"] = layer
+            for name in (*TITLES, *IN_WORDS):
+                point[name] = row.get(name)
+            found.append(point)
+    return found

@@ -1,4 +1,4 @@
-"""What `ls` shows."""
+"""Entries of `ls`: runs, presets, strategies, architectures, task families."""
 
 import ast
 import importlib.util
@@ -22,29 +22,36 @@ from dsa_sandbox.runs.folder import Run
 KINDS = ("runs", "presets", "strategies", "archs", "tasks")
 
 
-def rows(kind: str, home: Path) -> list[dict[str, Any]]:
-    """The entries of a kind, a dictionary each."""
+def entries(kind: str, home: Path) -> list[dict[str, Any]]:
+    """The entries of a kind, a dictionary each; UserError for an unknown kind."""
+    found: list[dict[str, Any]] = []
     if kind == "runs":
-        return [of_run(run) for run in store.all_runs(home)]
-    if kind == "presets":
-        return [of_preset(name) for name in preset_names()]
-    if kind == "strategies":
-        return [{"strategy": name, "what": about(strategies, name)} for name in strategies]
-    if kind == "archs":
-        return [{"arch": name, "what": archs.about(name).sentence} for name in archs]
-    if kind == "tasks":
-        return [
-            {"family": name, "tasks": most_tasks(name), "what": about(families, name)}
-            for name in families
-        ]
-    hint = nearest(kind, list(KINDS))
-    raise UserError(f"{kind}: nothing of that kind{hint}  (there are: {', '.join(KINDS)})")
+        for run in store.all_runs(home):
+            found.append(of_run(run))
+    elif kind == "presets":
+        for name in preset_names():
+            found.append(of_preset(name))
+    elif kind == "strategies":
+        for name in strategies:
+            found.append({"strategy": name, "what": about(strategies, name)})
+    elif kind == "archs":
+        for name in archs:
+            found.append({"arch": name, "what": archs.about(name).sentence})
+    elif kind == "tasks":
+        for name in families:
+            what = about(families, name)
+            found.append({"family": name, "tasks": most_tasks(name), "what": what})
+    else:
+        hint = nearest(kind, list(KINDS))
+        known = ", ".join(KINDS)
+        raise UserError(f"{kind}: nothing of that kind{hint}  (there are: {known})")
+    return found
 
 
 def about(registry: Registry[Any], name: str) -> str:
-    """The first line of an entry's documentation, without its own name.
+    """The first line of an entry's docstring, without its own name.
 
-    Of a built-in entry it is read from the file, not imported: that would import torch.
+    The file of a built-in entry is parsed, because its import would import torch.
     """
     text = None
     if name in registry.builtin:
@@ -59,7 +66,7 @@ def about(registry: Registry[Any], name: str) -> str:
 
 
 def of_run(run: Run) -> dict[str, Any]:
-    """Name, state, and how far an unfinished run is."""
+    """Name, state and progress of a run; `torn` where its files cannot be read."""
     try:
         manifest = run.manifest
     except UserError as error:
@@ -69,12 +76,12 @@ def of_run(run: Run) -> dict[str, Any]:
         state = "running" if locks.being_written(run.path) else "stopped"
     try:
         return {"run": run.name, "state": state, "progress": progress(run, manifest)}
-    except (UserError, LookupError, TypeError, ValueError) as error:  # figures are as they are read
+    except (UserError, LookupError, TypeError, ValueError) as error:  # of damaged files
         return {"run": run.name, "state": "torn", "progress": f"not as it was written: {error}"}
 
 
 def progress(run: Run, manifest: dict[str, Any]) -> str:
-    """`step 300/1500` or `task 4/8`; for finished runs the figure that matters most."""
+    """`step 300/1500` or `task 4/8`; for finished runs the most important figures."""
     figures = manifest.get("figures", {})
     command = manifest.get("command")
     lines = run.rows("metrics.jsonl")
@@ -128,7 +135,7 @@ def of_preset(name: str) -> dict[str, Any]:
     }
 
 
-def table(entries: list[dict[str, Any]], width: int) -> str:
+def listed(entries: list[dict[str, Any]], width: int) -> str:
     """The entries as columns."""
     columns = plain()
     for key in entries[0]:

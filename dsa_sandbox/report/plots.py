@@ -1,4 +1,4 @@
-"""Which plots there are, of which runs, and their points as a table."""
+"""The kinds of plots, the runs that each draws, and their points as a table."""
 
 import csv
 from collections.abc import Callable
@@ -18,7 +18,7 @@ SHORT = 12  # rows of the chart that ends a study
 
 
 def check_plot(kind: str, save: Path | None) -> None:
-    """UserError for an unknown kind of plot or a file we cannot write."""
+    """UserError for an unknown kind of plot, or a file that cannot be written."""
     known = [*KINDS, *OF_BASES]
     if kind not in known:
         raise UserError(
@@ -36,7 +36,7 @@ def check_plot(kind: str, save: Path | None) -> None:
 
 
 def chosen(kind: str, home: Path, names: list[str]) -> list[Run]:
-    """The runs that a kind of plot draws: those named, or those that it takes by itself."""
+    """The named runs, or by default those that a kind of plot draws."""
     return indexer.chosen(home, names) if kind in OF_BASES else store.chosen_runs(home, names)
 
 
@@ -71,15 +71,19 @@ KINDS: dict[str, Callable[[list[Arm], dict[str, Any]], Drawn]] = {
     "recall": probing.draw_recall,
     "coherence": probing.draw_coherence,
 }
-OF_BASES: dict[str, Callable[[list[Run], dict[str, Any]], Drawn]] = {"indexer": indexer.draw}
+OF_BASES: dict[str, Callable[[list[Run], dict[str, Any]], Drawn]] = {
+    "indexer": indexer.draw_indexer
+}
 
 
 def save_csv(path: Path, points: list[dict[str, Any]]) -> None:
     """The points as a table with a header; UserError where the file cannot be written."""
-    names = list(dict.fromkeys(name for point in points for name in point))
+    names: dict[str, None] = {}  # in the order of their first use
+    for point in points:
+        names |= dict.fromkeys(point)
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=names)
+            writer = csv.DictWriter(file, fieldnames=list(names))
             writer.writeheader()
             writer.writerows(points)
     except OSError as error:

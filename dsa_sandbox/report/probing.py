@@ -1,5 +1,6 @@
-"""Plots of what is probed beside the tasks: stability gap, drift, recovery, recall, coherence."""
+"""Plots of measurements beside the tasks: stability gap, drift, recovery, recall, coherence."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -8,53 +9,60 @@ from dsa_sandbox.report import charts
 from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.report.loading import Arm, by_row, having, or_none
 
+Points = list[dict[str, Any]]
 STORIES = {
-    "repetition": "Repetition: share of 4-grams of told stories that repeat one",
-    "pronoun": "Pronouns of told stories that fit their protagonist",
-    "protagonist": "Told stories that name their first child again",
-    "judge_nll": "NLL of told stories under the judge, nats per token",
+    "repetition": "Repetition: share of 4-grams of generated stories that repeat an earlier one",
+    "pronoun": "Pronouns of generated stories that agree with their protagonist",
+    "protagonist": "Generated stories that name their first child again",
+    "judge_nll": "NLL of generated stories under the judge, nats per token",
 }
 
 
+def exact_before(arm: Arm, line: dict[str, Any]) -> float:
+    """Exact match of a dense line, mean over the tasks learned before the one being learned.
+
+    Tasks that this one, or one in between, contradicts are left out.
+    """
+    task = line["task"]
+    kept = [j for j in range(task) if arm.replaced.get(j, arm.num_tasks) > task]
+    return forgetting.mean(line["seen"][j] for j in kept)
+
+
 def draw_gap(arms: list[Arm], style: dict[str, Any]) -> Drawn:
-    """Exact match of the tasks learned before, step by step while a new one is learned."""
-
-    def before(arm: Arm, line: dict[str, Any]) -> float:
-        task = line["task"]  # what it undoes, or another has undone, is nothing to keep
-        kept = [j for j in range(task) if arm.replaced.get(j, arm.num_tasks) > task]
-        return forgetting.mean(line["seen"][j] for j in kept)
-
+    """Exact match of earlier tasks, step by step while a new task is learned."""
     found = having(
         arms,
         lambda arm: any(line["task"] for line in arm.dense),
         "no step of these arms was evaluated; name tasks from the second on in eval.dense_tasks",
     )
-    texts, points = [], []
-    for task in sorted({line["task"] for arm in found for line in arm.dense if line["task"]}):
+    tasks = {line["task"] for arm in found for line in arm.dense if line["task"]}
+    texts = []
+    points: Points = []
+    for task in sorted(tasks):
         series = []
         for arm in found:
-            lines = [line for line in arm.dense if line["task"] == task]
-            steps, shares = [float(x["at_step"]) for x in lines], [before(arm, x) for x in lines]
-            series.append(Series(arm.name, steps, shares))
-            points += [
-                {"arm": arm.name, "task": task + 1, "step": line["at_step"], "before": share}
-                | {"new": line["seen"][task]}
-                for line, share in zip(lines, shares)
-            ]
+            drawn = Series(arm.name, [], [])
+            for line in arm.dense:
+                if line["task"] != task:
+                    continue
+                share = exact_before(arm, line)
+                drawn.x.append(float(line["at_step"]))
+                drawn.y.append(share)
+                place = {"arm": arm.name, "task": task + 1, "step": line["at_step"]}
+                points.append(place | {"before": share, "new": line["seen"][task]})
+            series.append(drawn)
         title = f"Stability gap: exact match of tasks 1..{task} while task {task + 1} is learned"
         texts.append(charts.curves(title, "steps", "exact match", series, **style))
     return Drawn("\n\n".join(texts), points)
 
 
+def moved_by(line: dict[str, Any], group: str) -> float:
+    """Relative change of a group of weights in a row; NaN where it was not measured."""
+    return forgetting.number(line.get("moved") or {}, group)
+
+
 def draw_drift(arms: list[Arm], style: dict[str, Any]) -> Drawn:
-    """Jaccard of the selected keys with the base's, and how far each group of weights has moved."""
-
-    def how_far(line: dict[str, Any], group: str) -> float:
-        return forgetting.number(line.get("moved") or {}, group)
-
-    def jaccard(line: dict[str, Any]) -> float:
-        return forgetting.mean(share for share in line.get("jaccard") or [] if share is not None)
-
+    """Jaccard similarity of the selected keys with the base's, and relative change of weights."""
     found = having(
         arms,
         lambda arm: any(line.get("jaccard") or line.get("moved") for line in arm.lines[1:]),
@@ -64,36 +72,50 @@ def draw_drift(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     selecting = [arm for arm in found if any(line.get("jaccard") for line in arm.lines)]
     if selecting:
         title = "Selection: Jaccard with the base's selected keys, mean over layers"
-        lines = [by_row(arm, jaccard) for arm in selecting]
+        lines = [by_row(arm, drift.mean_jaccard) for arm in selecting]
         texts.append(charts.curves(title, "tasks learned", "Jaccard", lines, **style))
-    groups = dict.fromkeys(
-        g for arm in found for line in arm.lines for g in line.get("moved") or {}
-    )
-
-    def lines_of(group: str) -> list[Series]:
-        """The arms that move it; of one that has diverged, what there was before, if anything."""
-        figure = partial(how_far, group=group)
-        lines = [(arm, by_row(arm, figure, bounded=False)) for arm in found]
-        return [line for arm, line in lines if any(line.y) or arm.diverged is not None]
-
-    moved = {group: lines_of(group) for group in groups}
-    if len(found) == 1:  # its groups in one chart, else a chart for each group
-        whole = [line._replace(name=group) for group, lines in moved.items() for line in lines]
-        moved = {"each group that moves": whole}
-    for group, lines in moved.items():
-        if lines:
-            title = f"Weights: ||W - W_base|| / ||W_base|| of {group}"
-            chart = charts.curves(title, "tasks learned", "moved", lines, height=14, **style)
-            texts.append(chart)
-    points = [
-        {"arm": arm.name, "task": line["row"], "jaccard": or_none(jaccard(line))}
-        | {f"layer_{n}": share for n, share in enumerate(line.get("jaccard") or [], 1)}
-        | {f"moved_{group}": share for group, share in (line.get("moved") or {}).items()}
-        for arm in found
-        for line in arm.lines
-        if line.get("jaccard") or line.get("moved")
-    ]
+    for title, series in weight_series(found).items():
+        chart = charts.curves(title, "tasks learned", "relative change", series, height=14, **style)
+        texts.append(chart)
+    points: Points = []
+    for arm in found:
+        for line in arm.lines:
+            if line.get("jaccard") or line.get("moved"):
+                points.append(drift_point(arm, line))
     return Drawn("\n\n".join(texts), points)
+
+
+def weight_series(arms: list[Arm]) -> dict[str, list[Series]]:
+    """Relative change of weights by title: a chart for each group, or one for a single arm.
+
+    An arm that leaves a group as it is has no series there, unless the arm has diverged.
+    """
+    groups: dict[str, list[Series]] = {}
+    for arm in arms:
+        for line in arm.lines:
+            for group in line.get("moved") or {}:
+                groups.setdefault(group, [])
+    for group, series in groups.items():
+        for arm in arms:
+            drawn = by_row(arm, partial(moved_by, group=group), bounded=False)
+            if any(drawn.y) or arm.diverged is not None:
+                series.append(drawn)
+    title = "Weights: ||W - W_base|| / ||W_base|| of"
+    if len(arms) > 1:
+        return {f"{title} {group}": series for group, series in groups.items() if series}
+    together = [one._replace(name=group) for group, series in groups.items() for one in series]
+    return {f"{title} each group that moves": together} if together else {}
+
+
+def drift_point(arm: Arm, line: dict[str, Any]) -> dict[str, Any]:
+    """A row as a point: mean and layers of the Jaccard similarity, and every group of weights."""
+    point: dict[str, Any] = {"arm": arm.name, "task": line["row"]}
+    point["jaccard"] = or_none(drift.mean_jaccard(line))
+    for number, share in enumerate(line.get("jaccard") or [], 1):
+        point[f"layer_{number}"] = share
+    for group, change in (line.get("moved") or {}).items():
+        point[f"moved_{group}"] = change
+    return point
 
 
 def draw_recovery(arms: list[Arm], style: dict[str, Any]) -> Drawn:
@@ -103,14 +125,14 @@ def draw_recovery(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         lambda arm: arm.lines[-1].get("recovery"),
         "no finished arm relearned a task; eval.recovery_tasks says how many do",
     )
-    series, points = [], []
+    series = []
+    points: Points = []
     for arm in found:
         shares = drift.recovery(arm.lines[-1])
-        series.append(Series(arm.name, [float(k) for k in shares], list(shares.values())))
-        points += [
-            {"arm": arm.name, "task": row["task"] + 1, "steps": row["steps"], "right": row["right"]}
-            for row in arm.lines[-1]["recovery"]
-        ]
+        series.append(Series(arm.name, [float(steps) for steps in shares], list(shares.values())))
+        for row in arm.lines[-1]["recovery"]:
+            place = {"arm": arm.name, "task": row["task"] + 1}
+            points.append(place | {"steps": row["steps"], "right": row["right"]})
     title = "Recovery: exact share of clozes of early tasks, relearned on a copy after the stream"
     drawn = charts.curves(title, "steps of relearning", "exact match", series, **style)
     return Drawn(drawn, points)
@@ -123,58 +145,79 @@ def draw_recall(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """
     found = having(
         arms,
-        lambda arm: arm.lines[-1].get("recall") or any(own_distances(arm)),
+        lambda arm: arm.lines[-1].get("recall") or has_distances(arm),
         "no item of these arms has a distance; eval.recall_items says how many are asked",
     )
-    texts, points = [], []
+    texts = []
+    points: Points = []
     for arm in found:
-        first, last = arm.lines[0], arm.lines[-1]
-        rows_of = [("before", first), *([("after", last)] if arm.done else [])]
-        told = [(name, row) for name, row in rows_of if row.get("recall")]
-        lines = []
-        for when, line in told:
-            for key, name in (("right", f"right {when}"), ("hit", f"hit rate {when}")):
-                rows = [row for row in line["recall"] if row.get(key) is not None]
-                if rows:
-                    x = [float(row["distance"]) for row in rows]
-                    lines.append(Series(name, x, [float(row[key]) for row in rows]))
-            points += [
-                {"arm": arm.name, "kind": "stated", "when": when, **row} for row in line["recall"]
-            ]
-        if lines:
-            title = f"{arm.name}: recall of a stated fact, before and after the stream"
-            texts.append(charts.curves(title, "distance, tokens", "share", lines, **style))
-        lines = []
-        own = items.by_distance(arm.records, arm.done, arm.course) if arm.done else {}
-        ended = "at the end" if arm.done == arm.num_tasks else "so far"
-        for kind, whens in own.items():
-            for when, shares in whens.items():
-                if shares:
-                    name = f"{kind} {'after its task' if when == 'own' else ended}"
-                    x = [float(distance) for distance in shares]
-                    lines.append(Series(name, x, list(shares.values())))
-                points += [
-                    {"arm": arm.name, "kind": kind, "when": when, "distance": d, "right": share}
-                    for d, share in shares.items()
-                ]
-        if lines:
-            title = f"{arm.name}: the tasks' own items, by distance from the world's name or rule"
-            texts.append(charts.curves(title, "distance, tokens", "right", lines, **style))
+        charted = {
+            "recall of a stated fact, before and after the stream": (
+                "share",
+                list(stated_series(arm, points)),
+            ),
+            "the tasks' own items, by distance from the world's name or rule": (
+                "right",
+                list(item_series(arm, points)),
+            ),
+        }
+        for title, (y_label, series) in charted.items():
+            if series:
+                title = f"{arm.name}: {title}"
+                chart = charts.curves(title, "distance, tokens", y_label, series, **style)
+                texts.append(chart)
     return Drawn("\n\n".join(texts), points)
 
 
-def own_distances(arm: Arm) -> list[int]:
-    """Distances of the clozes in the last row, as far as they have any."""
-    clozes = forgetting.select(arm.records, "cloze", row=arm.done)
-    return [r["distance"] for r in clozes if r["distance"] is not None] if arm.done else []
+def stated_series(arm: Arm, points: Points) -> Iterator[Series]:
+    """Share right and hit rate by distance, before and after the stream; adds the points."""
+    rows = {"before": arm.lines[0]}
+    if arm.done:
+        rows["after"] = arm.lines[-1]
+    for when, line in rows.items():
+        recalled = line.get("recall") or []
+        for key, name in (("right", "right"), ("hit", "hit rate")):
+            drawn = Series(f"{name} {when}", [], [])
+            for row in recalled:
+                if row.get(key) is not None:
+                    drawn.x.append(float(row["distance"]))
+                    drawn.y.append(float(row[key]))
+            if drawn.x:
+                yield drawn
+        for row in recalled:
+            points.append({"arm": arm.name, "kind": "stated", "when": when, **row})
+
+
+def item_series(arm: Arm, points: Points) -> Iterator[Series]:
+    """Share right by distance of clozes and paraphrases, after their task and last; adds points."""
+    if not arm.done:
+        return
+    last = "at the end" if arm.done == arm.num_tasks else "so far"
+    for kind, rows in items.by_distance(arm.records, arm.done, arm.course).items():
+        for when, shares in rows.items():
+            if shares:
+                name = f"{kind} {'after its task' if when == 'own' else last}"
+                distances = [float(distance) for distance in shares]
+                yield Series(name, distances, list(shares.values()))
+            for distance, share in shares.items():
+                place = {"arm": arm.name, "kind": kind, "when": when}
+                points.append(place | {"distance": distance, "right": share})
+
+
+def has_distances(arm: Arm) -> bool:
+    """Whether a cloze of the last row has a distance other than 0."""
+    if not arm.done:
+        return False
+    return any(r["distance"] for r in forgetting.select(arm.records, "cloze", row=arm.done))
+
+
+def story_figure(line: dict[str, Any], figure: str) -> float:
+    """A figure of the generated stories of a row; NaN where it was not measured."""
+    return forgetting.number(line.get("stories") or {}, figure)
 
 
 def draw_coherence(arms: list[Arm], style: dict[str, Any]) -> Drawn:
-    """What became of the stories that the network tells, over tasks learned: a chart a figure."""
-
-    def told(line: dict[str, Any], figure: str) -> float:
-        return forgetting.number(line.get("stories") or {}, figure)
-
+    """Figures of generated stories over tasks learned: a chart for each figure."""
     found = having(
         arms,
         lambda arm: any(line.get("stories") for line in arm.lines),
@@ -183,15 +226,16 @@ def draw_coherence(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     texts = []
     for figure, title in STORIES.items():
         bounded = figure != "judge_nll"
-        lines = [by_row(arm, partial(told, figure=figure), bounded=bounded) for arm in found]
+        lines = [
+            by_row(arm, partial(story_figure, figure=figure), bounded=bounded) for arm in found
+        ]
         if any(line.y for line in lines):
             y_label = figure.replace("_", " ")
             chart = charts.curves(title, "tasks learned", y_label, lines, height=14, **style)
             texts.append(chart)
-    points = [
-        {"arm": arm.name, "task": line["row"], **line["stories"]}
-        for arm in found
-        for line in arm.lines
-        if line.get("stories")
-    ]
+    points: Points = []
+    for arm in found:
+        for line in arm.lines:
+            if line.get("stories"):
+                points.append({"arm": arm.name, "task": line["row"], **line["stories"]})
     return Drawn("\n\n".join(texts), points)

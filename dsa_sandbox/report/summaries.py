@@ -1,4 +1,4 @@
-"""Summaries of what `build`, `pretrain`, `make-tasks` and `finetune` have made, as text."""
+"""Results of `build`, `pretrain`, `make-tasks`, `finetune`, and of `eval` for bases, as text."""
 
 from typing import Any
 
@@ -8,17 +8,19 @@ from dsa_sandbox.report.wrapping import plain, rendered
 
 
 def parameters(figures: dict[str, Any]) -> str:
-    """Both parameter tables by group, and how well they match."""
+    """Parameters of both networks by group, the total last, and the difference of the totals."""
     table = plain()
     table.add_column("group")
-    columns = list(figures["parameters"])
-    for arch in columns:
+    groups: dict[str, None] = {}  # in the order of their first use
+    for arch, counts in figures["parameters"].items():
         table.add_column(arch, justify="right")
-    groups = list(dict.fromkeys(g for arch in columns for g in figures["parameters"][arch]))
-    groups = [group for group in groups if group != "total"] + ["total"]
-    for group in groups:
-        counts = [figures["parameters"][arch].get(group) for arch in columns]
-        table.add_row(group, *("" if count is None else f"{count:,}" for count in counts))
+        groups |= dict.fromkeys(counts)
+    groups.pop("total")
+    for group in [*groups, "total"]:
+        cells = []
+        for counts in figures["parameters"].values():
+            cells.append(f"{counts[group]:,}" if group in counts else "")
+        table.add_row(group, *cells)
     widths = ", ".join(f"{arch} {width}" for arch, width in figures["ffn_width"].items())
     text = (
         f"feed-forward width: {widths}; totals differ by {figures['mismatch']:.2%}; "
@@ -31,7 +33,7 @@ def parameters(figures: dict[str, Any]) -> str:
 
 
 def gate_text(gate: dict[str, Any]) -> str:
-    """Whether worlds are worlds to a base."""
+    """Whether the world gate of a base is open, with its two probabilities."""
     if gate["right"] is None:
         return "worlds gate CLOSED: no rule of a practice world is one token here"
     state = "open" if gate["open"] else "CLOSED"
@@ -42,27 +44,26 @@ def gate_text(gate: dict[str, Any]) -> str:
 
 
 def base(name: str, figures: dict[str, Any]) -> str:
-    """What pre-training ended with."""
-    pairs = ", ".join(
-        f"{kind} {share:.2f} (bigram {figures['pairs_bigram'][kind]:.2f})"
-        for kind, share in figures["pairs"].items()
-    )
+    """Quality of a base: held-out text, known facts, minimal pairs, world gate, a story."""
+    pairs = []
+    for kind, share in figures["pairs"].items():
+        pairs.append(f"{kind} {share:.2f} (bigram {figures['pairs_bigram'][kind]:.2f})")
     valid = figures["valid"]
     lines = [
-        f"{name}: held-out NLL {number(valid['nll'], 4)} nats/token, "
-        f"{number(valid['bits_per_byte'], 4)} bits/byte",
-        f"known facts {figures['known_facts']} of {figures['asked_facts']}; pairs: {pairs}",
-        gate_text(figures["gate"]),
-        f"a story: {figures['story']}",
+        f"{name}: held-out NLL {number(valid['nll'], 4)} nats per token, "
+        f"{number(valid['bits_per_byte'], 4)} bits per byte"
     ]
     if figures.get("fact_stories"):
         share = figures["fact_stories"] / figures["train_documents"]
-        lines.insert(1, f"fact stories in the training text: {share:.0%} of documents")
+        lines.append(f"fact stories in the training text: {share:.0%} of documents")
+    known = f"known facts {figures['known_facts']} of {figures['asked_facts']}"
+    lines.append(f"{known}; pairs: {', '.join(pairs)}")
+    lines += [gate_text(figures["gate"]), f"a story: {figures['story']}"]
     return "\n".join(lines)
 
 
 def stream(name: str, figures: dict[str, Any]) -> str:
-    """What make-tasks found."""
+    """The result of `make-tasks`: tasks, known facts, density, gates of the bases."""
     lines = [f"{name}: {figures['tasks']} tasks"]
     if "usable" in figures:
         lines.append(
@@ -90,6 +91,6 @@ def arm(name: str, figures: dict[str, Any]) -> str:
 
 
 def probes(name: str, figures: dict[str, Any]) -> str:
-    """A base on a stream it has not learned."""
+    """Shares right of a base on the items of a stream before learning."""
     shares = ", ".join(f"{kind} {percent(share)}" for kind, share in figures["right"].items())
     return f"{name} on {figures['stream']}, before learning: right on {shares}"

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.core.transformer import Transformer, group_of
 from dsa_sandbox.errors import Interrupted, RunFailed
-from dsa_sandbox.evaluation.evaluator import Measures
+from dsa_sandbox.evaluation.evaluator import Evaluator
 from dsa_sandbox.evaluation.relearning import STEPS, recovery
 from dsa_sandbox.evaluation.scoring import heldout_nll
 from dsa_sandbox.listener import Listener
@@ -40,7 +40,7 @@ class FinetuneRun:
         trainer: Trainer,
         tasks: list[Task],
         tokenizer: Tokenizer,
-        measures: Measures,
+        measures: Evaluator,
         settings: Settings,
         engine: Engine,
         listener: Listener,
