@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsa_sandbox.core.transformer import Transformer, group_of, nll_sum
+from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data.tokens import IGNORED, Batch
+from dsa_sandbox.sizes import group_of
 
 
 class Phase(NamedTuple):
@@ -88,7 +89,7 @@ def train(
             real_BT = targets_BT != IGNORED  # the rest needs no logits
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 rows = phase.teach and phase.queries(tokens_BT.shape[1])
-                x_BTD, losses = forward(tokens_BT, sparse=phase.sparse, teach=rows)
+                x_BTD, losses = forward(tokens_BT, sparse=phase.sparse, train_indexer=rows)
                 pieces = (part.split(piece) for part in (x_BTD[real_BT], targets_BT[real_BT]))
                 nll = torch.stack([nll_sum(model.logits(x), y) for x, y in zip(*pieces)]).sum()
             objective = nll / num_tokens if phase.trunk else nll.new_zeros(())
