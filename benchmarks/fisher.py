@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dsa_sandbox import machine
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import tokens
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.report.numbers import number
@@ -27,6 +27,7 @@ from dsa_sandbox.report.wrapping import plain, rendered
 from dsa_sandbox.runs import home as store
 from dsa_sandbox.runs.load import SavedNetwork
 from dsa_sandbox.runs.session import Session
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies import biased_fisher
 from dsa_sandbox.strategies.ewc import sampled_fisher
 

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from dsa_sandbox.config.settings import Model, Train
 from dsa_sandbox.core.attention import DsaAttention
-from dsa_sandbox.core.rope import Rope
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch
 from dsa_sandbox.evaluation.diagnostics import layer_row
@@ -57,13 +56,13 @@ MODEL = Model(
 class SelectedOnly(DsaAttention):
     """`dsa` whose compressed flow adds nothing."""
 
-    def attend(self, x_BTD: Tensor, table: Rope, kept: Tensor | None) -> Tensor:
-        return self.selected(x_BTD, table, kept)
+    def attend(self, x_BTD: Tensor, rope_2TH: Tensor, mask_BTS: Tensor | None) -> Tensor:
+        return self.selected(x_BTD, rope_2TH, mask_BTS)
 
     def attend_with_teacher(
-        self, x_BTD: Tensor, table: Rope, support_BTS: Tensor
+        self, x_BTD: Tensor, rope_2TH: Tensor, support_BTS: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return self.selected.forward_with_teacher(x_BTD, table, support_BTS)
+        return self.selected.forward_with_teacher(x_BTD, rope_2TH, support_BTS)
 
 
 def sequence(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,20 @@ from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import archs
 
 
+def group_of(name: str) -> str:
+    """The group of a parameter, by its name in the network's state dict."""
+    parts = name.split(".")
+    if "attention" in parts:  # the submodule of the attention layer, as compressed or indexer
+        return parts[parts.index("attention") + 1]
+    if any("norm" in part for part in parts):
+        return "norm"
+    # `feedforward` is last, since the names of experts and router contain it too
+    for group in ("experts", "router", "feedforward"):
+        if group in parts:
+            return group
+    return "embedding"
+
+
 def dense_attention(model: Model) -> dict[str, int]:
     """Parameters of each group of a layer of `dense`."""
     width, head = model.width, model.width // model.num_heads
@@ -101,7 +115,7 @@ def has_indexer(arch: str, model: Model) -> bool:
 
 
 def group_sizes(arch: str, model: Model, vocabulary: int, ffn_width: int) -> dict[str, int]:
-    """Parameters of each group of `arch`, as `core.transformer.group_of` names them."""
+    """Parameters of each group of `arch`, as `group_of` names them."""
     width = model.width
     matrices = 3 if model.activation == "swiglu" else 2
     attention = attention_sizes(arch, model)

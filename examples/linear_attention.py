@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsa_sandbox.config.settings import Model
-from dsa_sandbox.core.attention import Out, Teach, heads, linear, merged
-from dsa_sandbox.core.rope import Rope, rotate
+from dsa_sandbox.core.attention import Output, Queries, linear, merge_heads, split_heads
+from dsa_sandbox.core.rope import rotate
 from dsa_sandbox.registry import archs
 
 
@@ -34,15 +34,17 @@ class LinearAttention(nn.Module):
         self.address = nn.ModuleDict({name: linear(model.width, model.width) for name in "qk"})
         self.content = nn.ModuleDict({name: linear(model.width, model.width) for name in "vo"})
 
-    def forward(self, x_BTD: Tensor, table: Rope, sparse: bool = True, teach: Teach = False) -> Out:
-        """Output [B, T, D], and no loss of an indexer; `sparse` and `teach` change nothing here."""
+    def forward(
+        self, x_BTD: Tensor, rope_2TH: Tensor, sparse: bool = True, train_indexer: Queries = False
+    ) -> Output:
+        """Output [B, T, D] and no loss: without an indexer, the last two arguments do nothing."""
         q_BNTH, k_BNSH = (
-            F.elu(rotate(heads(self.address[name](x_BTD), self.head_width), table)) + 1
+            F.elu(rotate(split_heads(self.address[name](x_BTD), self.head_width), rope_2TH)) + 1
             for name in "qk"
         )
-        v_BNSH = heads(self.content["v"](x_BTD), self.head_width)
+        v_BNSH = split_heads(self.content["v"](x_BTD), self.head_width)
         # In fp32: the sum over the past grows with T. All positions at once, T * T numbers a head;
         # a state of H * H numbers would give the same, one position after another.
         weights_BNTS = (q_BNTH.float() @ k_BNSH.float().transpose(-1, -2)).tril()
         weights_BNTS = weights_BNTS / weights_BNTS.sum(-1, keepdim=True)
-        return self.content["o"](merged(weights_BNTS.to(v_BNSH.dtype) @ v_BNSH)), None
+        return self.content["o"](merge_heads(weights_BNTS.to(v_BNSH.dtype) @ v_BNSH)), None

@@ -13,12 +13,13 @@ from tiny import CONTEXT, some_tokens, tiny_settings
 
 from dsa_sandbox import machine, sizes, study
 from dsa_sandbox.config.resolve import preset_names, resolve
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.decoding.generate import Decoder
 from dsa_sandbox.registry import archs
 from dsa_sandbox.runs import load
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.selection import backends
+from dsa_sandbox.sizes import group_of
 
 LINEAR = ROOT / "examples" / "linear_attention.py"
 INCLUDE = ("--include", LINEAR, "--arch", "linear")
@@ -308,7 +309,7 @@ def test_vectors_of_an_included_architecture_are_born_alike(tmp_path: Path) -> N
         "    def __init__(self, model):\n"
         "        super().__init__()\n"
         "        self.o = nn.Linear(model.width, model.width)\n"
-        "    def forward(self, x, table, sparse=True, teach=False):\n"
+        "    def forward(self, x, table, sparse=True, train_indexer=False):\n"
         "        return self.o(x), None\n"
     )
     assert cli("ls", "--include", included(tmp_path, "biased", body)).code == 0
@@ -323,11 +324,11 @@ def test_a_network_with_attention_of_its_own_is_decoded_as_it_is(tmp_path: Path)
     body = (
         "@archs.register('mean')\n"
         "class Mean(DenseAttention):\n"
-        "    def forward(self, x, table, sparse=True, teach=False):\n"
+        "    def forward(self, x, table, sparse=True, train_indexer=False):\n"
         "        return x.cumsum(1), None\n"
         "@archs.register('mean-dsa')\n"
         "class MeanDsa(DsaAttention):\n"
-        "    def forward(self, x, table, sparse=True, teach=False):\n"
+        "    def forward(self, x, table, sparse=True, train_indexer=False):\n"
         "        return x.cumsum(1), None\n"
     )
     assert cli("ls", "--include", included(tmp_path, "mean", body)).code == 0

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from dsa_sandbox import sizes
 from dsa_sandbox.config.resolve import preset_names, resolve
 from dsa_sandbox.core.attention import CompressedFlow, DenseAttention, DsaAttention, SelectedFlow
-from dsa_sandbox.core.indexer import causal_mask, kept_mask, select
-from dsa_sandbox.core.rope import Table, rope_table, rotate
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.indexer import causal_mask, select, selected_mask
+from dsa_sandbox.core.rope import rope_table, rotate
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.sizes import group_of
 
 WIDTH, NUM_HEADS, HEAD, LENGTH = 32, 4, 8, 20
 ARCHS = ("dense", "dsa", "dsa-full", "dsa-v32")
+# a RoPE table of angle 0: cosines 1, sines 0
+NO_ROTATION = torch.stack([torch.ones(CONTEXT, HEAD // 2), torch.zeros(CONTEXT, HEAD // 2)])
 
 
 def close(actual: Tensor, expected: Tensor, limit: float = 1e-5) -> None:
@@ -121,7 +124,7 @@ def test_dense_is_multihead_attention() -> None:
     reference.out_proj.weight.data = out.detach()
     future_TS = ~causal_mask(LENGTH)
     a, b = (noise(2, LENGTH, WIDTH).requires_grad_() for _ in range(2))
-    y_BTD, _ = attention(a, None)
+    y_BTD, _ = attention(a, NO_ROTATION)
     expected_BTD, _ = reference(b, b, b, attn_mask=future_TS, need_weights=False)
     close(y_BTD, expected_BTD)
     direction_BTD = noise(2, LENGTH, WIDTH, seed=1)
@@ -142,7 +145,7 @@ def test_dense_equals_a_slow_reference_with_rope() -> None:
 def test_compressed_flow_equals_a_slow_latent_attention() -> None:
     flow = CompressedFlow(tiny_settings(latent_rank=12))
     filled(flow)
-    table = rope_table(CONTEXT, HEAD // 2)
+    table = rope_table(CONTEXT, HEAD)
     same_with_gradient(lambda x: flow(x, table), lambda x: slow_compressed(flow, x))
 
 
@@ -151,11 +154,11 @@ def test_selected_flow_equals_a_slow_reference_that_gathers_the_selected_ids() -
     filled(flow)
     table = rope_table(CONTEXT, HEAD)
     ids_BTK = select(noise(1, LENGTH, LENGTH, seed=2), 4, 1, 1)
-    kept_BTS = kept_mask(ids_BTK, LENGTH)
+    selected_BTS = selected_mask(ids_BTK, LENGTH)
     rows = [[i for i in row if i >= 0] for row in ids_BTK[0].tolist()]
     assert max(len(row) for row in rows) == 4
     same_with_gradient(
-        lambda x: flow(x, table, kept_BTS), lambda x: slow_selected(flow, x, rows.__getitem__)
+        lambda x: flow(x, table, selected_BTS), lambda x: slow_selected(flow, x, rows.__getitem__)
     )
 
 
@@ -168,19 +171,20 @@ def test_k_not_below_t_equals_dense_attention_of_the_same_weights(num_kept: int)
         return slow_compressed(attention.compressed, x_TD) + selected_TD
 
     for sparse in (True, False):
-        for teach in (True, False):
+        for train in (True, False):
             same_with_gradient(
-                lambda x, s=sparse, t=teach: attention(x, table, sparse=s, teach=t)[0], slow
+                lambda x, s=sparse, t=train: attention(x, table, s, t)[0],
+                slow,
             )
     x_BTD = noise(2, LENGTH, WIDTH)
-    kept_BTS = kept_mask(select(attention.indexer(x_BTD), num_kept), LENGTH)
-    close(attention.selected(x_BTD, table, kept_BTS), attention.selected(x_BTD, table, None))
+    selected_BTS = selected_mask(select(attention.selection_scores(x_BTD), num_kept), LENGTH)
+    close(attention.selected(x_BTD, table, selected_BTS), attention.selected(x_BTD, table, None))
 
 
 def test_both_flows_add_up_over_the_indexers_own_choice() -> None:
     attention, table = dsa(4), rope_table(CONTEXT, HEAD)
     x_BTD = noise(1, LENGTH, WIDTH)
-    ids_TK = select(attention.indexer(x_BTD), 4, 1, 1)[0].tolist()
+    ids_TK = select(attention.selection_scores(x_BTD), 4, 1, 1)[0].tolist()
     rows = [[i for i in row if i >= 0] for row in ids_TK]
     x_TD = x_BTD[0].double()
     expected_TD = slow_compressed(attention.compressed, x_TD)
@@ -188,8 +192,10 @@ def test_both_flows_add_up_over_the_indexers_own_choice() -> None:
     close(attention(x_BTD, table)[0][0], expected_TD)
 
 
-@pytest.mark.parametrize("teach", [True, False])
-def test_with_all_scores_tied_a_query_sees_the_sink_and_the_last_keys_only(teach: bool) -> None:
+@pytest.mark.parametrize("train_indexer", [True, False])
+def test_with_all_scores_tied_a_query_sees_the_sink_and_the_last_keys_only(
+    train_indexer: bool,
+) -> None:
     attention, table = dsa(4), rope_table(CONTEXT, HEAD)
     attention.indexer.w.weight.data.zero_()
     x_BTD = noise(1, LENGTH, WIDTH)
@@ -197,14 +203,14 @@ def test_with_all_scores_tied_a_query_sees_the_sink_and_the_last_keys_only(teach
     x_TD = x_BTD[0].double()
     expected_TD = slow_compressed(attention.compressed, x_TD)
     expected_TD = expected_TD + slow_selected(attention.selected, x_TD, rows.__getitem__)
-    close(attention(x_BTD, table, teach=teach)[0][0], expected_TD)
+    close(attention(x_BTD, table, train_indexer=train_indexer)[0][0], expected_TD)
 
 
 @pytest.mark.parametrize("arch", ["dsa", "dsa-v32"])
 @pytest.mark.parametrize("sparse", [True, False])
 def test_teaching_changes_no_logits(sparse: bool, arch: str) -> None:
     model, tokens_BT = tiny_model(arch), some_tokens()
-    taught_BTD, reports = model.hidden(tokens_BT, sparse=sparse, teach=True)
+    taught_BTD, reports = model.hidden(tokens_BT, sparse=sparse, train_indexer=True)
     assert len(reports) == 2
     close(model.logits(taught_BTD), model(tokens_BT, sparse=sparse))
 
@@ -213,8 +219,8 @@ def test_the_teacher_is_the_head_mean_over_the_support() -> None:
     flow = SelectedFlow(WIDTH, 2, HEAD)
     filled(flow)
     x_BTD = noise(1, LENGTH, WIDTH)
-    support_BTS = kept_mask(select(noise(1, LENGTH, LENGTH, seed=3), 5), LENGTH)
-    _, teacher_BTS = flow.forward_with_teacher(x_BTD, None, support_BTS)
+    support_BTS = selected_mask(select(noise(1, LENGTH, LENGTH, seed=3), 5), LENGTH)
+    _, teacher_BTS = flow.forward_with_teacher(x_BTD, NO_ROTATION, support_BTS)
     x_TD = x_BTD[0].double()
     k_SH = x_TD @ weight(flow.k).T
     logits = [q @ k_SH.T / HEAD**0.5 for q in (x_TD @ weight(flow.q).T).split(HEAD, dim=1)]
@@ -238,16 +244,18 @@ def embedded_leaf(model: Transformer) -> list[Tensor]:
     return leaves
 
 
-@pytest.mark.parametrize("teach", [False, True])
+@pytest.mark.parametrize("train_indexer", [False, True])
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_no_gradient_flows_from_a_logit_to_a_later_token(
-    arch: str, sparse: bool, teach: bool
+    arch: str, sparse: bool, train_indexer: bool
 ) -> None:
     model, tokens_BT = tiny_model(arch), some_tokens(1)
     assert model.context > 4 * 6
     leaves = embedded_leaf(model)
-    logits_BTV = model.logits(model.hidden(tokens_BT, sparse=sparse, teach=teach)[0])
+    logits_BTV = model.logits(
+        model.hidden(tokens_BT, sparse=sparse, train_indexer=train_indexer)[0]
+    )
     direction_V = noise(VOCABULARY, seed=4)
     for query in range(CONTEXT):
         loss = (logits_BTV[0, query] * direction_V).sum()
@@ -277,13 +285,13 @@ def test_a_key_that_was_not_selected_does_not_matter() -> None:
     flow, table = SelectedFlow(WIDTH, 2, HEAD), rope_table(CONTEXT, HEAD)
     filled(flow)
     x_BTD = noise(1, CONTEXT, WIDTH)
-    kept_BTS = kept_mask(select(noise(1, CONTEXT, CONTEXT, seed=5), 6, 1, 1), CONTEXT)
-    before_TD = flow(x_BTD, table, kept_BTS)[0]
+    selected_BTS = selected_mask(select(noise(1, CONTEXT, CONTEXT, seed=5), 6, 1, 1), CONTEXT)
+    before_TD = flow(x_BTD, table, selected_BTS)[0]
     for key in (3, 10, 20):
         other_BTD = x_BTD.clone()
         other_BTD[0, key] += 1.0
-        changed_T = (flow(other_BTD, table, kept_BTS)[0] - before_TD).abs().amax(-1)
-        looked_T = kept_BTS[0, :, key].clone()
+        changed_T = (flow(other_BTD, table, selected_BTS)[0] - before_TD).abs().amax(-1)
+        looked_T = selected_BTS[0, :, key].clone()
         assert 0 < looked_T[key + 1 :].sum() < CONTEXT - key - 1
         looked_T[key] = True  # its own query has changed
         assert (changed_T[looked_T] > 1e-4).all()
@@ -302,11 +310,11 @@ def test_rotated_scores_depend_on_the_distance_only() -> None:
     q_TH, k_SH = noise(10, HEAD, seed=6), noise(10, HEAD, seed=7)
     table = rope_table(40, HEAD)
     scores = rotate(q_TH, table) @ rotate(k_SH, table).T
-    shifted = Table(table.cos_TH[13:], table.sin_TH[13:])
+    shifted = table[:, 13:]
     close(rotate(q_TH, shifted) @ rotate(k_SH, shifted).T, scores)
     close(rotate(k_SH, table), turned(k_SH.double()))
     assert (rotate(q_TH, shifted) @ rotate(k_SH, table).T - scores).abs().max() > 0.1
-    assert torch.equal(rotate(q_TH, None), q_TH)
+    assert torch.equal(rotate(q_TH, NO_ROTATION), q_TH)
 
 
 def test_content_further_on_has_the_same_attention_and_indexer_scores() -> None:
@@ -318,7 +326,7 @@ def test_content_further_on_has_the_same_attention_and_indexer_scores() -> None:
         q_BNTH, k_B1SH, _ = attention.selected.project(x, table)
         return q_BNTH @ k_B1SH.transpose(-1, -2)
 
-    for scores in (attention_scores, attention.indexer):
+    for scores in (attention_scores, attention.selection_scores):
         close(scores(moved_BTD)[..., 9:, 9:], scores(x_BTD))
         assert (scores(x_BTD.flip(1)).flip(-1, -2) - scores(x_BTD)).abs().max() > 1e-2
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dsa_sandbox.config import resolve
 from dsa_sandbox.core.attention import DsaAttention
-from dsa_sandbox.core.transformer import Transformer, group_of, nll_sum
+from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.kernels import chunked
 from dsa_sandbox.machine import Engine
@@ -26,6 +26,7 @@ from dsa_sandbox.runs import provenance
 from dsa_sandbox.runs.job import Job
 from dsa_sandbox.runs.session import Session
 from dsa_sandbox.selection import backends, policies
+from dsa_sandbox.sizes import group_of
 
 ARCHS = ["dsa", "dsa block", "dsa-full", "dsa-v32"]
 BACKENDS = ["reference", "gather"]
@@ -51,11 +52,11 @@ def network(arch: str, backend: str, **overrides: Any) -> Transformer:
 
 
 def step(
-    model: Transformer, sparse: bool, teach: Any, length: int = CONTEXT
+    model: Transformer, sparse: bool, train_indexer: Any, length: int = CONTEXT
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Logits, the indexer losses of all layers, and the gradients of both together by name."""
     tokens_BT = some_tokens(2, length)
-    x_BTD, losses = model.hidden(tokens_BT, sparse=sparse, teach=teach)
+    x_BTD, losses = model.hidden(tokens_BT, sparse=sparse, train_indexer=train_indexer)
     logits_BTV = model.logits(x_BTD)
     objective = nll_sum(logits_BTV.flatten(0, 1), tokens_BT.roll(-1, 1).flatten())
     kl = torch.stack(losses) if losses else torch.zeros(0)
@@ -72,15 +73,16 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("teach", TEACH)
+@pytest.mark.parametrize("train_indexer", TEACH)
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("num_kept", [3, 6])
 def test_logits_losses_and_gradients_are_those_of_the_masked_path(
-    arch: str, backend: str, teach: str, sparse: bool, num_kept: int
+    arch: str, backend: str, train_indexer: str, sparse: bool, num_kept: int
 ) -> None:
     sizes = {"num_kept": num_kept, "force_sink": 1, "force_local": 1}
     ours, expected = (
-        step(network(arch, name, **sizes), sparse, TEACH[teach]) for name in (backend, "masked")
+        step(network(arch, name, **sizes), sparse, TEACH[train_indexer])
+        for name in (backend, "masked")
     )
     close(ours[0], expected[0])
     close(ours[1], expected[1])
@@ -91,11 +93,11 @@ def test_logits_losses_and_gradients_are_those_of_the_masked_path(
 
 
 @pytest.mark.parametrize("arch", ["dsa", "dsa block", "dsa-v32"])
-@pytest.mark.parametrize("teach", ["not taught", "taught"])
-def test_triton_computes_what_the_masked_path_does(arch: str, teach: str) -> None:
+@pytest.mark.parametrize("train_indexer", ["not taught", "taught"])
+def test_triton_computes_what_the_masked_path_does(arch: str, train_indexer: str) -> None:
     pytest.importorskip("triton")
     ours, expected = (
-        step(network(arch, name, num_layers=1, context=16), True, TEACH[teach], length=12)
+        step(network(arch, name, num_layers=1, context=16), True, TEACH[train_indexer], length=12)
         for name in ("triton", "masked")
     )
     close(ours[0], expected[0])
@@ -141,7 +143,7 @@ def test_later_tokens_have_no_gradient(arch: str, backend: str, sparse: bool) ->
         return leaves[-1]
 
     model.embedding.register_forward_hook(hook)
-    x_BTD, _ = model.hidden(some_tokens(1), sparse=sparse, teach=not sparse)
+    x_BTD, _ = model.hidden(some_tokens(1), sparse=sparse, train_indexer=not sparse)
     for query in range(CONTEXT):
         (gradient_BTD,) = torch.autograd.grad(x_BTD[0, query].sum(), leaves[0], retain_graph=True)
         assert torch.count_nonzero(gradient_BTD[0, query + 1 :]) == 0
@@ -150,13 +152,13 @@ def test_later_tokens_have_no_gradient(arch: str, backend: str, sparse: bool) ->
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("teach", TEACH)
+@pytest.mark.parametrize("train_indexer", TEACH)
 @pytest.mark.parametrize("sparse", [True, False])
 def test_language_loss_moves_the_trunk_alone(
-    arch: str, backend: str, teach: str, sparse: bool
+    arch: str, backend: str, train_indexer: str, sparse: bool
 ) -> None:
     model, tokens_BT = network(arch, backend), some_tokens()
-    x_BTD, _ = model.hidden(tokens_BT, sparse=sparse, teach=TEACH[teach])
+    x_BTD, _ = model.hidden(tokens_BT, sparse=sparse, train_indexer=TEACH[train_indexer])
     nll_sum(model.logits(x_BTD).flatten(0, 1), tokens_BT.roll(-1, 1).flatten()).backward()
     for name, parameter in model.named_parameters():
         if group_of(name) == "indexer":
@@ -168,13 +170,13 @@ def test_language_loss_moves_the_trunk_alone(
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("teach", ["taught", "taught about some"])
+@pytest.mark.parametrize("train_indexer", ["taught", "taught about some"])
 @pytest.mark.parametrize("sparse", [True, False])
 def test_the_indexers_loss_moves_the_indexer_alone(
-    arch: str, backend: str, teach: str, sparse: bool
+    arch: str, backend: str, train_indexer: str, sparse: bool
 ) -> None:
     model = network(arch, backend)
-    _, losses = model.hidden(some_tokens(), sparse=sparse, teach=TEACH[teach])
+    _, losses = model.hidden(some_tokens(), sparse=sparse, train_indexer=TEACH[train_indexer])
     torch.stack(losses).sum().backward()
     for name, parameter in model.named_parameters():
         if group_of(name) == "indexer":
@@ -190,8 +192,8 @@ def test_the_indexers_loss_moves_the_indexer_alone(
 @pytest.mark.parametrize("sparse", [True, False])
 def test_some_queries_have_the_rows_of_all(arch: str, backend: str, sparse: bool) -> None:
     model = network(arch, backend)
-    _, all_BT = model.hidden(some_tokens(), sparse=sparse, teach=True)
-    _, some_BQ = model.hidden(some_tokens(), sparse=sparse, teach=QUERIES)
+    _, all_BT = model.hidden(some_tokens(), sparse=sparse, train_indexer=True)
+    _, some_BQ = model.hidden(some_tokens(), sparse=sparse, train_indexer=QUERIES)
     for kl_BT, kl_BQ in zip(all_BT, some_BQ, strict=True):
         assert kl_BQ.shape == (2, len(QUERIES))
         close(kl_BQ, kl_BT[:, QUERIES])
@@ -201,7 +203,7 @@ def test_some_queries_have_the_rows_of_all(arch: str, backend: str, sparse: bool
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_query_that_sees_itself_alone_teaches_nothing(arch: str, backend: str) -> None:
     model = network(arch, backend)
-    _, losses = model.hidden(some_tokens(), teach=True)
+    _, losses = model.hidden(some_tokens(), train_indexer=True)
     first_LB = torch.stack(losses)[:, :, 0]
     assert torch.allclose(first_LB, torch.zeros_like(first_LB), atol=1e-6)
 
@@ -211,11 +213,11 @@ def test_a_query_that_sees_itself_alone_teaches_nothing(arch: str, backend: str)
 def test_a_sequence_is_computed_alike_alone_and_in_a_batch(arch: str, backend: str) -> None:
     model = network(arch, backend)
     tokens_BT = some_tokens(3)
-    whole_BTD, losses = model.hidden(tokens_BT, teach=True)
-    again_BTD, _ = model.hidden(tokens_BT, teach=True)
+    whole_BTD, losses = model.hidden(tokens_BT, train_indexer=True)
+    again_BTD, _ = model.hidden(tokens_BT, train_indexer=True)
     assert torch.equal(whole_BTD, again_BTD)
     for number in range(3):
-        alone_BTD, alone = model.hidden(tokens_BT[number : number + 1], teach=True)
+        alone_BTD, alone = model.hidden(tokens_BT[number : number + 1], train_indexer=True)
         close(alone_BTD, whole_BTD[number : number + 1])
         for one, many in zip(alone, losses):
             close(one, many[number : number + 1])
@@ -237,7 +239,7 @@ def test_short_sequences_are_dense() -> None:
     assert torch.equal(model(tokens_BT), network("dsa", "masked")(tokens_BT))
 
 
-def largest_saved(model: Transformer, sparse: bool, teach: Any) -> int:
+def largest_saved(model: Transformer, sparse: bool, train_indexer: Any) -> int:
     """Numbers of the largest tensor that is kept for the backward pass."""
     sizes = []
 
@@ -246,7 +248,7 @@ def largest_saved(model: Transformer, sparse: bool, teach: Any) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        model.hidden(some_tokens(1, model.context), sparse=sparse, teach=teach)
+        model.hidden(some_tokens(1, model.context), sparse=sparse, train_indexer=train_indexer)
     return max(sizes)
 
 
@@ -274,7 +276,9 @@ def test_an_attention_of_another_form_is_left_to_the_mask() -> None:
     for block in model.blocks:
         block.attention.__class__ = OwnAttention
     backends.use(model, "masked")
-    with pytest.raises(UserError, match=r"machine\.attention=gather: no kernel knows OwnAttention"):
+    with pytest.raises(
+        UserError, match=r"machine\.attention=gather: no kernel computes OwnAttention; use masked"
+    ):
         backends.use(model, "gather")
 
 

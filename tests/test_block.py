@@ -14,7 +14,7 @@ from dsa_sandbox import sizes
 from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.attention import DenseAttention, DsaAttention
 from dsa_sandbox.core.rope import rope_table
-from dsa_sandbox.core.transformer import group_of
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.variants.block import BlockFlow
 
 HEAD, LENGTH = 8, 20
@@ -69,7 +69,7 @@ def slow_block(flow: BlockFlow, x_TD: Tensor, size: int, num_local: int) -> Tens
     ("size", "num_local"), [*[(m, 0) for m in SIZES], *[(5, w) for w in LOCAL]]
 )
 def test_block_flow_equals_a_slow_reference_with_gradient(size: int, num_local: int) -> None:
-    flow, table = block_flow(size, num_local), rope_table(CONTEXT, HEAD // 2)
+    flow, table = block_flow(size, num_local), rope_table(CONTEXT, HEAD)
     same_with_gradient(lambda x: flow(x, table), lambda x: slow_block(flow, x, size, num_local))
 
 
@@ -79,14 +79,14 @@ def test_sequences_about_as_long_as_one_window_equal_the_reference(
     length: int, num_local: int
 ) -> None:
     flow, x_BTD = block_flow(5, num_local), noise(3, length, 32)
-    y_BTD = flow(x_BTD, rope_table(CONTEXT, HEAD // 2))
+    y_BTD = flow(x_BTD, rope_table(CONTEXT, HEAD))
     for x_TD, y_TD in zip(x_BTD.double(), y_BTD):
         close(y_TD, slow_block(flow, x_TD, 5, num_local))
 
 
 def test_every_parameter_learns() -> None:
     flow = block_flow(5, 3)
-    flow(noise(1, LENGTH, 32), rope_table(CONTEXT, HEAD // 2)).square().sum().backward()
+    flow(noise(1, LENGTH, 32), rope_table(CONTEXT, HEAD)).square().sum().backward()
     for name, parameter in flow.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 1e-4, name
@@ -110,14 +110,14 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize("teach", [False, True])
+@pytest.mark.parametrize("train_indexer", [False, True])
 @pytest.mark.parametrize(("arch", "overrides"), MODELS)
 def test_no_gradient_flows_from_a_logit_to_a_later_token(
-    arch: str, overrides: dict[str, int | str], teach: bool
+    arch: str, overrides: dict[str, int | str], train_indexer: bool
 ) -> None:
     model, tokens_BT = tiny_model(arch, **overrides), some_tokens(1)
     leaves = embedded_leaf(model)
-    logits_BTV = model.logits(model.hidden(tokens_BT, teach=teach)[0])
+    logits_BTV = model.logits(model.hidden(tokens_BT, train_indexer=train_indexer)[0])
     direction_V = noise(VOCABULARY, seed=4)
     for query in range(CONTEXT):
         loss = (logits_BTV[0, query] * direction_V).sum()
@@ -146,7 +146,7 @@ def test_far_tokens_are_seen_by_window_and_near_ones_one_by_one() -> None:
         flow.gate_bias.data.zero_()
         x_BTD = noise(1, 7, 32)
         other_BTD = x_BTD[:, [0, 1, 2, 4, 3, 5, 6]]
-        table = rope_table(CONTEXT, HEAD // 2)
+        table = rope_table(CONTEXT, HEAD)
         moved = (flow(x_BTD, table) - flow(other_BTD, table)).abs().amax((0, 2))
         assert (moved[:3] == 0).all()
         assert (moved[3] > 1e-4).all()
@@ -172,7 +172,7 @@ def test_nothing_is_as_large_as_all_pairs_of_tokens() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        flow(noise(1, length, 32), rope_table(length, 4))
+        flow(noise(1, length, 32), rope_table(length, 8))
     assert max(kept) == 2 * length * (length // size + 1 + 2 * num_local)
 
 

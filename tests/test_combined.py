@@ -16,7 +16,8 @@ from torch import Tensor
 from dsa_sandbox.commands import finetune
 from dsa_sandbox.config import resolve
 from dsa_sandbox.config.settings import Finetune
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.base import NoSettings, Position, Strategy
 from dsa_sandbox.strategies.combined import Combined

@@ -10,7 +10,13 @@ from tiny import CONTEXT, noise, some_tokens, tiny_model
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.decoding import generate
 from dsa_sandbox.decoding.generate import Decoder
-from dsa_sandbox.decoding.kv_cache import BlockRows, IndexerRows, LatentRows, Rows, SelectedRows
+from dsa_sandbox.decoding.kv_cache import (
+    BlockCache,
+    IndexerCache,
+    LatentCache,
+    RowBuffer,
+    SelectedCache,
+)
 from dsa_sandbox.decoding.layer_cache import DenseCache, DsaCache, V32Cache
 from dsa_sandbox.selection import policies
 
@@ -77,10 +83,10 @@ def test_a_control_is_asked_about_all_tokens(policy: str) -> None:
     torch.testing.assert_close(torch.cat(pieces, 1), model(tokens_BT), rtol=1e-4, atol=1e-4)
 
 
-def rows_of(*kept: object) -> list[Rows]:
+def rows_of(*kept: object) -> list[RowBuffer]:
     """All rows that a cache keeps."""
-    found = [part for part in kept if isinstance(part, Rows)]
-    several = (DenseCache, DsaCache, V32Cache, LatentRows, SelectedRows, IndexerRows, BlockRows)
+    found = [part for part in kept if isinstance(part, RowBuffer)]
+    several = (DenseCache, DsaCache, V32Cache, LatentCache, SelectedCache, IndexerCache, BlockCache)
     for part in kept:
         if isinstance(part, several):
             found += rows_of(*vars(part).values())
@@ -100,7 +106,7 @@ def test_what_is_kept_of_a_token() -> None:
         for cache in decoder.caches:
             rows = rows_of(cache)
             assert {part.length for part in rows} == {10}
-            assert sum(part.room.numel() for part in rows) == decoder.capacity * count
+            assert sum(part.storage.numel() for part in rows) == decoder.capacity * count
 
 
 @pytest.mark.parametrize(("num_local", "waiting"), [(0, 2), (2, 2), (7, 6)])
@@ -110,7 +116,7 @@ def test_of_a_closed_window_one_row_is_kept(num_local: int, waiting: int) -> Non
         decoder.feed(some_tokens(1, length))
     for cache in decoder.caches:
         assert isinstance(cache, DsaCache)
-        assert isinstance(cache.compressed, BlockRows)
+        assert isinstance(cache.compressed, BlockCache)
         assert cache.compressed.windows.length == 3
         assert {part.shape[2] for part in cache.compressed.tail} == {waiting}
 
@@ -119,10 +125,12 @@ def test_of_a_closed_window_one_row_is_kept(num_local: int, waiting: int) -> Non
 def test_what_is_kept_stays_where_it_is(arch: str, overrides: dict[str, int | str]) -> None:
     decoder, tokens_BT = Decoder(tiny_model(arch, **overrides), 20), some_tokens(2)
     decoder.feed(tokens_BT[:, :1])
-    places = [rows.room.data_ptr() for cache in decoder.caches for rows in rows_of(cache)]
+    places = [rows.storage.data_ptr() for cache in decoder.caches for rows in rows_of(cache)]
     for i in range(1, 20):
         decoder.feed(tokens_BT[:, i : i + 1])
-    assert places == [part.room.data_ptr() for cache in decoder.caches for part in rows_of(cache)]
+    assert places == [
+        part.storage.data_ptr() for cache in decoder.caches for part in rows_of(cache)
+    ]
     with pytest.raises(ValueError, match="21 tokens exceed the capacity, 20"):
         decoder.feed(tokens_BT[:, 20:21])
 

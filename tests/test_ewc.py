@@ -15,9 +15,10 @@ from tiny import documents, noise, some_tokens, tiny_model, trainee_of
 from torch import Tensor, nn
 
 from dsa_sandbox.config.settings import Finetune
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
 from dsa_sandbox.registry import archs
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.base import NoSettings, Strategy, Trainee
 from dsa_sandbox.strategies.ewc import Ewc, EwcSettings, sampled_fisher

@@ -18,7 +18,7 @@ from torch import Tensor
 from dsa_sandbox import sizes
 from dsa_sandbox.commands import exchange
 from dsa_sandbox.config.settings import Model, Settings, Train
-from dsa_sandbox.core.indexer import Indexer, causal_mask, kept_mask, select
+from dsa_sandbox.core.indexer import Indexer, causal_mask, select, selected_mask
 from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.tokens import bpe_tokenizer, word_tokenizer
@@ -58,7 +58,7 @@ def network(arch: str, *, trained: bool, plan: Model = MODEL) -> Transformer:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(30 if trained else 0):
         tokens_BT = some_tokens(4, CONTEXT, seed=step % 3)
-        x_BTD, kl = model.hidden(tokens_BT, teach=True)
+        x_BTD, kl = model.hidden(tokens_BT, train_indexer=True)
         logits_MV = model.logits(x_BTD[:, :-1]).flatten(0, 1)
         loss = nll_sum(logits_MV, tokens_BT[:, 1:].flatten()) / 100
         optimizer.zero_grad()
@@ -87,7 +87,7 @@ def tie_free(model: Transformer, tokens_BT: Tensor) -> bool:
     seen = []
 
     def look(attention: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        scores_BTS = attention.scores(inputs[0])
+        scores_BTS = attention.selection_scores(inputs[0])
         past_TS = causal_mask(scores_BTS.shape[-1])
         unlike = scores_BTS.masked_fill(~past_TS, torch.inf).sort(-1).values
         equal = (unlike[..., 1:] == unlike[..., :-1]) & unlike[..., 1:].isfinite()
@@ -200,7 +200,7 @@ def test_the_indexer_is_that_of_transformers(tmp_path: Path) -> None:
     from transformers.models.deepseek_v32 import modeling_deepseek_v32 as deepseek
 
     plan = tiny_settings(indexer_heads=16, indexer_head_width=16)
-    ours = Indexer(plan).requires_grad_(False)
+    ours = Indexer(plan, plan.width, 8).requires_grad_(False)
     theirs = deepseek.DeepseekV32Indexer(
         DeepseekV32Config(
             hidden_size=plan.width,
@@ -216,13 +216,13 @@ def test_the_indexer_is_that_of_transformers(tmp_path: Path) -> None:
     for own, name in names.items():
         theirs.get_submodule(name).load_state_dict(ours.get_submodule(own).state_dict())
     x_BTD = noise(3, CONTEXT, plan.width, seed=5)
-    cos, sin = (torch.cat([part, part], dim=-1)[None] for part in (ours.cos_TH, ours.sin_TH))
+    cos, sin = torch.cat([ours.rope_2TH, ours.rope_2TH], dim=-1).unsqueeze(1)
     past_TS = causal_mask(CONTEXT)
     ids_BTK = theirs(x_BTD, x_BTD, (cos, sin), past_TS[None], torch.arange(CONTEXT)[None])
     assert plan.num_kept < CONTEXT / 4
     scattered = torch.zeros(3, CONTEXT, CONTEXT, dtype=torch.bool).scatter(-1, ids_BTK.long(), True)
-    kept_BTS = kept_mask(select(ours(x_BTD), plan.num_kept), CONTEXT)
-    assert torch.equal(scattered & past_TS, kept_BTS)
+    selected_BTS = selected_mask(select(ours(x_BTD, x_BTD), plan.num_kept), CONTEXT)
+    assert torch.equal(scattered & past_TS, selected_BTS)
 
 
 def test_an_exported_run_speaks_as_the_run_does(tiny_home: TinyHome, tmp_path: Path) -> None:

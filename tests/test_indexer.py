@@ -10,10 +10,11 @@ import torch
 from tiny import CONTEXT, documents, noise, some_tokens, tiny_model, tiny_settings, turned
 from torch import Tensor
 
-from dsa_sandbox.core.indexer import Indexer, causal_mask, indexer_kl, kept_mask, select
-from dsa_sandbox.core.transformer import group_of, nll_sum
+from dsa_sandbox.core.indexer import Indexer, causal_mask, indexer_kl, select, selected_mask
+from dsa_sandbox.core.transformer import nll_sum
 from dsa_sandbox.evaluation.diagnostics import indexer_health, indexer_means, overlap
 from dsa_sandbox.selection import policies
+from dsa_sandbox.sizes import group_of
 
 LENGTH, NUM_KEPT = 16, 5
 INDEXED = ("dsa", "dsa-v32")
@@ -93,9 +94,9 @@ def test_every_query_gets_exactly_as_many_keys_as_it_may(name: str) -> None:
         ids_BTK = select(scores_BTS, NUM_KEPT, *forced)
         assert torch.equal((ids_BTK >= 0).sum(-1), expected_T)
         assert (ids_BTK <= torch.arange(LENGTH)[:, None]).all()
-        kept_BTS = kept_mask(ids_BTK, LENGTH)
-        assert torch.equal(kept_BTS.sum(-1), expected_T)
-        assert not (kept_BTS & ~causal_mask(LENGTH)).any()
+        selected_BTS = selected_mask(ids_BTK, LENGTH)
+        assert torch.equal(selected_BTS.sum(-1), expected_T)
+        assert not (selected_BTS & ~causal_mask(LENGTH)).any()
 
 
 def test_of_equal_scores_the_later_position_wins() -> None:
@@ -110,10 +111,10 @@ def test_a_threshold_at_the_kth_score_would_keep_too_many() -> None:
     past_BTS = scores_BTS.masked_fill(~causal_mask(LENGTH), -torch.inf)
     threshold_BT1 = past_BTS.topk(NUM_KEPT, dim=-1).values[..., -1:]
     careless_BTS = (past_BTS >= threshold_BT1) & causal_mask(LENGTH)
-    kept_BTS = kept_mask(select(scores_BTS, NUM_KEPT), LENGTH)
+    selected_BTS = selected_mask(select(scores_BTS, NUM_KEPT), LENGTH)
     assert (careless_BTS.sum(-1)[:, NUM_KEPT:] > NUM_KEPT).any()
-    assert (kept_BTS.sum(-1)[:, NUM_KEPT:] == NUM_KEPT).all()
-    assert (careless_BTS | ~kept_BTS).all()
+    assert (selected_BTS.sum(-1)[:, NUM_KEPT:] == NUM_KEPT).all()
+    assert (careless_BTS | ~selected_BTS).all()
 
 
 @pytest.mark.parametrize("name", awkward_scores())
@@ -129,23 +130,24 @@ def test_sink_and_local_tokens_are_always_in_and_count_inside_k() -> None:
     scores_BTS = noise(2, LENGTH, LENGTH)
     scores_BTS[:, :, :2] = -100.0
     scores_BTS -= 50.0 * torch.eye(LENGTH)
-    kept_BTS = kept_mask(select(scores_BTS, NUM_KEPT, 2, 2), LENGTH)
+    selected_BTS = selected_mask(select(scores_BTS, NUM_KEPT, 2, 2), LENGTH)
     for query in range(LENGTH):
         for key in {0, min(1, query), max(0, query - 1), query}:
-            assert kept_BTS[:, query, key].all()
-        assert (kept_BTS[:, query].sum(-1) == min(query + 1, NUM_KEPT)).all()
-    free_BTS = kept_mask(select(scores_BTS, NUM_KEPT), LENGTH)
+            assert selected_BTS[:, query, key].all()
+        assert (selected_BTS[:, query].sum(-1) == min(query + 1, NUM_KEPT)).all()
+    free_BTS = selected_mask(select(scores_BTS, NUM_KEPT), LENGTH)
     assert not free_BTS[:, -1, :2].any()
 
 
 def test_an_id_of_a_later_token_is_never_kept() -> None:
     ids_BTK = torch.tensor([[[0, 2], [1, 2], [0, -1]]], dtype=torch.int32)
     expected_TS = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0]]).bool()
-    assert torch.equal(kept_mask(ids_BTK, 3)[0], expected_TS)
+    assert torch.equal(selected_mask(ids_BTK, 3)[0], expected_TS)
 
 
 def small_indexer() -> Indexer:
-    indexer = Indexer(tiny_settings(width=12, num_heads=3, num_selected_heads=2, indexer_heads=3))
+    settings = tiny_settings(width=12, num_heads=3, num_selected_heads=2, indexer_heads=3)
+    indexer = Indexer(settings, query_width=12, rotary_width=4)
     for number, parameter in enumerate(indexer.parameters()):
         parameter.data = noise(*parameter.shape, seed=20 + number)
     return indexer
@@ -173,7 +175,8 @@ def test_scores_equal_the_formula_term_by_term() -> None:
                 product = float(q_heads[head][query] @ k_SH[key])
                 scale = num_heads**-0.5 * width**-0.5
                 expected_TS[query, key] += float(w_TI[query, head]) * scale * max(0.0, product)
-    scores_BTS = indexer(x_TD.float().unsqueeze(0))
+    x_BTD = x_TD.float().unsqueeze(0)
+    scores_BTS = indexer(x_BTD, x_BTD)
     assert scores_BTS.dtype == torch.float32
     assert (w_TI < 0).any()
     torch.testing.assert_close(scores_BTS[0], expected_TS.float(), rtol=1e-5, atol=1e-5)
@@ -182,23 +185,25 @@ def test_scores_equal_the_formula_term_by_term() -> None:
 def test_scores_are_fp32_under_autocast() -> None:
     indexer, x_BTD = small_indexer(), noise(2, 10, 12)
     with torch.autocast("cpu", torch.bfloat16):
-        scores_BTS = indexer(x_BTD)
+        scores_BTS = indexer(x_BTD, x_BTD)
     assert scores_BTS.dtype == torch.float32
-    torch.testing.assert_close(scores_BTS, indexer(x_BTD), rtol=0.1, atol=0.3)
+    torch.testing.assert_close(scores_BTS, indexer(x_BTD, x_BTD), rtol=0.1, atol=0.3)
 
 
 def test_no_gradient_reaches_what_the_indexer_reads() -> None:
     x_BTD = noise(1, 10, 12).requires_grad_()
-    scores_BTS = small_indexer()(x_BTD)
+    scores_BTS = small_indexer()(x_BTD, x_BTD)
     assert torch.autograd.grad(scores_BTS.sum(), x_BTD, allow_unused=True)[0] is None
 
 
 @pytest.mark.parametrize("arch", INDEXED)
-@pytest.mark.parametrize("teach", [True, False])
+@pytest.mark.parametrize("train_indexer", [True, False])
 @pytest.mark.parametrize("sparse", [True, False])
-def test_language_loss_gives_the_indexer_no_gradient(sparse: bool, teach: bool, arch: str) -> None:
+def test_language_loss_gives_the_indexer_no_gradient(
+    sparse: bool, train_indexer: bool, arch: str
+) -> None:
     model, tokens_BT = tiny_model(arch), some_tokens()
-    x_BTD, _ = model.hidden(tokens_BT, sparse=sparse, teach=teach)
+    x_BTD, _ = model.hidden(tokens_BT, sparse=sparse, train_indexer=train_indexer)
     nll_sum(model.logits(x_BTD).flatten(0, 1), tokens_BT.roll(-1, 1).flatten()).backward()
     for name, parameter in model.named_parameters():
         if group_of(name) == "indexer":
@@ -212,7 +217,7 @@ def test_language_loss_gives_the_indexer_no_gradient(sparse: bool, teach: bool, 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_the_indexers_loss_gives_the_trunk_no_gradient(sparse: bool, arch: str) -> None:
     model = tiny_model(arch)
-    _, reports = model.hidden(some_tokens(), sparse=sparse, teach=True)
+    _, reports = model.hidden(some_tokens(), sparse=sparse, train_indexer=True)
     torch.stack(reports).sum().backward()
     for name, parameter in model.named_parameters():
         if group_of(name) == "indexer":
@@ -231,7 +236,7 @@ def a_teacher(support_BTS: Tensor) -> Tensor:
 
 def supports() -> dict[str, Tensor]:
     full_BTS = causal_mask(LENGTH).expand(2, LENGTH, LENGTH)
-    chosen_BTS = kept_mask(select(noise(2, LENGTH, LENGTH, seed=31), NUM_KEPT), LENGTH)
+    chosen_BTS = selected_mask(select(noise(2, LENGTH, LENGTH, seed=31), NUM_KEPT), LENGTH)
     return {"all past keys": full_BTS, "selected keys": chosen_BTS}
 
 
@@ -285,7 +290,7 @@ def test_the_kl_is_finite_whatever_the_masked_scores_are(name: str) -> None:
 def test_the_sparse_loss_compares_over_the_selected_keys_only(arch: str) -> None:
     tokens_BT = some_tokens()
     whole, sparse = (
-        tiny_model(arch).hidden(tokens_BT, sparse=s, teach=True)[1] for s in (False, True)
+        tiny_model(arch).hidden(tokens_BT, sparse=s, train_indexer=True)[1] for s in (False, True)
     )
     assert abs(whole[0].mean() - sparse[0].mean()) > 1e-3
 
@@ -295,7 +300,9 @@ def test_the_sparse_loss_compares_over_the_selected_keys_only(arch: str) -> None
 def test_with_k_not_below_t_sparse_and_dense_losses_agree(num_kept: int, arch: str) -> None:
     tokens_BT = some_tokens(2, 16)
     model = tiny_model(arch, num_kept=num_kept)
-    whole, sparse = (model.hidden(tokens_BT, sparse=s, teach=True)[1] for s in (False, True))
+    whole, sparse = (
+        model.hidden(tokens_BT, sparse=s, train_indexer=True)[1] for s in (False, True)
+    )
     torch.testing.assert_close(torch.stack(whole), torch.stack(sparse), rtol=1e-5, atol=1e-6)
 
 
@@ -303,9 +310,11 @@ def test_figures_of_a_layer_by_hand() -> None:
     past_BTS = causal_mask(2)[None]
     teacher_BTS = torch.tensor([[[1.0, 0.0], [0.9, 0.1]]])
     scores_BTS = torch.tensor([[[0.3, 0.0], [0.5, 0.2]]])
-    kept_BTS = torch.tensor([[[True, False], [False, True]]])
+    selected_BTS = torch.tensor([[[True, False], [False, True]]])
     nobody_TS, all_BT = torch.zeros(2, 2).bool(), torch.ones(1, 2).bool()
-    row = indexer_means(scores_BTS, teacher_BTS, past_BTS, teacher_BTS, kept_BTS, nobody_TS, all_BT)
+    row = indexer_means(
+        scores_BTS, teacher_BTS, past_BTS, teacher_BTS, selected_BTS, nobody_TS, all_BT
+    )
     by_hand = 0.5 * (0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5))
     assert row["kl_uniform"] == pytest.approx(by_hand, abs=1e-6)
     share = 1 / (1 + math.exp(-0.3))
@@ -316,7 +325,7 @@ def test_figures_of_a_layer_by_hand() -> None:
     assert row["density"] == pytest.approx((1 / 1 + 1 / 2) / 2)
     second = torch.tensor([[False, True]])
     only = indexer_means(
-        scores_BTS, teacher_BTS, past_BTS, teacher_BTS, kept_BTS, nobody_TS, second
+        scores_BTS, teacher_BTS, past_BTS, teacher_BTS, selected_BTS, nobody_TS, second
     )
     assert only["recall"] == pytest.approx(0.1, abs=1e-6)  # padding is left out
 
@@ -329,11 +338,13 @@ def test_tie_rate_counts_ties_among_the_keys_that_compete(
     scores_BTS = noise(1, LENGTH, LENGTH) if sink == "noise" else torch.zeros(1, LENGTH, LENGTH)
     if isinstance(sink, float):
         scores_BTS[:, :, 0] = sink  # kept whatever it scores
-    kept_BTS = kept_mask(select(scores_BTS, NUM_KEPT, 1, 1), LENGTH)
+    selected_BTS = selected_mask(select(scores_BTS, NUM_KEPT, 1, 1), LENGTH)
     forced_TS = torch.eye(LENGTH).bool()
     forced_TS[:, 0] = True
     teacher_BTS, all_BT = a_teacher(past_BTS), torch.ones(1, LENGTH).bool()
-    row = indexer_means(scores_BTS, teacher_BTS, past_BTS, teacher_BTS, kept_BTS, forced_TS, all_BT)
+    row = indexer_means(
+        scores_BTS, teacher_BTS, past_BTS, teacher_BTS, selected_BTS, forced_TS, all_BT
+    )
     beyond = (LENGTH - NUM_KEPT) / LENGTH  # the first K queries keep all they have
     assert row["tie_rate"] == pytest.approx(rate * beyond)
 
@@ -351,24 +362,26 @@ def test_the_health_of_a_network_has_a_row_per_layer_and_leaves_no_hook() -> Non
 
 
 def test_overlap_by_hand_leaves_out_forced_keys_and_queries_without_a_choice() -> None:
-    kept_BTS = torch.tensor(
+    selected_BTS = torch.tensor(
         [[[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 0, 1, 1, 0]]]
     ).bool()
-    oracle_BTS = kept_BTS.clone()
+    oracle_BTS = selected_BTS.clone()
     oracle_BTS[0, 3] = torch.tensor([1, 1, 0, 1, 0]).bool()  # one of two besides the sink
     oracle_BTS[0, 4] = torch.tensor([1, 1, 0, 0, 1]).bool()  # none
     sink_TS, all_BT = torch.zeros(5, 5).bool(), torch.ones(1, 5).bool()
     sink_TS[:, 0] = True
-    assert overlap(kept_BTS, kept_BTS, sink_TS, all_BT) == 1.0
-    assert overlap(kept_BTS, oracle_BTS, sink_TS, all_BT) == pytest.approx((0.5 + 0.0) / 2)
+    assert overlap(selected_BTS, selected_BTS, sink_TS, all_BT) == 1.0
+    assert overlap(selected_BTS, oracle_BTS, sink_TS, all_BT) == pytest.approx((0.5 + 0.0) / 2)
     nobody_TS = torch.zeros(5, 5).bool()
-    assert overlap(kept_BTS, oracle_BTS, nobody_TS, all_BT) == pytest.approx((2 / 3 + 1 / 3) / 2)
-    padded_BT = torch.tensor([[True, True, True, True, False]])
-    assert overlap(kept_BTS, oracle_BTS, sink_TS, padded_BT) == 0.5
-    assert math.isnan(
-        overlap(kept_BTS[:, :3, :3], kept_BTS[:, :3, :3], nobody_TS[:3, :3], all_BT[:, :3])
+    assert overlap(selected_BTS, oracle_BTS, nobody_TS, all_BT) == pytest.approx(
+        (2 / 3 + 1 / 3) / 2
     )
-    assert math.isnan(overlap(kept_BTS, kept_BTS, torch.ones(5, 5).bool(), all_BT))
+    padded_BT = torch.tensor([[True, True, True, True, False]])
+    assert overlap(selected_BTS, oracle_BTS, sink_TS, padded_BT) == 0.5
+    assert math.isnan(
+        overlap(selected_BTS[:, :3, :3], selected_BTS[:, :3, :3], nobody_TS[:3, :3], all_BT[:, :3])
+    )
+    assert math.isnan(overlap(selected_BTS, selected_BTS, torch.ones(5, 5).bool(), all_BT))
 
 
 @pytest.mark.parametrize("arch", INDEXED)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tiny import noise
 from torch import Tensor
 
-from dsa_sandbox.core.indexer import causal_mask, indexer_kl, kept_mask, select
+from dsa_sandbox.core.indexer import causal_mask, indexer_kl, select, selected_mask
 from dsa_sandbox.kernels import attention, chunked, gather
 from dsa_sandbox.kernels.indexing import (
     Scorer,
@@ -22,7 +22,7 @@ from dsa_sandbox.kernels.indexing import (
     attention_at,
     dense_kl,
     select_chunked,
-    select_rows,
+    select_on_cpu,
     sparse_kl,
 )
 
@@ -273,7 +273,7 @@ def test_ids_are_those_of_select_ties_and_all(seed: int) -> None:
         scores_BTS[0] *= -1  # -0 equals 0
         before_BTS = scores_BTS.clone()
         expected = select(scores_BTS, num_kept, sink, local)
-        assert torch.equal(select_rows(scores_BTS, num_kept, sink, local), expected)
+        assert torch.equal(select_on_cpu(scores_BTS, num_kept, sink, local), expected)
         assert torch.equal(scores_BTS, before_BTS)
 
 
@@ -294,9 +294,9 @@ def test_a_chunked_selection_is_that_of_all_scores_at_once(num_kept: int) -> Non
 def test_the_loss_over_selected_ids_is_that_of_all_scores_and_a_mask(num_kept: int) -> None:
     indexed = Indexed(num_kept=max(num_kept, 3))
     selection = select_chunked(indexed.scorer, num_kept)
-    kept_BTS = kept_mask(selection.ids_BTK, 50)
-    teacher_BTS, lse_BNT = indexed.teacher(kept_BTS)
-    expected_BT = indexer_kl(indexed.scores, teacher_BTS, kept_BTS)
+    selected_BTS = selected_mask(selection.ids_BTK, 50)
+    teacher_BTS, lse_BNT = indexed.teacher(selected_BTS)
+    expected_BT = indexer_kl(indexed.scores, teacher_BTS, selected_BTS)
     teacher = Teacher(indexed.q, indexed.k, indexed.scale, lse_BNT)
     weights_BTK = attention_at(selection.ids_BTK, teacher)
     kl_BT = sparse_kl(indexed.scorer, selection, weights_BTK)
@@ -327,7 +327,7 @@ def test_some_queries_have_the_losses_and_gradients_of_all_with_the_rest_left_ou
     queries_Q = torch.tensor([2, 0, 31, 48, 17, 18, 49, 30, 9, 4])  # in any order
     scorer, selection = indexed.scorer, indexed.selection
     teacher = Teacher(indexed.q, indexed.k, indexed.scale)
-    lse_BNT = indexed.teacher(kept_mask(selection.ids_BTK, 50))[1]
+    lse_BNT = indexed.teacher(selected_mask(selection.ids_BTK, 50))[1]
     sparse = teacher._replace(lse_BNT=lse_BNT)
     some, few = scorer.at(queries_Q), selection.at(queries_Q)
     weights_BTK = attention_at(selection.ids_BTK, sparse)

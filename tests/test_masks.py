@@ -13,9 +13,10 @@ from tiny import documents, tiny_model
 from torch import Tensor
 
 from dsa_sandbox.config.settings import Finetune
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import Batch, batch_of
 from dsa_sandbox.registry import strategies
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.strategies.masks import random_lines, trained_by_acft
 from dsa_sandbox.strategies.random_mask import KIND_OF

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from dsa_sandbox.commands import finetune
 from dsa_sandbox.config.settings import Finetune
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.base import NoSettings, Position, Strategy
 from dsa_sandbox.strategies.der import Der, DerSettings, log_probabilities
 from dsa_sandbox.strategies.lora import Lora, LoraSettings

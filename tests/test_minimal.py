@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from dsa_sandbox.config.settings import Model
-from dsa_sandbox.core.indexer import kept_mask, select
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.indexer import select, selected_mask
+from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.base import NoSettings
 from dsa_sandbox.strategies.sgd import Sequential
@@ -86,7 +87,7 @@ def test_the_indexers_loss_is_that_of_the_package(minimal: Any, sparse: bool) ->
     ours, theirs = pair(minimal, "dsa")
     tokens_BT = tokens(minimal)
     _, kl = ours(tokens_BT, sparse)
-    _, losses = theirs.hidden(tokens_BT, sparse=sparse, teach=True)
+    _, losses = theirs.hidden(tokens_BT, sparse=sparse, train_indexer=True)
     kl_BT = torch.stack(losses).sum(0)
     torch.testing.assert_close(kl, kl_BT.mean())
     kl.backward()
@@ -107,7 +108,7 @@ def test_equal_scores_go_to_the_later_token_as_in_the_package(minimal: Any) -> N
     scores_BTS = torch.randint(-1, 2, (4, length, length), generator=generator).float()
     past = torch.ones(1, length, length, dtype=torch.bool).tril()
     sizes = (minimal.NUM_KEPT, minimal.NUM_SINK, minimal.NUM_LOCAL)
-    expected = kept_mask(select(scores_BTS, *sizes), length)
+    expected = selected_mask(select(scores_BTS, *sizes), length)
     assert torch.equal(minimal.select(scores_BTS, past), expected)
 
 

@@ -21,13 +21,14 @@ from dsa_sandbox.commands import finetune
 from dsa_sandbox.config import resolve as resolving
 from dsa_sandbox.config.resolve import preset_names, resolve
 from dsa_sandbox.config.settings import Model
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, batch_of
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation.diagnostics import expert_health
 from dsa_sandbox.runs import checkpoints, load, saved
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.session import Session
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.ewc import sampled_fisher
 from dsa_sandbox.tasks import schema

@@ -10,7 +10,7 @@ from tiny import CONTEXT, documents, some_tokens, tiny_model
 from torch import Tensor
 
 from dsa_sandbox.config.settings import Train
-from dsa_sandbox.core.indexer import causal_mask, kept_mask, select
+from dsa_sandbox.core.indexer import causal_mask, select, selected_mask
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.evaluation.scoring import heldout_nll
 from dsa_sandbox.selection import policies
@@ -25,7 +25,9 @@ def chosen(model: Transformer, tokens_BT: Tensor) -> list[Tensor]:
 
     def look(attention: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         sizes = (attention.num_kept, attention.num_sink, attention.num_local)
-        found.append(kept_mask(select(attention.scores(inputs[0]), *sizes), inputs[0].shape[1]))
+        found.append(
+            selected_mask(select(attention.selection_scores(inputs[0]), *sizes), inputs[0].shape[1])
+        )
 
     hooks = [block.attention.register_forward_pre_hook(look) for block in model.blocks]
     model(tokens_BT)
@@ -39,20 +41,20 @@ def chosen(model: Transformer, tokens_BT: Tensor) -> list[Tensor]:
 def test_every_query_keeps_as_many_keys_as_with_the_indexer(policy: str, arch: str) -> None:
     model = tiny_model(arch)
     policies.use(model, policy)
-    for kept_BTS in chosen(model, some_tokens()):
+    for selected_BTS in chosen(model, some_tokens()):
         expected_T = torch.arange(1, CONTEXT + 1).clamp(max=NUM_KEPT)
-        assert torch.equal(kept_BTS.sum(-1), expected_T.expand(2, CONTEXT))
-        assert not (kept_BTS & ~causal_mask(CONTEXT)).any()
-        assert kept_BTS[:, :, 0].all()  # forced: the sink, and the query itself
-        assert kept_BTS.diagonal(dim1=1, dim2=2).all()
+        assert torch.equal(selected_BTS.sum(-1), expected_T.expand(2, CONTEXT))
+        assert not (selected_BTS & ~causal_mask(CONTEXT)).any()
+        assert selected_BTS[:, :, 0].all()  # forced: the sink, and the query itself
+        assert selected_BTS.diagonal(dim1=1, dim2=2).all()
 
 
 def test_the_window_is_the_last_tokens() -> None:
     model = tiny_model("dsa", force_sink=0)
     policies.use(model, "window")
     age_TS = torch.arange(CONTEXT)[:, None] - torch.arange(CONTEXT)
-    for kept_BTS in chosen(model, some_tokens()):
-        assert torch.equal(kept_BTS[0], (age_TS >= 0) & (age_TS < NUM_KEPT))
+    for selected_BTS in chosen(model, some_tokens()):
+        assert torch.equal(selected_BTS[0], (age_TS >= 0) & (age_TS < NUM_KEPT))
 
 
 def test_the_oracle_keeps_what_dense_heads_attend_to_most() -> None:
@@ -66,9 +68,9 @@ def test_the_oracle_keeps_what_dense_heads_attend_to_most() -> None:
 
     for block in model.blocks:
         block.attention.register_forward_pre_hook(look)
-    for kept_BTS, dense_BTS in zip(chosen(model, tokens_BT), seen):
-        least_kept_BT = dense_BTS.masked_fill(~kept_BTS, torch.inf).amin(-1)
-        best_left_BT = dense_BTS.masked_fill(kept_BTS, -torch.inf).amax(-1)
+    for selected_BTS, dense_BTS in zip(chosen(model, tokens_BT), seen):
+        least_kept_BT = dense_BTS.masked_fill(~selected_BTS, torch.inf).amin(-1)
+        best_left_BT = dense_BTS.masked_fill(selected_BTS, -torch.inf).amax(-1)
         assert (least_kept_BT >= best_left_BT).all()
 
 

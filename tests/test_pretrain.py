@@ -14,8 +14,9 @@ from tiny import documents, some_tokens, tiny_model, tiny_settings
 from torch import Tensor
 
 from dsa_sandbox.config.settings import Train
-from dsa_sandbox.core.transformer import Transformer, group_of, nll_sum
+from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.training.loop import Phase, Step, train
 from dsa_sandbox.training.pretrain import (
     drawn_queries,
@@ -146,7 +147,9 @@ def test_a_share_of_one_is_every_query_without_a_draw() -> None:
 @pytest.mark.parametrize("sparse", [True, False])
 def test_the_loss_of_some_queries_is_theirs_in_the_loss_of_all(sparse: bool, arch: str) -> None:
     model, rows = tiny_model(arch), torch.tensor([0, 3, 4, 17, 31])
-    whole, some = (model.hidden(some_tokens(), sparse=sparse, teach=t)[1] for t in (True, rows))
+    whole, some = (
+        model.hidden(some_tokens(), sparse=sparse, train_indexer=t)[1] for t in (True, rows)
+    )
     for whole_BT, some_BQ in zip(whole, some, strict=True):
         torch.testing.assert_close(some_BQ, whole_BT[:, rows])
 

@@ -15,9 +15,8 @@ from tiny import CONTEXT, VOCABULARY, documents, some_tokens, tiny_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from dsa_sandbox.config.settings import Eval, Finetune
-from dsa_sandbox.core.attention import DsaAttention
-from dsa_sandbox.core.indexer import kept_mask, select
-from dsa_sandbox.core.rope import Table
+from dsa_sandbox.core.attention import TopKAttention
+from dsa_sandbox.core.indexer import select, selected_mask
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar, tokens
 from dsa_sandbox.data.tokens import Corpus, Packed, encode
@@ -180,9 +179,9 @@ def test_hits_are_read_off_the_layers() -> None:
     x_BTD = model.embed(tokens_BT)
     for block in model.blocks:
         attention = block.get_submodule("attention")
-        scores_BTS = attention.scores(block.attention_norm(x_BTD))  # type: ignore[operator]
-        seen.append(kept_mask(select(scores_BTS, 6, 1, attention.num_local), 20))  # type: ignore[arg-type]
-        x_BTD = block(x_BTD, Table(model.cos_TH, model.sin_TH), True, False)[0]
+        scores_BTS = attention.selection_scores(block.attention_norm(x_BTD))  # type: ignore[operator]
+        seen.append(selected_mask(select(scores_BTS, 6, 1, attention.num_local), 20))  # type: ignore[arg-type]
+        x_BTD = block(x_BTD, model.rope_2TH, True, False)[0]
     for found, expected in zip(kept_keys(model, tokens_BT), seen, strict=True):
         assert torch.equal(found, expected)
     assert kept_keys(tiny_model("dense"), tokens_BT) == []
@@ -226,7 +225,7 @@ def test_jaccard_is_that_of_sets_of_keys(arch: str) -> None:
     base, model = arch_model(arch), arch_model(arch, seed=1)
     rows = documents(30, 12, 25)
     attention = base.blocks[0].get_submodule("attention")
-    assert isinstance(attention, DsaAttention)
+    assert isinstance(attention, TopKAttention)
     sink, local = attention.num_sink, attention.num_local
     expected = []
     for layer in range(2):

@@ -18,10 +18,11 @@ from tiny import documents, noise, some_tokens, tiny_model, trainee_of
 from torch import Tensor
 
 from dsa_sandbox.config.settings import Finetune
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
 from dsa_sandbox.registry import strategies
 from dsa_sandbox.selection import backends
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.agem import Agem, AgemSettings
 from dsa_sandbox.strategies.base import Position, Strategy

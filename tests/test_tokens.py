@@ -13,7 +13,6 @@ import torch
 from tiny import documents, tiny_model
 from torch import Tensor
 
-from dsa_sandbox.core.transformer import group_of
 from dsa_sandbox.data.tokens import (
     IGNORED,
     Batch,
@@ -24,6 +23,7 @@ from dsa_sandbox.data.tokens import (
     micro_batches,
     windows,
 )
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.training.loop import Phase, Step, train
 
 LENGTHS = (1, 2, 9, 10, 17, 18, 33, 5, 100, 8, 3)

@@ -1,6 +1,6 @@
-"""A pre-norm decoder around either kind of attention.
+"""A pre-norm decoder around any of the attention layers, and how its weights are initialised.
 
-B batch, T tokens, D width, V vocabulary, L layers.
+B batch, T tokens, D width, V vocabulary, L layers, M targets.
 """
 
 import hashlib
@@ -10,25 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsa_sandbox.config.settings import Model
-from dsa_sandbox.core.attention import DenseAttention, DsaAttention, Out, Teach, linear
-from dsa_sandbox.core.rope import Table, rope_table
+from dsa_sandbox.core.attention import DenseAttention, DsaAttention, Output, Queries, linear
+from dsa_sandbox.core.rope import rope_table
 from dsa_sandbox.registry import archs, feedforwards
 
 archs.register("dense")(DenseAttention)
-
-
 archs.register("dsa")(DsaAttention)
 
 
 @archs.register("dsa-full")
 def dsa_full(model: Model) -> DsaAttention:
-    """`dsa` with K = T: the same weights, without sparsity."""
+    """`dsa` with K = T: the same weights without sparsity."""
     return DsaAttention(model.model_copy(update={"num_kept": model.context}))
 
 
 @feedforwards.register("mlp")
 class FeedForward(nn.Module):
-    """SwiGLU (arXiv 2002.05202, eq. 6) of three matrices, or GELU of two."""
+    """SwiGLU (arXiv 2002.05202, eq. 6) with three matrices, or GELU with two."""
 
     def __init__(self, model: Model, hidden: int) -> None:
         super().__init__()
@@ -37,13 +35,14 @@ class FeedForward(nn.Module):
         self.gate = linear(model.width, hidden) if model.activation == "swiglu" else None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Output [B, T, D]."""
         if self.gate is None:
             return self.down(F.gelu(self.up(x_BTD)))
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind an RMSNorm and added to the stream."""
+    """A layer: attention and feed-forward, each behind an RMSNorm, added to the residual stream."""
 
     def __init__(self, arch: str, model: Model, hidden: int) -> None:
         super().__init__()
@@ -52,18 +51,21 @@ class Block(nn.Module):
         self.feedforward_norm = nn.RMSNorm(model.width, eps=model.norm_eps)
         self.feedforward = feedforwards[model.ffn](model, hidden)
 
-    def forward(self, x_BTD: Tensor, table: Table, sparse: bool, teach: Teach) -> Out:
+    def forward(
+        self, x_BTD: Tensor, rope_2TH: Tensor, sparse: bool, train_indexer: Queries
+    ) -> Output:
+        """The residual stream [B, T, D] after this layer, and the indexer's loss or None."""
         normed_BTD = self.attention_norm(x_BTD)
-        y_BTD, kl_BT = self.attention(normed_BTD, table, sparse=sparse, teach=teach)
+        y_BTD, kl_BT = self.attention(normed_BTD, rope_2TH, sparse, train_indexer)
         x_BTD = x_BTD + y_BTD
-        return x_BTD + self.feedforward(self.feedforward_norm(x_BTD)), kl_BT
+        x_BTD = x_BTD + self.feedforward(self.feedforward_norm(x_BTD))
+        return x_BTD, kl_BT
 
 
 class Transformer(nn.Module):
-    """Token ids [B, T] to logits [B, T, V]; tied, the embedding is also the output matrix."""
+    """Token ids [B, T] to logits [B, T, V]; if tied, the embedding is also the output matrix."""
 
-    cos_TH: Tensor
-    sin_TH: Tensor
+    rope_2TH: Tensor
 
     def __init__(self, arch: str, model: Model, vocabulary: int, hidden: int, seed: int) -> None:
         super().__init__()
@@ -72,64 +74,61 @@ class Transformer(nn.Module):
         self.output = None if model.tied else linear(model.width, vocabulary)
         self.blocks = nn.ModuleList(Block(arch, model, hidden) for _ in range(model.num_layers))
         self.final_norm = nn.RMSNorm(model.width, eps=model.norm_eps)
-        table = rope_table(model.context, model.width // model.num_heads, model.rope_base)
-        self.register_buffer("cos_TH", table.cos_TH, persistent=False)
-        self.register_buffer("sin_TH", table.sin_TH, persistent=False)
+        rope_2TH = rope_table(model.context, model.width // model.num_heads, model.rope_base)
+        self.register_buffer("rope_2TH", rope_2TH, persistent=False)
         initialise(self, seed)
 
     def forward(self, tokens_BT: Tensor, *, sparse: bool = True) -> Tensor:
-        """Logits [B, T, V]; `sparse=False` lifts the selection."""
+        """Logits [B, T, V]; with `sparse=False` every query attends to all past keys."""
         return self.logits(self.hidden(tokens_BT, sparse=sparse)[0])
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
-        """What the blocks are given, [B, T, D]."""
-        # scaled by sqrt(D) (arXiv 1706.03762, section 3.4): a tied embedding is small for the sake
-        # of the logits, and unscaled its tokens drown in what the blocks write
+        """The input of the first layer, [B, T, D]."""
+        # Times sqrt(D) (arXiv 1706.03762, section 3.4): the tied matrix has small entries for the
+        # sake of the logits, and unscaled embeddings are lost among the outputs of the layers.
         return self.embedding(tokens_BT) * self.embedding.embedding_dim**0.5
 
     def logits(self, x_BTD: Tensor) -> Tensor:
-        """Logits [..., V] of hidden states [..., D]: all of them, or those that are asked for."""
+        """Logits [..., V] of hidden states [..., D]."""
         return F.linear(x_BTD, (self.output or self.embedding).weight)
 
     def hidden(
-        self, tokens_BT: Tensor, *, sparse: bool = True, teach: Teach = False
+        self, tokens_BT: Tensor, *, sparse: bool = True, train_indexer: Queries = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """Hidden states [B, T, D], and with `teach` the indexer loss [B, T] of each layer."""
+        """Hidden states [B, T, D], and the indexer's loss of each layer, in nats.
+
+        `train_indexer`: False for no loss (an empty list, as for networks without an indexer), True
+        for the loss of every query [B, T], a tensor [Q] for that of queries at these positions
+        [B, Q].
+        """
         x_BTD = self.embed(tokens_BT)
-        table, losses = Table(self.cos_TH, self.sin_TH), []
+        losses = []
         for block in self.blocks:
-            x_BTD, kl_BT = block(x_BTD, table, sparse, teach)
-            losses += [] if kl_BT is None else [kl_BT]
+            x_BTD, kl_BT = block(x_BTD, self.rope_2TH, sparse, train_indexer)
+            if kl_BT is not None:
+                losses.append(kl_BT)
         return self.final_norm(x_BTD), losses
 
 
 def nll_sum(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
-    """Summed negative log-likelihood of M targets, nats, in fp32."""
+    """Summed negative log-likelihood of M targets, in nats, computed in fp32."""
     return F.cross_entropy(logits_MV.float(), targets_M, reduction="sum")
 
 
-def group_of(name: str) -> str:
-    """The group of a parameter by its name: what parameter tables and freeze plans count in."""
-    parts = name.split(".")
-    if "attention" in parts:
-        return parts[parts.index("attention") + 1]
-    if any("norm" in part for part in parts):
-        return "norm"
-    mixture = ("experts", "router", "feedforward")  # a mixture has groups of its own
-    return next((group for group in mixture if group in parts), "embedding")
-
-
 def initialise(model: Transformer, seed: int) -> None:
-    """Fill each tensor from a generator of its own (seed, name): networks share what they can.
+    """Draw every matrix from a normal distribution; norms keep their ones and zeros.
 
-    Matrices and the embedding get standard deviation width^-1/2 (of their input), those that write
-    into the stream 1/sqrt(2L) of it (GPT-2, section 2.3); norms 1 and 0.
+    The standard deviation is (input width)^-1/2, divided by sqrt(2L) for the matrices that write
+    into the residual stream (GPT-2, section 2.3). Each matrix has a generator of its own, seeded by
+    `seed` and its name, so that matrices that two architectures share begin equal.
     """
-    matrices = [(name, p) for name, p in model.named_parameters() if p.dim() > 1]
-    for name, parameter in matrices:  # norms are born as they should be
+    for name, parameter in model.named_parameters():
+        if parameter.dim() <= 1:
+            continue
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         std = parameter.shape[-1] ** -0.5
+        # matrices that write into the stream: the output of attention and of the feed-forward
         if name.endswith(".o.weight") or ("feedforward" in name and "down" in name):
             std *= (2 * len(model.blocks)) ** -0.5
         with torch.no_grad():

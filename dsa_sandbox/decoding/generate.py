@@ -1,4 +1,4 @@
-"""Decoding: a network that is fed tokens as they come, and the drawing of the next ones.
+"""Autoregressive decoding: a decoder with a cache, and sampling of the next tokens.
 
 B batch, T new tokens, S all tokens so far, D width, V vocabulary.
 """
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dsa_sandbox.core.rope import Table
 from dsa_sandbox.core.transformer import Block, Transformer
 from dsa_sandbox.decoding.layer_cache import cache_of
 
@@ -16,35 +15,41 @@ END_ID = 0
 
 
 class Decoder:
-    """A network that is fed tokens in pieces, and says the same as if fed them at once.
+    """Feeds tokens to a network piece by piece; logits equal those of one forward pass.
 
-    Its weights must stay as they are. Where a control chooses the keys (variants.policies), the
-    network is asked about all tokens each time.
+    The weights must not change meanwhile. If a layer cannot be cached (selection.policies, or an
+    attention of the user's), all tokens are computed again with every piece.
     """
 
     @torch.inference_mode()
     def __init__(self, model: Transformer, capacity: int | None = None) -> None:
-        """`capacity`: most tokens that will come, at most the context."""
-        self.model, self.length = model, 0
+        """`capacity`: most tokens that will be fed [the context, which is also the limit]."""
+        self.model = model
+        self.length = 0
         self.capacity = min(model.context, capacity or model.context)
-        table = Table(model.cos_TH, model.sin_TH)
-        layers = [block.get_submodule("attention") for block in model.blocks]
-        caches = [cache_of(layer, table, self.capacity) for layer in layers]
-        self.caches = [cache for cache in caches if cache is not None]
-        self.cached = len(self.caches) == len(caches)
-        self.tokens_BS: Tensor | None = None  # all so far, where nothing is cached
+        self.caches = []
+        for block in model.blocks:
+            cache = cache_of(block.get_submodule("attention"), model.rope_2TH, self.capacity)
+            if cache is not None:
+                self.caches.append(cache)
+        self.cached = len(self.caches) == len(model.blocks)
+        self.tokens_BS: Tensor | None = None  # all so far, if the layers cannot be cached
 
     @torch.inference_mode()
     def feed(self, tokens_BT: Tensor) -> Tensor:
-        """Logits [B, T, V] of the next tokens; ValueError where there is no room."""
-        start, self.length = self.length, self.length + tokens_BT.shape[1]
+        """Logits [B, T, V] after each new token; ValueError if they exceed the capacity."""
+        start = self.length
+        self.length = start + tokens_BT.shape[1]
         if self.length > self.capacity:
             raise ValueError(f"{self.length} tokens exceed the capacity, {self.capacity}")
         if not self.cached:
-            seen = [] if self.tokens_BS is None else [self.tokens_BS]
-            self.tokens_BS = torch.cat([*seen, tokens_BT], dim=1)
+            if self.tokens_BS is None:
+                self.tokens_BS = tokens_BT
+            else:
+                self.tokens_BS = torch.cat([self.tokens_BS, tokens_BT], dim=1)
             return self.model(self.tokens_BS)[:, start:]
-        angles = self.caches[0].turning.angles(start, self.length)
+        # the same in all layers
+        angles = self.caches[0].rope.angles(start, self.length)
         x_BTD = self.model.embed(tokens_BT)
         for block, cache in zip(self.model.blocks, self.caches):
             assert isinstance(block, Block)
@@ -63,10 +68,10 @@ def stream(
     top_p: float,
     seed: int,
 ) -> Iterator[list[int | None]]:
-    """One new id for each prompt at a time, None for those that have ended, until all have.
+    """Yield the next id of each prompt, or None after its end, until all prompts have ended.
 
-    Prompts have one length. Temperature 0 takes the likeliest token. Each prompt has a generator of
-    its own, so that it goes on alike alone and in company.
+    All prompts must have one length. Temperature 0 is greedy decoding. Each prompt has a random
+    generator of its own, so that its continuation does not depend on the other prompts.
     """
     device = next(model.parameters()).device
     decoder = Decoder(model, len(prompts[0]) + max_tokens)
@@ -75,7 +80,9 @@ def stream(
     tokens_BT = torch.tensor(prompts, device=device)
     for _ in range(min(max_tokens, model.context - tokens_BT.shape[1] + 1)):
         logits_BV = decoder.feed(tokens_BT)[:, -1].float().cpu()
-        ids = [draw(row, temperature, top_p, g) for row, g in zip(logits_BV, generators)]
+        ids = []
+        for logits_V, generator in zip(logits_BV, generators):
+            ids.append(draw(logits_V, temperature, top_p, generator))
         ended = [over or number == END_ID for over, number in zip(ended, ids)]
         yield [None if over else number for over, number in zip(ended, ids)]
         if all(ended) or decoder.length == model.context:
@@ -84,12 +91,13 @@ def stream(
 
 
 def draw(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """A token drawn from the likeliest ones that together reach `top_p` (arXiv 1904.09751)."""
+    """A token by nucleus sampling (arXiv 1904.09751); the likeliest one if temperature is 0."""
     if temperature == 0:
         return int(logits_V.argmax())
     p_V, ids_V = (logits_V / temperature).softmax(-1).sort(descending=True)
-    if p_V[0].isnan():  # colder than floats can say, or logits of a network that has diverged
+    if p_V[0].isnan():  # the temperature underflows, or the network has diverged
         return int(logits_V.nan_to_num(nan=-torch.inf).argmax())
-    before_V = p_V.cumsum(-1) - p_V  # what likelier tokens have reached
-    p_V = p_V.masked_fill(before_V >= top_p, 0.0)
+    # a token is left out if the likelier ones alone reach top_p; so one token always remains
+    likelier_V = p_V.cumsum(-1) - p_V
+    p_V = p_V.masked_fill(likelier_V >= top_p, 0.0)
     return int(ids_V[torch.multinomial(p_V, 1, generator=generator)])

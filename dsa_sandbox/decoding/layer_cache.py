@@ -1,9 +1,9 @@
-"""What decoding keeps in each layer, by architecture.
+"""The cache of one attention layer, by architecture.
 
-All that a layer reads of the stream is made by one product and turned by one operation: a token at
-a time, it is the number of operations that costs.
+All projections of the layer's input are computed by one product and rotated by one operation:
+decoding one token at a time costs as much time as it launches operations.
 
-B batch, T new tokens, D width, N heads, H head width, C columns of the rotation tables, F features.
+B batch, T new tokens, D width, N heads, H head width, F features, R rank of the query latent.
 """
 
 from typing import Protocol
@@ -12,16 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsa_sandbox.core.attention import CompressedFlow, DenseAttention, DsaAttention, heads
+from dsa_sandbox.core.attention import CompressedFlow, DenseAttention, DsaAttention, split_heads
 from dsa_sandbox.core.indexer import Indexer
-from dsa_sandbox.core.rope import Table
-from dsa_sandbox.decoding.fused_rope import Angles, Part, Turning
+from dsa_sandbox.decoding.fused_rope import Angles, FusedRope, Projection
 from dsa_sandbox.decoding.kv_cache import (
-    BlockRows,
-    IndexerRows,
-    LatentRows,
-    Rows,
-    SelectedRows,
+    BlockCache,
+    IndexerCache,
+    LatentCache,
+    RowBuffer,
+    SelectedCache,
     attend_past,
     weight_of,
 )
@@ -30,139 +29,176 @@ from dsa_sandbox.variants.v32 import V32Attention
 
 
 class Cache(Protocol):
-    """What one attention layer keeps."""
+    """The states of past tokens in one attention layer."""
 
-    turning: Turning  # alike in all layers of a network, so that its angles serve them all
+    rope: FusedRope  # equal in all layers of a network, which therefore share its angles
 
     def step(self, x_BTD: Tensor, angles: Angles) -> Tensor:
-        """Output [B, T, D] of new tokens, which are kept, at the positions of `angles`."""
+        """Store new tokens and compute their output [B, T, D]; `angles` are of their positions."""
 
 
-def cache_of(layer: nn.Module, table: Table, capacity: int) -> Cache | None:
-    """An empty cache for so many tokens; `None` of a layer that chooses its keys in its own way.
+def cache_of(layer: nn.Module, rope_2TH: Tensor, capacity: int) -> Cache | None:
+    """An empty cache for `capacity` tokens; None for a layer that cannot be cached.
 
-    Classes are compared, not asked for their bases: a subclass may compute something else.
+    Exact classes are compared, since a subclass may compute something else.
     """
     if type(layer) is DenseAttention:
-        return DenseCache(layer, table, capacity)
-    if type(layer) not in (DsaAttention, V32Attention) or "scores" in vars(layer):
-        return None
-    if isinstance(layer, V32Attention):
-        return V32Cache(layer, table, capacity)
-    assert isinstance(layer, DsaAttention)
-    if type(layer.compressed) in (CompressedFlow, BlockFlow):
-        return DsaCache(layer, table, capacity)
+        return DenseCache(layer, rope_2TH, capacity)
+    if type(layer) is V32Attention and layer.selector is None:
+        return V32Cache(layer, rope_2TH, capacity)
+    if type(layer) is DsaAttention and layer.selector is None:
+        known = type(layer.compressed) in (CompressedFlow, BlockFlow)
+        return DsaCache(layer, rope_2TH, capacity) if known else None
     return None
 
 
 class DenseCache:
     """Keys and values of all heads."""
 
-    def __init__(self, layer: DenseAttention, table: Table, capacity: int) -> None:
-        self.head_width, self.keys, self.values = layer.head_width, Rows(capacity), Rows(capacity)
-        queries, others = (layer.a, layer.b), (layer.a, layer.b1, layer.b2)
-        q, k, v = (
-            weight_of(*(group[name] for group in groups))
-            for name, groups in (("q", queries), ("k", others), ("v", others))
-        )
+    def __init__(self, layer: DenseAttention, rope_2TH: Tensor, capacity: int) -> None:
+        self.head_width = layer.head_width
+        self.keys = RowBuffer(capacity)
+        self.values = RowBuffer(capacity)
+        q = weight_of(layer.a["q"], layer.b["q"])
+        k = weight_of(layer.a["k"], layer.b1["k"], layer.b2["k"])
+        v = weight_of(layer.a["v"], layer.b1["v"], layer.b2["v"])
         self.qkv = torch.cat([q, k, v])
-        self.o = torch.cat([weight_of(group["o"]) for group in queries], dim=1)
-        pairs = range(layer.head_width // 2)
-        parts = [Part(weight, layer.head_width, pairs) for weight in (q, k)]
-        self.turning = Turning([*parts, Part(v, layer.head_width)], [table])
+        self.o = torch.cat([weight_of(layer.a["o"]), weight_of(layer.b["o"])], dim=1)
+        frequencies = range(layer.head_width // 2)
+        projections = [
+            Projection(q, layer.head_width, frequencies),
+            Projection(k, layer.head_width, frequencies),
+            Projection(v, layer.head_width),
+        ]
+        self.rope = FusedRope(projections, [rope_2TH])
 
     def step(self, x_BTD: Tensor, angles: Angles) -> Tensor:
-        parts = self.turning.turned(F.linear(x_BTD, self.qkv), angles)
-        q_BNTH, k_BNTH, v_BNTH = (heads(part_BTF, self.head_width) for part_BTF in parts)
-        y_BTF = attend_past(q_BNTH, self.keys.grown(k_BNTH), self.values.grown(v_BNTH))
+        q_BTF, k_BTF, v_BTF = self.rope.rotate(F.linear(x_BTD, self.qkv), angles)
+        k_BNSH = self.keys.append(split_heads(k_BTF, self.head_width))
+        v_BNSH = self.values.append(split_heads(v_BTF, self.head_width))
+        y_BTF = attend_past(split_heads(q_BTF, self.head_width), k_BNSH, v_BNSH)
         return F.linear(y_BTF, self.o)
 
 
 class DsaCache:
-    """What both flows and the indexer keep."""
+    """The caches of both flows and of the indexer."""
 
-    def __init__(self, layer: DsaAttention, table: Table, capacity: int) -> None:
-        flow, selected, width = layer.compressed, layer.selected, layer.head_width
-        pairs, tables = range(width // 2), [table]
-        half, gate = pairs[::2], []
-        rotary_keys = [half]  # the frequencies of each
-        self.compressed: LatentRows | BlockRows
+    def __init__(self, layer: DsaAttention, rope_2TH: Tensor, capacity: int) -> None:
+        flow = layer.compressed
+        selected = layer.selected
+        width = layer.head_width
+        self.head_width = width
+        self.selected = SelectedCache(selected, capacity)
+        self.indexer = IndexerCache(layer, capacity)
+        # Columns of the concatenated tables. A compressed head rotates half its features, with
+        # every second frequency.
+        all_frequencies = range(width // 2)
+        half = all_frequencies[::2]
+        tables = [rope_2TH]
+        rotary_columns = [half]  # one entry for each rotary key of the compressed flow
+        gate = []
+        self.compressed: LatentCache | BlockCache
         if isinstance(flow, BlockFlow):
-            self.compressed = BlockRows(flow, capacity)
-            tables.append(flow.opening(table))
-            rotary_keys = [range(width // 2, width)[::2], *([half] if flow.num_local else [])]
-            gate = [whole(flow.gate)]
+            self.compressed = BlockCache(flow, capacity)
+            # the keys of windows are rotated by the start of the window, with a table of its own
+            tables.append(flow.window_starts(rope_2TH))
+            rotary_columns = [range(width // 2, width)[::2]]
+            if flow.num_local:
+                rotary_columns.append(half)
+            gate = [unrotated(flow.gate)]
         else:
-            self.compressed = LatentRows(flow, capacity)
-        tables.append(Table(layer.indexer.cos_TH, layer.indexer.sin_TH))
-        parts = [
-            Part(weight_of(flow.q), width, half, first=width // 2),
-            whole(flow.down),
-            *(Part(weight_of(flow.k_rope), width // 2, columns) for columns in rotary_keys),
+            self.compressed = LatentCache(
+                flow.mix, flow.norm, flow.k_up, flow.v_up, flow.o, flow.head_width, capacity
+            )
+        tables.append(layer.indexer.rope_2TH)
+        rotary_keys = []
+        for columns in rotary_columns:
+            rotary_keys.append(Projection(weight_of(flow.k_rope), width // 2, columns))
+        projections = [
+            Projection(weight_of(flow.q), width, half, first=width // 2),
+            unrotated(flow.down),
+            *rotary_keys,
             *gate,
-            Part(weight_of(selected.q), width, pairs),
-            Part(weight_of(selected.k), width, pairs),
-            whole(selected.v),
-            *indexer_parts(layer.indexer, tables),
+            Projection(weight_of(selected.q), width, all_frequencies),
+            Projection(weight_of(selected.k), width, all_frequencies),
+            unrotated(selected.v),
+            *indexer_projections(layer.indexer, tables),
         ]
-        self.weight = torch.cat([part.weight for part in parts])
-        self.turning, self.head_width = Turning(parts, tables), width
-        self.selected, self.indexer = SelectedRows(selected, capacity), IndexerRows(layer, capacity)
+        self.weight = torch.cat([projection.weight for projection in projections])
+        self.rope = FusedRope(projections, tables)
 
     def step(self, x_BTD: Tensor, angles: Angles) -> Tensor:
-        y_BTF = self.indexer.normed(F.linear(x_BTD, self.weight))
-        parts = self.turning.turned(y_BTF, angles)
-        (far_BTF, *far), (q_BTF, k_BTH, v_BTH), of_indexer = parts[:-6], parts[-6:-3], parts[-3:]
-        ids_BTK = self.indexer.chosen(*of_indexer)
-        y_BTD = self.selected.look(heads(q_BTF, self.head_width), k_BTH, v_BTH, ids_BTK)
-        return self.compressed.look(heads(far_BTF, self.head_width), *far) + y_BTD
+        y_BTF = self.indexer.norm_keys(F.linear(x_BTD, self.weight))
+        parts = self.rope.rotate(y_BTF, angles)
+        compressed_q_BTF, *compressed_states = parts[:-6]
+        q_BTF, k_BTH, v_BTH = parts[-6:-3]
+        ids_BTK = self.indexer.select(*parts[-3:])
+        q_BNTH = split_heads(q_BTF, self.head_width)
+        y_BTD = self.selected.attend(q_BNTH, k_BTH, v_BTH, ids_BTK)
+        q_BNTH = split_heads(compressed_q_BTF, self.head_width)
+        return self.compressed.attend(q_BNTH, *compressed_states) + y_BTD
 
 
 class V32Cache:
-    """Latents, and indexer keys."""
+    """The latents and the indexer's keys."""
 
-    def __init__(self, layer: V32Attention, table: Table, capacity: int) -> None:
-        below, above, width = layer.compressed, layer.selected, layer.head_width
-        num_rotary = width // 2
-        self.q_norm, self.q_width = below["q_norm"], width + num_rotary
-        tables = [table, Table(layer.indexer.cos_TH, layer.indexer.sin_TH)]
-        half = range(width // 2)[::2]
-        queries, *others = indexer_parts(layer.indexer, tables)
-        q = Part(halved(weight_of(above["q"]), self.q_width, width), self.q_width, half, width)
-        k_rope = Part(halved(weight_of(below["k_rope"]), num_rotary, 0), num_rotary, half)
-        of_stream = [whole(below["kv"]), k_rope, *others]
-        query_down = weight_of(below["q"])
+    def __init__(self, layer: V32Attention, rope_2TH: Tensor, capacity: int) -> None:
+        down = layer.compressed
+        up = layer.selected
+        width = layer.head_width
+        rotary_width = layer.rotary_width
+        self.q_norm = down["q_norm"]
+        self.q_width = width + rotary_width
+        self.indexer = IndexerCache(layer, capacity)
+        self.latent = LatentCache(
+            layer.mix, down["kv_norm"], up["k"], up["v"], up["o"], width, capacity
+        )
+        tables = [rope_2TH, layer.indexer.rope_2TH]
+        half = range(width // 2)[::2]  # every second frequency, as the rotary part has half a head
+        index_q, index_w, index_k = indexer_projections(layer.indexer, tables)
+        q_weight = half_split(weight_of(up["q"]), self.q_width, first=width)
+        q = Projection(q_weight, self.q_width, half, first=width)
+        k_rope_weight = half_split(weight_of(down["k_rope"]), rotary_width, first=0)
+        k_rope = Projection(k_rope_weight, rotary_width, half)
+        latent = unrotated(down["kv"])
+        # two products: the input is projected down, then the query latent is projected up
+        query_down = weight_of(down["q"])
         self.query_rank = len(query_down)
-        self.down = torch.cat([query_down, *(part.weight for part in of_stream)])
-        self.up = torch.cat([q.weight, queries.weight])
-        self.turning = Turning([q, queries, *of_stream], tables)
-        self.latent, self.indexer = LatentRows(layer, capacity), IndexerRows(layer, capacity)
+        others = [latent, k_rope, index_w, index_k]
+        self.down = torch.cat([query_down, *[projection.weight for projection in others]])
+        self.up = torch.cat([q.weight, index_q.weight])
+        self.rope = FusedRope([q, index_q, *others], tables)
 
     def step(self, x_BTD: Tensor, angles: Angles) -> Tensor:
-        y_BTF = self.indexer.normed(F.linear(x_BTD, self.down))
+        y_BTF = self.indexer.norm_keys(F.linear(x_BTD, self.down))
         query_BTR, others_BTF = y_BTF.tensor_split([self.query_rank], dim=-1)
         queries_BTF = F.linear(self.q_norm(query_BTR), self.up)
-        parts = self.turning.turned(torch.cat([queries_BTF, others_BTF], dim=-1), angles)
-        q_BTF, indexer_q_BTF, latent_BTR, k_rope_BTH, w_BTI, k_BTH = parts
-        ids_BTK = self.indexer.chosen(indexer_q_BTF, w_BTI, k_BTH)
-        return self.latent.look(heads(q_BTF, self.q_width), latent_BTR, k_rope_BTH, ids_BTK)
+        parts = self.rope.rotate(torch.cat([queries_BTF, others_BTF], dim=-1), angles)
+        q_BTF, index_q_BTF, latent_BTR, k_rope_BTH, index_w_BTI, index_k_BTH = parts
+        ids_BTK = self.indexer.select(index_q_BTF, index_w_BTI, index_k_BTH)
+        q_BNTF = split_heads(q_BTF, self.q_width)
+        return self.latent.attend(q_BNTF, latent_BTR, k_rope_BTH, ids_BTK)
 
 
-def whole(layer: nn.Module) -> Part:
-    """A matrix whose output does not turn."""
+def unrotated(layer: nn.Module) -> Projection:
+    """The projection of a layer whose output is not rotated."""
     weight = weight_of(layer)
-    return Part(weight, len(weight))
+    return Projection(weight, len(weight))
 
 
-def indexer_parts(indexer: Indexer, tables: list[Table]) -> tuple[Part, Part, Part]:
-    """Queries, weights of the heads, and keys; their table is the last."""
-    num_columns = indexer.cos_TH.shape[1]
-    columns = range(sum(table.cos_TH.shape[1] for table in tables))[-num_columns:]
-    q, k = (Part(weight_of(layer), indexer.head_width, columns) for layer in (indexer.q, indexer.k))
-    return q, whole(indexer.w), k
+def indexer_projections(
+    indexer: Indexer, tables: list[Tensor]
+) -> tuple[Projection, Projection, Projection]:
+    """Queries, head weights and keys of the indexer, whose table must be the last of `tables`."""
+    num_columns = sum(table.shape[-1] for table in tables)
+    columns = range(num_columns)[-indexer.rope_2TH.shape[-1] :]
+    q = Projection(weight_of(indexer.q), indexer.head_width, columns)
+    k = Projection(weight_of(indexer.k), indexer.head_width, columns)
+    return q, unrotated(indexer.w), k
 
 
-def halved(weight_FD: Tensor, width: int, first: int) -> Tensor:
-    """A matrix whose heads turn pairs (0, 1), (2, 3), .. from `first` on, as one of half-split."""
-    still, pairs = weight_FD.unflatten(0, (-1, width)).tensor_split([first], dim=1)
-    return torch.cat([still, pairs[:, 0::2], pairs[:, 1::2]], dim=1).flatten(0, 1)
+def half_split(weight_FD: Tensor, width: int, first: int) -> Tensor:
+    """A weight whose heads have interleaved pairs from feature `first` on, in half-split order."""
+    heads_NHD = weight_FD.unflatten(0, (-1, width))
+    content, pairs = heads_NHD.tensor_split([first], dim=1)
+    return torch.cat([content, pairs[:, 0::2], pairs[:, 1::2]], dim=1).flatten(0, 1)

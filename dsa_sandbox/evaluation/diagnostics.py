@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsa_sandbox.core.indexer import causal_mask, indexer_kl, kept_mask, select
+from dsa_sandbox.core.indexer import causal_mask, forced_mask, indexer_kl, select, selected_mask
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, batch_of
 from dsa_sandbox.variants import moe
@@ -50,17 +50,15 @@ def layer_row(
 ) -> dict[str, float]:
     """The row of one layer, from the inputs of its attention."""
     length = x_BTD.shape[1]
-    scores_BTS = attention.scores(x_BTD)
+    scores_BTS = attention.selection_scores(x_BTD)
     sizes = (attention.num_kept, attention.num_sink, attention.num_local)
-    kept_BTS = kept_mask(select(scores_BTS, *sizes), length)
+    kept_BTS = selected_mask(select(scores_BTS, *sizes), length)
     past_BTS = causal_mask(length, x_BTD.device).expand_as(kept_BTS)
     support_BTS = kept_BTS if sparse else past_BTS
     teacher_BTS = attention.attend_with_teacher(x_BTD, table, support_BTS)[1]
     dense_BTS = attention.attend_with_teacher(x_BTD, table, past_BTS)[1]
-    oracle_BTS = kept_mask(select(dense_BTS, *sizes), length)
-    position_S = torch.arange(length, device=x_BTD.device)
-    age_TS = position_S[:, None] - position_S
-    forced_TS = (position_S < attention.num_sink) | (age_TS < attention.num_local)
+    oracle_BTS = selected_mask(select(dense_BTS, *sizes), length)
+    forced_TS = forced_mask(length, length, *sizes[1:], x_BTD.device)
     row = indexer_means(
         scores_BTS, teacher_BTS, support_BTS, dense_BTS, kept_BTS, forced_TS, real_BT
     )

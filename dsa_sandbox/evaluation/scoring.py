@@ -15,7 +15,6 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dsa_sandbox.core.rope import Table
 from dsa_sandbox.core.transformer import Block, Transformer, nll_sum
 from dsa_sandbox.data.grammar import Pair
 from dsa_sandbox.data.spelling import boundaries, common_length, said_behind
@@ -190,12 +189,12 @@ def answers(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> Answe
 
 def hidden_at(model: Transformer, tokens_BT: Tensor, rows_M: Tensor, places_M: Tensor) -> Tensor:
     """`model.hidden` at M places, [M, D]; the last feed-forward computes only these."""
-    x_BTD, table = model.embed(tokens_BT), Table(model.cos_TH, model.sin_TH)
+    x_BTD = model.embed(tokens_BT)
     *blocks, last = model.blocks
     assert isinstance(last, Block)
     for block in blocks:
-        x_BTD, _ = block(x_BTD, table, sparse=True, teach=False)
-    y_BTD, _ = last.attention(last.attention_norm(x_BTD), table)
+        x_BTD, _ = block(x_BTD, model.rope_2TH, sparse=True, train_indexer=False)
+    y_BTD, _ = last.attention(last.attention_norm(x_BTD), model.rope_2TH)
     x_MD = (x_BTD + y_BTD)[rows_M, places_M]
     return model.final_norm(x_MD + last.feedforward(last.feedforward_norm(x_MD)))
 

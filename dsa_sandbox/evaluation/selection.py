@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsa_sandbox.core.attention import DsaAttention
-from dsa_sandbox.core.indexer import causal_mask, kept_mask, select
+from dsa_sandbox.core.attention import TopKAttention
+from dsa_sandbox.core.indexer import causal_mask, forced_mask, select, selected_mask
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, batch_of
 
@@ -25,10 +25,10 @@ def kept_keys(model: Transformer, tokens_BT: Tensor) -> list[Tensor]:
 
     def look(attention: Any, inputs: tuple[Any, ...]) -> None:
         sizes = (attention.num_kept, attention.num_sink, attention.num_local)
-        scores_BTS = attention.scores(inputs[0])
-        kept.append(kept_mask(select(scores_BTS, *sizes), scores_BTS.shape[-1]))
+        scores_BTS = attention.selection_scores(inputs[0])
+        kept.append(selected_mask(select(scores_BTS, *sizes), scores_BTS.shape[-1]))
 
-    attentions = [a for a in model.modules() if isinstance(a, DsaAttention)]
+    attentions = [a for a in model.modules() if isinstance(a, TopKAttention)]
     hooks = [attention.register_forward_pre_hook(look) for attention in attentions]
     try:
         if attentions:
@@ -47,14 +47,14 @@ def jaccard(base: Transformer, model: Transformer, documents: list[np.ndarray]) 
     """
     device = next(model.parameters()).device
     tokens_BT, targets_BT = batch_of(documents).to(device)
-    past_TS = causal_mask(tokens_BT.shape[1], device)
-    position_S = torch.arange(tokens_BT.shape[1], device=device)
-    age_TS = position_S[:, None] - position_S
-    attentions = [a for a in model.modules() if isinstance(a, DsaAttention)]
+    length = tokens_BT.shape[1]
+    past_TS = causal_mask(length, device)
+    attentions = [a for a in model.modules() if isinstance(a, TopKAttention)]
     layers = zip(attentions, kept_keys(base, tokens_BT), kept_keys(model, tokens_BT))
     found = []
     for attention, then_BTS, now_BTS in layers:
-        forced_TS = (position_S < attention.num_sink) | (age_TS < attention.num_local)
+        num_forced = attention.num_sink, attention.num_local
+        forced_TS = forced_mask(length, length, *num_forced, device)
         both_BT = ((then_BTS & now_BTS) & ~forced_TS).sum(-1)
         either_BT = ((then_BTS | now_BTS) & ~forced_TS).sum(-1)
         choice_BT = (past_TS.sum(-1) > attention.num_kept) & (either_BT > 0)

@@ -1,11 +1,11 @@
-"""Sparse attention behind one contract, computed in one of several ways.
+"""Attention over selected keys, by one of several backends with one interface.
 
-* `reference`: the definition in fp64, slow on purpose;
+* `reference`: the definition in fp64, for tests;
 * `masked`: dense attention under a mask, T * S memory;
 * `gather`: chunks of queries, T * K memory, on any device;
 * `triton`: one kernel for a GPU.
 
-B batch, T queries, S keys, N heads, H key width, W value width, K kept keys.
+B batch, T queries, S keys, N heads, H key width, W value width, K selected keys.
 """
 
 import importlib
@@ -21,22 +21,23 @@ MODULES = {
     "reference": "dsa_sandbox.kernels.reference",
 }
 
-# Context from which a step with a selection is faster without the mask. One thread of an EPYC, 4096
-# tokens a step, K = length / 8: at 256 tokens gather takes 0.7 to 1.2 of the time of masked, at 512
-# 0.5 to 0.8, at 1024 0.3 to 0.6 (dsa-sandbox bench training --length 256,512,1024). CUDA: a guess.
-LONG = {"cpu": 512, "cuda": 4096}
+# Shortest context at which another backend beats `masked` for a sparse training step. CPU: one
+# thread of an EPYC, 4096 tokens a step, K = length / 8: `gather` takes 0.7 to 1.2 times as long as
+# `masked` at 256 tokens, 0.5 to 0.8 at 512, 0.3 to 0.6 at 1024 (dsa-sandbox bench training --length
+# 256,512,1024). CUDA: a guess, not measured.
+SPARSE_FROM = {"cpu": 512, "cuda": 4096}
 
 
 def choose(length: int, num_kept: int, device: str) -> str:
-    """The fastest backend for a context of `length` tokens of which `num_kept` are kept."""
+    """The fastest backend for a context of `length` tokens with `num_kept` selected keys."""
     kind = torch.device(device).type
-    if num_kept >= length or kind not in LONG or length < LONG[kind]:
+    if num_kept >= length or kind not in SPARSE_FROM or length < SPARSE_FROM[kind]:
         return "masked"
     return "triton" if kind == "cuda" and no_triton(device) is None else "gather"
 
 
 def no_triton(device: str) -> str | None:
-    """Why the Triton kernels cannot run on `device`; None where they can."""
+    """Why the Triton kernels cannot run on `device`, for an error message; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     kernels = importlib.import_module(MODULES["triton"])
@@ -49,11 +50,12 @@ def no_triton(device: str) -> str | None:
 def sparse_attention(
     q_BNTH: Tensor, k_BSH: Tensor, v_BSW: Tensor, ids_BTK: Tensor, *, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, N, T, W], and lse [B, N, T] in fp32: natural logarithms, no gradient.
+    """Output [B, N, T, W], and lse [B, N, T]: the logsumexp of the logits, fp32, no gradient.
 
-    All N heads of queries share one head of keys and values. `ids_BTK` are int32, ascending, with
-    -1 at the end of a row that has fewer than K. The T queries are the last of the S tokens, and no
-    id is later than its query. A row without any id has output 0, lse -inf and no gradient.
+    All N query heads share one head of keys and values; logits are `scale` * q . k. `ids_BTK` is
+    int32 and ascending, with -1 in the places that a query with fewer than K keys leaves free. The
+    queries are the last T of the S tokens, and no id is later than its query. A query without any
+    id has output 0, lse -inf and no gradient.
     """
-    module = importlib.import_module(MODULES[backend])  # the others stay out
+    module = importlib.import_module(MODULES[backend])  # here, as triton may not be installed
     return module.sparse_attention(q_BNTH, k_BSH, v_BSW, ids_BTK, scale=scale)

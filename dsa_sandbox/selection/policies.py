@@ -1,12 +1,12 @@
-"""Who chooses the keys of a sparse query: the indexer, or a control in its place.
+"""Selection policies: the indexer selects the keys of each query, or a control does.
 
 * `learned`: the indexer.
 * `window`: the last K tokens.
-* `random`: K past tokens, by a hash of what the query is and where it stands.
-* `oracle`: the K tokens that the same heads attend to most when they see all the past.
-* `all`: no selection.
+* `random`: K past tokens by a hash of the query's input and of both positions.
+* `oracle`: the K tokens to which the same heads attend most when they see all past tokens.
+* `all`: all past tokens.
 
-Forced tokens are kept, within K, whoever chooses.
+Under every policy, forced tokens are selected and count within K.
 
 B batch, T query tokens, S key tokens, D width.
 """
@@ -17,16 +17,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from dsa_sandbox.core.attention import DsaAttention
+from dsa_sandbox.core.attention import TopKAttention
 from dsa_sandbox.core.indexer import causal_mask
-from dsa_sandbox.core.rope import Table
 from dsa_sandbox.core.transformer import Transformer
 
-Scores = Callable[[Tensor], Tensor]  # [B, T, D] to [B, T, S]
+Selector = Callable[[Tensor], Tensor]  # input [B, T, D] of an attention layer to scores [B, T, S]
 
 
-def window(attention: DsaAttention, model: Transformer) -> Scores:
-    """The later, the better."""
+def window(attention: TopKAttention, model: Transformer) -> Selector:
+    """The later a key, the higher its score."""
 
     def scores(x_BTD: Tensor) -> Tensor:
         batch, length, _ = x_BTD.shape
@@ -35,40 +34,42 @@ def window(attention: DsaAttention, model: Transformer) -> Scores:
     return scores
 
 
-def random(attention: DsaAttention, model: Transformer) -> Scores:
-    """A hash of what the query is, of where it stands, and of the key's position.
+def random(attention: TopKAttention, model: Transformer) -> Selector:
+    """Scores that are a hash of the query's input, the query's position and the key's position.
 
-    A function of the query alone: causal, the same in any batch, and the same when asked again.
+    They do not depend on other tokens, the batch, or how often they are computed.
     """
 
     def scores(x_BTD: Tensor) -> Tensor:
         position_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
-        coarse_BT = (64 * x_BTD.detach().float()[..., :4]).round().long() @ MIX.to(x_BTD.device)
-        return scrambled(scrambled(coarse_BT + position_T).unsqueeze(-1) + position_T).float()
+        # Four features, rounded: an input that is computed in another way (another batch size)
+        # differs in its last bits and must get the same hash.
+        coarse_BT4 = (64 * x_BTD.detach().float()[..., :4]).round().long()
+        query_BT = coarse_BT4 @ FEATURE_MULTIPLIERS.to(x_BTD.device) + position_T
+        return hashed(hashed(query_BT).unsqueeze(-1) + position_T).float()
 
     return scores
 
 
-MIX = torch.tensor([0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F])
+FEATURE_MULTIPLIERS = torch.tensor([0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F])
 
 
-def scrambled(number: Tensor) -> Tensor:
-    """Whole numbers below 2**24, one for each, without order (Murmur3's finaliser, 32 bits)."""
+def hashed(number: Tensor) -> Tensor:
+    """A hash below 2**24 of each integer (the finaliser of Murmur3, 32 bits)."""
     number = number & 0xFFFFFFFF
     for multiplier in (0x85EBCA6B, 0xC2B2AE35):
         number = ((number ^ (number >> 15)) * multiplier) & 0xFFFFFFFF
-    return (number ^ (number >> 16)) & 0xFFFFFF
+    return (number ^ (number >> 16)) & 0xFFFFFF  # 24 bits: exact in fp32
 
 
-def oracle(attention: DsaAttention, model: Transformer) -> Scores:
-    """What the selected heads attend to when they see all the past."""
+def oracle(attention: TopKAttention, model: Transformer) -> Selector:
+    """The attention of the selecting heads over all past tokens, averaged over heads."""
 
     @torch.no_grad()
     def scores(x_BTD: Tensor) -> Tensor:
         batch, length, _ = x_BTD.shape
-        table = Table(model.cos_TH, model.sin_TH)
         past_BTS = causal_mask(length, x_BTD.device).expand(batch, length, length)
-        return attention.attend_with_teacher(x_BTD, table, past_BTS)[1]
+        return attention.attend_with_teacher(x_BTD, model.rope_2TH, past_BTS)[1]
 
     return scores
 
@@ -77,26 +78,27 @@ CONTROLS = {"window": window, "random": random, "oracle": oracle}
 
 
 def selects(model: Transformer) -> bool:
-    """Whether there is a selection to make in any layer."""
-    return any(isinstance(block.attention, DsaAttention) for block in model.blocks)
+    """Whether any layer of the network selects keys."""
+    return any(isinstance(block.attention, TopKAttention) for block in model.blocks)
 
 
 def use(model: Transformer, policy: str) -> None:
-    """Let `policy` choose from now on; a network without a selection is left as it is."""
+    """Select keys by `policy` from now on; does nothing for a network that selects no keys."""
     for block in model.blocks:
         attention = block.attention
-        if not isinstance(attention, DsaAttention):
+        if not isinstance(attention, TopKAttention):
             continue
-        vars(attention).pop("scores", None)  # what stood in the place of the indexer's
-        own = vars(attention).setdefault("own_num_kept", attention.num_kept)
-        attention.num_kept = model.context if policy == "all" else own
-        if policy in CONTROLS:
-            attention.scores = CONTROLS[policy](attention, model)  # type: ignore[method-assign,assignment]
+        if policy == "all":
+            attention.num_kept = model.context
+        else:
+            attention.num_kept = attention.configured_num_kept
+        control = CONTROLS.get(policy)
+        attention.selector = control(attention, model) if control else None
 
 
 @contextmanager
 def using(model: Transformer, policy: str, then: str) -> Iterator[None]:
-    """Let `policy` choose within the block, and `then` behind it."""
+    """Select keys by `policy` inside the context, and by `then` after it."""
     use(model, policy)
     try:
         yield

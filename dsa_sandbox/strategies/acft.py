@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import Field
 
 from dsa_sandbox.config.settings import Frozen
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.registry import strategies
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.base import Strategy, Trainable
 
 

@@ -1,7 +1,8 @@
 """Trains all attention matrices but the indexer's; freezes everything else."""
 
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.registry import strategies
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.base import Strategy, Trainable
 from dsa_sandbox.strategies.masks import MaskSettings
 

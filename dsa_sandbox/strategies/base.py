@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from dsa_sandbox.config.settings import Frozen
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import Batch
+from dsa_sandbox.sizes import group_of
 
 
 class NoSettings(Frozen):

@@ -12,8 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.registry import strategies
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.base import Strategy, Trainable
 from dsa_sandbox.strategies.masks import MaskSettings, random_entries, trained_by_acft
 

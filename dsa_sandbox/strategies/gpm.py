@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dsa_sandbox.config.settings import Frozen
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import Batch
 from dsa_sandbox.registry import strategies
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.base import Strategy, Trainable, Trainee
 
 

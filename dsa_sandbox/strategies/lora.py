@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import nn
 
 from dsa_sandbox.config.settings import Frozen
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.registry import strategies
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.base import Position, Strategy, Trainable, Trainee
 from dsa_sandbox.strategies.masks import trained_by_acft
 

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from dsa_sandbox.config.settings import Settings
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.errors import Interrupted, RunFailed
 from dsa_sandbox.evaluation.evaluator import Evaluator
 from dsa_sandbox.evaluation.relearning import STEPS, recovery
@@ -22,6 +22,7 @@ from dsa_sandbox.runs import checkpoints
 from dsa_sandbox.runs.checkpoints import optimizer_tensors, restore_optimizer
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.selection import policies
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.tasks.schema import KINDS, Task
 from dsa_sandbox.training import stop_rule

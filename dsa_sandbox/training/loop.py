@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsa_sandbox.core.transformer import Transformer, group_of, nll_sum
+from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data.tokens import IGNORED, Batch
+from dsa_sandbox.sizes import group_of
 
 
 class Phase(NamedTuple):
@@ -92,7 +93,7 @@ def train(
             real_BT = targets_BT != IGNORED  # only these need logits
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 queries = phase.train_indexer and phase.queries(tokens_BT.shape[1])
-                x_BTD, losses = forward(tokens_BT, sparse=phase.sparse, teach=queries)
+                x_BTD, losses = forward(tokens_BT, sparse=phase.sparse, train_indexer=queries)
                 parts_x = x_BTD[real_BT].split(num_at_once)
                 parts_y = targets_BT[real_BT].split(num_at_once)
                 sums = [nll_sum(model.logits(x), y) for x, y in zip(parts_x, parts_y)]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dsa_sandbox.config.settings import Settings, Train
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch, Batches, Corpus, heldout, micro_batches
 from dsa_sandbox.errors import Interrupted, RunFailed
 from dsa_sandbox.evaluation.diagnostics import expert_health, indexer_health
@@ -20,6 +20,7 @@ from dsa_sandbox.registry import archs
 from dsa_sandbox.runs import checkpoints
 from dsa_sandbox.runs.checkpoints import optimizer_tensors, restore_optimizer
 from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.training.loop import Phase, Step, train
 from dsa_sandbox.variants import moe
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dsa_sandbox.config.settings import Finetune
-from dsa_sandbox.core.transformer import Transformer, group_of
+from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import Batch
+from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.base import Position, Strategy, Trainee
 from dsa_sandbox.training.loop import Phase, Step, train
 

@@ -1,11 +1,12 @@
-"""`moe`: shared and routed experts in the place of one feed-forward, as DeepSeek-V3 has them.
+"""`model.ffn=moe`: shared and routed experts in place of one feed-forward, as in DeepSeek-V3.
 
-DeepSeek-V3 report (arXiv 2412.19437), section 2.1.2, eq. 12-16, in one group of experts; they are
-kept in use by a bias alone (arXiv 2408.15664), without a loss and without dropping a token. The
+DeepSeek-V3 report (arXiv 2412.19437), section 2.1.2, eq. 12-16, with all experts in one group. A
+bias balances their load (arXiv 2408.15664); there is no balance loss, and no token is dropped. The
 arithmetic is that of `DeepseekV32MoE` of transformers.
 
-B batch, T tokens, M tokens of a whole batch, D width, E routed experts, F hidden width of one,
-K experts of a token, P = M * K pairs of a token and one of its experts.
+B batch, T tokens, M tokens of a whole batch, D width, E routed experts, F hidden width of an
+expert, K experts of a token, P = M * K pairs of a token and one of its experts, L pairs of one
+expert.
 """
 
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from dsa_sandbox.sizes import expert_width
 
 
 class Experts(nn.Module):
-    """Routed experts, SwiGLU each; their matrices are stacked."""
+    """Routed experts, each a SwiGLU; the matrices of all experts are stacked."""
 
     def __init__(self, num_experts: int, width: int, hidden: int) -> None:
         super().__init__()
@@ -31,46 +32,49 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(num_experts, width, hidden))
 
     def forward(self, x_MD: Tensor, ids_MK: Tensor, weights_MK: Tensor) -> Tensor:
-        """[M, D]: of each token, what its experts make of it, weighted.
+        """The weighted sum of the outputs of each token's experts, [M, D].
 
-        Pairs are sorted by expert, so that each expert has one slice to multiply. An expert that
-        nobody chose gets an empty slice, and a gradient of zeros.
+        The gradient of an expert that no token chose is zero, not None.
         """
         num_active = ids_MK.shape[1]
+        # sorted by expert, so that each expert multiplies one slice of tokens
         order_P = ids_MK.flatten().argsort(stable=True)
-        slices = x_MD.index_select(0, order_P // num_active).split(
-            load_of(ids_MK, len(self.up)).tolist()
-        )
-        matrices = zip(self.up.unbind(), self.gate.unbind(), self.down.unbind())
-        made = [
-            F.linear(F.silu(F.linear(x_PD, gate_FD)) * F.linear(x_PD, up_FD), down_DF)
-            for x_PD, (up_FD, gate_FD, down_DF) in zip(slices, matrices)
-        ]
-        y_PD = torch.cat(made).index_select(0, order_P.argsort())  # back in the tokens' order
-        return (y_PD.unflatten(0, ids_MK.shape) * weights_MK.unsqueeze(-1)).sum(1)
+        x_PD = x_MD.index_select(0, order_P // num_active)
+        slices = x_PD.split(load_of(ids_MK, len(self.up)).tolist())
+        matrices = zip(self.gate.unbind(), self.up.unbind(), self.down.unbind())
+        outputs = []
+        for x_LD, (gate_FD, up_FD, down_DF) in zip(slices, matrices):  # L tokens, maybe none
+            hidden_LF = F.silu(F.linear(x_LD, gate_FD)) * F.linear(x_LD, up_FD)
+            outputs.append(F.linear(hidden_LF, down_DF))
+        y_PD = torch.cat(outputs).index_select(0, order_P.argsort())  # back in the order of tokens
+        y_MKD = y_PD.unflatten(0, ids_MK.shape)
+        return (y_MKD * weights_MK.unsqueeze(-1)).sum(1)
 
 
 @feedforwards.register("moe")
 class Mixture(nn.Module):
-    """Shared experts that serve every token, and K routed ones that it chooses for itself.
+    """A mixture of experts: shared ones for every token, and K routed ones by the router's choice.
 
-    `hidden` is the width of all experts together. A routed expert is as wide in every architecture
-    (sizes.expert_width); the shared ones, held as one feed-forward, have the rest.
+    `hidden` is the width of all experts together. Routed experts have the same width in every
+    architecture (sizes.expert_width); the shared ones, computed as one feed-forward, have the rest.
     """
 
-    bias: Tensor  # [E]: moves the choice and nothing else
+    bias: Tensor  # [E], added to the affinities when experts are chosen
 
     def __init__(self, model: Model, hidden: int) -> None:
         super().__init__()
-        self.num_active, self.routed_scale = model.num_active, model.routed_scale
-        width, num_experts = expert_width(model), model.num_experts
-        self.shared = FeedForward(model, hidden - num_experts * width)
-        self.experts = Experts(num_experts, model.width, width)
-        self.router = linear(model.width, num_experts)
-        self.register_buffer("bias", torch.zeros(num_experts))
-        self.seen: list[Tensor] | None = None  # who was chosen, [B, T, K], while Balance watches
+        self.num_active = model.num_active
+        self.routed_scale = model.routed_scale
+        width = expert_width(model)
+        self.shared = FeedForward(model, hidden - model.num_experts * width)
+        self.experts = Experts(model.num_experts, model.width, width)
+        self.router = linear(model.width, model.num_experts)
+        self.register_buffer("bias", torch.zeros(model.num_experts))
+        # ids [B, T, K] of each forward pass, while `Balance` or a diagnostic records them
+        self.seen: list[Tensor] | None = None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Output [B, T, D]."""
         x_MD = x_BTD.flatten(0, -2)
         ids_MK, weights_MK = self.route(x_MD)
         if self.seen is not None:
@@ -78,59 +82,62 @@ class Mixture(nn.Module):
         return self.shared(x_BTD) + self.experts(x_MD, ids_MK, weights_MK).view_as(x_BTD)
 
     def route(self, x_MD: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each token its K experts, and the weights of what they make, in fp32.
+        """The ids [M, K] of each token's experts, and the weights [M, K] of their outputs, in fp32.
 
-        The K experts of highest affinity + bias; between equals as torch.topk decides. Weights are
-        the affinities alone, scaled to a sum of `routed_scale`.
+        A token's experts are the K with the highest affinity + bias (equal ones in the order of
+        `torch.topk`). Weights are the affinities without bias, scaled to a sum of `routed_scale`.
         """
-        with torch.autocast(x_MD.device.type, enabled=False):  # half precision would tie scores
+        with torch.autocast(x_MD.device.type, enabled=False):  # many bf16 affinities would be equal
             affinity_ME = F.linear(x_MD.float(), self.router.weight.float()).sigmoid()
         ids_MK = (affinity_ME + self.bias).topk(self.num_active).indices
-        chosen_MK = affinity_ME.gather(1, ids_MK)
-        # the epsilon is transformers'
-        return ids_MK, self.routed_scale * chosen_MK / (chosen_MK.sum(-1, keepdim=True) + 1e-20)
+        affinity_MK = affinity_ME.gather(1, ids_MK)
+        sum_M1 = affinity_MK.sum(-1, keepdim=True) + 1e-20  # the epsilon of transformers
+        return ids_MK, self.routed_scale * affinity_MK / sum_M1
 
 
 def load_of(ids: Tensor, num_experts: int) -> Tensor:
-    """[E]: how often each expert was chosen."""
+    """How many tokens chose each expert, [E]."""
     return torch.bincount(ids.flatten(), minlength=num_experts)
 
 
 def mixtures(model: nn.Module) -> list[Mixture]:
-    """The mixtures of a network, from the first layer on."""
+    """The mixtures of a network, in the order of its layers."""
     return [module for module in model.modules() if isinstance(module, Mixture)]
 
 
 def leave_uncompiled(model: nn.Module) -> None:
-    """Keep routed experts out of `torch.compile`: their slices are as long as they happen to be."""
+    """Exclude routed experts from `torch.compile`, as the lengths of their slices vary."""
     for mixture in mixtures(model):
         eager = torch.compiler.disable(mixture.experts.forward)
         mixture.experts.forward = eager  # type: ignore[method-assign]
 
 
 class Balance:
-    """Keeps experts in use: after a step, b += rate * sign(mean load - load) (arXiv 2408.15664).
+    """Evens out the load of experts: after a step, b += rate * sign(mean load - load).
 
-    The load is that of the whole step, padding left out. A network without experts has nothing to
-    move.
+    arXiv 2408.15664. The load is counted over the whole step, without padding. Does nothing for a
+    network without experts.
     """
 
     def __init__(self, model: nn.Module, rate: float) -> None:
-        self.mixtures, self.rate = mixtures(model), rate
+        self.mixtures = mixtures(model)
+        self.rate = rate
         self.real: list[Tensor] = []
 
     def watch(self, real: Iterable[Tensor]) -> None:
-        """Count from now on, in the batches to come; `real` [B, T] is False at their padding."""
+        """Record who is chosen in the coming batches; `real` [B, T] is False at their padding."""
         self.real = list(real)
         for mixture in self.mixtures:
             mixture.seen = []
 
     def move(self) -> None:
-        """Move the biases by what was counted since `watch`, if it was called."""
+        """Move the biases by the loads recorded since `watch`; without recording, do nothing."""
         for mixture in self.mixtures:
             if mixture.seen is None:
                 continue
-            chosen = [ids[real.to(ids.device)] for ids, real in zip(mixture.seen, self.real)]
+            chosen = []
+            for ids_BTK, real_BT in zip(mixture.seen, self.real):
+                chosen.append(ids_BTK[real_BT.to(ids_BTK.device)])
             load_E = load_of(torch.cat(chosen), len(mixture.bias)).float()
             mixture.bias += self.rate * (load_E.mean() - load_E).sign()
             mixture.seen = None
