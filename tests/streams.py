@@ -36,6 +36,7 @@ SMALL = Model(num_layers=2, width=32, num_heads=4, ffn_width=48, context=112, nu
 
 @cache
 def words() -> Tokenizer:
+    """The grammar's own tokenizer; making it takes as long as many a test."""
     return tokens.word_tokenizer()
 
 

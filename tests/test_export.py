@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from home import ROOT, TinyHome, cli
 from safetensors import safe_open
+from streams import words
 from tiny import CONTEXT, VOCABULARY, noise, some_tokens, tiny_settings
 from tokenizers import Tokenizer, models
 from torch import Tensor
@@ -21,7 +22,7 @@ from dsa_sandbox.config.settings import Model, Settings, Train
 from dsa_sandbox.core.indexer import Indexer, causal_mask, kept_mask, select
 from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data import grammar
-from dsa_sandbox.data.tokens import bpe_tokenizer, word_tokenizer
+from dsa_sandbox.data.tokens import bpe_tokenizer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.interop import to_transformers
 from dsa_sandbox.runs import checkpoints
@@ -71,7 +72,7 @@ def there(arch: str, model: Transformer, folder: Path, plan: Model = MODEL) -> t
     """The same network as transformers loads it from a folder."""
     from transformers import AutoModelForCausalLM
 
-    tokenizer = word_tokenizer()
+    tokenizer = words()
     resolved = Settings(arch=arch, model=plan)
     to_transformers.write(folder, model, resolved, tokenizer)
     own = to_transformers.LAYOUTS[arch].attention is None
@@ -273,7 +274,7 @@ def test_the_rows_for_lm_eval_ask_facts_of_the_grammar() -> None:
         for fact in family.facts
     }
     path = ROOT / "examples" / "lm-eval" / "facts.jsonl"
-    tokenizer = word_tokenizer()
+    tokenizer = words()
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert len(rows) == 10
     for row in rows:
@@ -345,10 +346,10 @@ def test_the_card_is_one_that_a_hub_reads(tmp_path: Path) -> None:
 
 
 def test_an_export_says_what_older_releases_of_transformers_ask_for(tmp_path: Path) -> None:
+    pieces = bpe_tokenizer(["Tom had a red ball."] * 50, 400)
     for arch in (*ARCHS, "dsa"):
         plan = MODEL.model_copy(update={"rope_base": 50_000.0})
         model, folder = network(arch, trained=False, plan=plan), tmp_path / arch
-        pieces = bpe_tokenizer(["Tom had a red ball."] * 50, 400)
         model.embedding = torch.nn.Embedding(pieces.get_vocab_size(), plan.width)
         to_transformers.write(folder, model, Settings(arch=arch, model=plan), pieces)
         made = json.loads((folder / "config.json").read_text("utf-8"))
@@ -497,7 +498,7 @@ def test_the_card_says_which_releases_were_tested_and_why_parameters_differ(
     ):
         model, resolved = network(arch, trained=False, plan=plan), Settings(arch=arch, model=plan)
         folder = tmp_path / f"{arch}-{why}"
-        number = to_transformers.write(folder, model, resolved, word_tokenizer())
+        number = to_transformers.write(folder, model, resolved, words())
         own = sum(p.numel() for p in model.parameters())
         text = to_transformers.card("x", resolved, own, "", num_there=number)
         assert "Tested with transformers " in text

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from home import STREAM, TINY_EWC, TinyHome, cli
+from home import BRIEF, STREAM, TINY_EWC, TinyHome, cli
 from safetensors.torch import load_file, save_file
 from test_export import MIXTURE, MODEL, network, no_code_in_the_users_cache, there  # noqa: F401
 from tiny import CONTEXT, VOCABULARY, some_tokens
@@ -489,7 +489,7 @@ def test_an_imported_base_learns_as_the_one_it_was(tiny_home: TinyHome, tmp_path
     config = ("--config", tmp_path / "data.toml")
     run = cli("import", tmp_path / "there", *config, "--home", home).run
     quick = ("--set", "finetune.max_steps=6", "--set", "finetune.check_every=3")
-    quick += ("--set", "eval.num_heldout=8")
+    quick += tuple(BRIEF)
     made, arms, measured = [], [], []
     for number, one in enumerate((base, run)):
         place = ("--home", tmp_path / f"home-{number}")
@@ -522,7 +522,7 @@ def test_what_is_read_with_an_imported_base_makes_another_arm(
     ]
     digests = {Run(run).manifest["files"]["model.safetensors"] for run in runs}
     assert len(digests) == 1
-    few = ("--set", "finetune.max_steps=1", "--set", "eval.num_heldout=2", "--tasks", STREAM)
+    few = ("--set", "finetune.max_steps=1", *BRIEF, "--tasks", STREAM)
     arms = {cli("finetune", run, "--strategy", "sgd", *few, "--home", home).run for run in runs}
     assert len(arms) == 2
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from home import QUICK, STREAM, cli
+from home import BRIEF, QUICK, STREAM, TinyHome, cli
 from tiny import CONTEXT, VOCABULARY, documents, noise, some_tokens, tiny_model, tiny_settings
 from torch import Tensor
 
@@ -253,28 +253,26 @@ def test_biases_move_in_pre_training_while_the_trunk_learns(quick_home: Path) ->
     torch.testing.assert_close(bias_E.abs(), one_step_E, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize(("strategy", "sets"), [("acft", ["acft.moves=experts"]), ("sgd", [])])
-def test_fine_tuning_leaves_biases_and_what_is_frozen_bit_equal(
-    strategy: str, sets: list[str], quick_home: Path
-) -> None:
+def test_fine_tuning_leaves_biases_and_what_is_frozen_bit_equal(quick_home: Path) -> None:
     base = cli("pretrain", "--arch", "dsa", *QUICK_MOE, "--home", quick_home).run
-    resolved = resolving.resolve(
-        sets=["finetune.max_steps=2", "finetune.check_every=2", "eval.num_heldout=2", *sets],
-        options={"strategy": (strategy, "--strategy")},
-        with_strategy=True,
-    )
-    values = load.for_base(resolved.settings, Run(base), resolved.sources)
-    tasks = schema.read(STREAM)[:1]
-    run = finetune.finetune(values, quick_home, Run(base), tasks, "one", "1" * 64).run
-    before, after = weights(base), weights(run.path)
-    moved = {group_of(name) for name in before if not torch.equal(before[name], after[name])}
-    assert before["blocks.0.feedforward.bias"].any()
-    assert torch.equal(before["blocks.0.feedforward.bias"], after["blocks.0.feedforward.bias"])
-    if strategy == "acft":
-        assert moved == {"experts"}
-        assert set(run.manifest["mask"]["groups"]) == {"experts"}
-    else:
-        assert moved >= {"experts", "router", "feedforward", "selected"}
+    for strategy, sets in (("acft", ["acft.moves=experts"]), ("sgd", [])):
+        resolved = resolving.resolve(
+            sets=["finetune.max_steps=2", "finetune.check_every=2", *BRIEF[1::2], *sets],
+            options={"strategy": (strategy, "--strategy")},
+            with_strategy=True,
+        )
+        values = load.for_base(resolved.settings, Run(base), resolved.sources)
+        tasks = schema.read(STREAM)[:1]
+        run = finetune.finetune(values, quick_home, Run(base), tasks, "one", "1" * 64).run
+        before, after = weights(base), weights(run.path)
+        moved = {group_of(name) for name in before if not torch.equal(before[name], after[name])}
+        assert before["blocks.0.feedforward.bias"].any()
+        assert torch.equal(before["blocks.0.feedforward.bias"], after["blocks.0.feedforward.bias"])
+        if strategy == "acft":
+            assert moved == {"experts"}
+            assert set(run.manifest["mask"]["groups"]) == {"experts"}
+        else:
+            assert moved >= {"experts", "router", "feedforward", "selected"}
 
 
 def test_acft_moves_experts_where_it_is_told_to() -> None:
@@ -344,11 +342,12 @@ def test_settings_of_experts_are_refused_where_there_are_none(key: str) -> None:
     assert resolve(sets=[key, "model.ffn=moe"]).sources[key.partition("=")[0]] == "--set"
 
 
-def test_acft_on_experts_of_a_network_without_any_is_one_line(quick_home: Path) -> None:
-    base = cli("pretrain", "--arch", "dsa", *QUICK, "--home", quick_home).run
+def test_acft_on_experts_of_a_network_without_any_is_one_line(
+    tiny_home: TinyHome, tmp_path: Path
+) -> None:
     answer = cli(
-        *("finetune", base, "--strategy", "acft", "--set", "acft.moves=experts"),
-        *("--tasks", STREAM, "--home", quick_home),
+        *("finetune", tiny_home.run("pretrain dsa"), "--strategy", "acft"),
+        *("--set", "acft.moves=experts", "--tasks", STREAM, "--home", tmp_path / "home"),
     )
     assert "acft.moves=experts: this network has no experts" in answer.problem
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from home import TinyHome, cli
+from home import BRIEF, TinyHome, cli
 from tiny import CONTEXT, documents, some_tokens, tiny_model
 from torch import Tensor
 
@@ -123,7 +123,7 @@ def test_selection_in_training_and_measuring_is_apart(tiny_home: TinyHome, tmp_p
     base, tasks = tiny_home.run("pretrain dsa"), tiny_home.run("make-tasks") / "tasks.jsonl"
     shutil.copytree(tiny_home.home / "cache", tmp_path / "cache")
     common = [base, "--strategy", "sgd", "--tasks", tasks, "--home", tmp_path, "--quiet"]
-    quick = ["--set", "finetune.max_steps=2", "--set", "eval.num_heldout=4"]
+    quick = ["--set", "finetune.max_steps=2", *BRIEF]
     runs = {}
     for name, sets in {
         "neither": [],
