@@ -5,7 +5,6 @@ import io
 import json
 import os
 import subprocess
-from io import RawIOBase
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -43,7 +42,7 @@ def spoken(
     return Spoken(done.returncode, done.stdout or b"", done.stderr)
 
 
-def written(*arguments: object, encoding: str, stderr: RawIOBase | None = None) -> Spoken:
+def written(*arguments: object, encoding: str, stderr: IO[bytes] | None = None) -> Spoken:
     """The command in this process, on streams that can say only so much."""
     out, err = io.BytesIO(), io.BytesIO()
     with (

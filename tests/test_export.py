@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -12,7 +13,7 @@ import torch
 from home import ROOT, TinyHome, cli
 from safetensors import safe_open
 from streams import words
-from tiny import CONTEXT, VOCABULARY, noise, some_tokens, tiny_settings
+from tiny import CONTEXT, VOCABULARY, attentions, noise, some_tokens, tiny_settings
 from tokenizers import Tokenizer, models
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def network(arch: str, *, trained: bool, plan: Model = MODEL) -> Transformer:
     return model.eval()
 
 
-def there(arch: str, model: Transformer, folder: Path, plan: Model = MODEL) -> torch.nn.Module:
+def there(arch: str, model: Transformer, folder: Path, plan: Model = MODEL) -> Any:
     """The same network as transformers loads it from a folder."""
     from transformers import AutoModelForCausalLM
 
@@ -87,14 +88,14 @@ def tie_free(model: Transformer, tokens_BT: Tensor) -> bool:
     """Whether no query has two equal scores among its past keys, in any layer."""
     seen = []
 
-    def look(attention: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def look(attention: Any, inputs: tuple[Tensor, ...]) -> None:
         scores_BTS = attention.scores(inputs[0])
         past_TS = causal_mask(scores_BTS.shape[-1])
         unlike = scores_BTS.masked_fill(~past_TS, torch.inf).sort(-1).values
         equal = (unlike[..., 1:] == unlike[..., :-1]) & unlike[..., 1:].isfinite()
         seen.append(not equal.any())
 
-    hooks = [block.attention.register_forward_pre_hook(look) for block in model.blocks]
+    hooks = [one.register_forward_pre_hook(look) for one in attentions(model)]
     model(tokens_BT)
     for hook in hooks:
         hook.remove()
@@ -320,7 +321,8 @@ def test_shared_experts_are_exported_as_a_whole_number_of_routed_ones() -> None:
     assert shared % width  # what this test is about
     made = to_transformers.config(Settings(arch="dsa-v32", model=MIXTURE), VOCABULARY, hidden)
     assert made["n_shared_experts"] == shared // width + 1
-    state = network("dsa-v32", trained=False, plan=MIXTURE).blocks[0].feedforward.state_dict()
+    model = network("dsa-v32", trained=False, plan=MIXTURE)
+    state = model.get_submodule("blocks.0.feedforward").state_dict()
     found = to_transformers.feedforward(state)
     down_DF = found["shared_experts.down_proj.weight"]
     assert down_DF.shape[1] == made["n_shared_experts"] * width
@@ -401,10 +403,10 @@ def test_the_script_for_other_releases_says_that_this_one_is_right(
 
 
 @pytest.fixture
-def loaded(tmp_path: Path) -> Callable[[bool], tuple[Transformer, torch.nn.Module]]:
+def loaded(tmp_path: Path) -> Callable[[bool], tuple[Transformer, Any]]:
     """The `dsa` network, and what transformers makes of its export."""
 
-    def load(tied: bool) -> tuple[Transformer, torch.nn.Module]:
+    def load(tied: bool) -> tuple[Transformer, Any]:
         plan = tiny_settings(tied=tied)
         model = network("dsa", trained=False, plan=plan)
         return model, there("dsa", model, tmp_path / "model", plan)
@@ -412,7 +414,7 @@ def loaded(tmp_path: Path) -> Callable[[bool], tuple[Transformer, torch.nn.Modul
     return load
 
 
-Loaded = Callable[[bool], tuple[Transformer, torch.nn.Module]]
+Loaded = Callable[[bool], tuple[Transformer, Any]]
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -352,7 +352,7 @@ def test_a_run_that_was_finished_meanwhile_is_returned_as_it_is(
     run = Run(cli(*line).run)
     before = snapshot(run.path)
 
-    def opened_before(*arguments: Any, **more: Any) -> store.Opened:
+    def opened_before(*arguments: Any, **more: Any) -> Any:
         return opened(*arguments, **more)._replace(finished=False)
 
     opened = job.open_run

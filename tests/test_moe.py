@@ -358,4 +358,4 @@ def test_the_tables_of_build_show_shared_experts_experts_and_router(quick_home: 
     groups = {line.split()[0] for line in answer.err.splitlines() if line.strip()}
     assert {"feedforward", "experts", "router"} <= groups
     model: Model = saved.run_settings(Run(answer.run)).model
-    assert Transformer("dsa", model, 31, 64, 0).blocks[0].feedforward.num_active == 2
+    assert mixtures(Transformer("dsa", model, 31, 64, 0))[0].num_active == 2

@@ -2,11 +2,12 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from home import BRIEF, TinyHome, cli
-from tiny import CONTEXT, documents, some_tokens, tiny_model
+from tiny import CONTEXT, attentions, documents, some_tokens, tiny_model
 from torch import Tensor
 
 from dsa_sandbox.config.settings import Train
@@ -23,11 +24,11 @@ def chosen(model: Transformer, tokens_BT: Tensor) -> list[Tensor]:
     """Which keys [B, T, S] each layer keeps."""
     found = []
 
-    def look(attention: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def look(attention: Any, inputs: tuple[Tensor, ...]) -> None:
         sizes = (attention.num_kept, attention.num_sink, attention.num_local)
         found.append(kept_mask(select(attention.scores(inputs[0]), *sizes), inputs[0].shape[1]))
 
-    hooks = [block.attention.register_forward_pre_hook(look) for block in model.blocks]
+    hooks = [one.register_forward_pre_hook(look) for one in attentions(model)]
     model(tokens_BT)
     for hook in hooks:
         hook.remove()
@@ -60,12 +61,12 @@ def test_the_oracle_keeps_what_dense_heads_attend_to_most() -> None:
     policies.use(model, "oracle")
     seen = []
 
-    def look(attention: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def look(attention: Any, inputs: tuple[Tensor, ...]) -> None:
         past_BTS = causal_mask(CONTEXT).expand(2, CONTEXT, CONTEXT)
         seen.append(attention.attend_with_teacher(inputs[0], inputs[1], past_BTS)[1])
 
-    for block in model.blocks:
-        block.attention.register_forward_pre_hook(look)
+    for one in attentions(model):
+        one.register_forward_pre_hook(look)
     for kept_BTS, dense_BTS in zip(chosen(model, tokens_BT), seen):
         least_kept_BT = dense_BTS.masked_fill(~kept_BTS, torch.inf).amin(-1)
         best_left_BT = dense_BTS.masked_fill(kept_BTS, -torch.inf).amax(-1)

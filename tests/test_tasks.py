@@ -35,10 +35,7 @@ def facts_of(split: str) -> list[Fact]:
 @pytest.fixture(scope="module")
 def writers() -> dict[str, Writer]:
     tokenizer = streams.words()
-    return {
-        split: Writer(tokenizer, CONTEXT, NUM_KEPT, split)  # type: ignore[arg-type]
-        for split in ("test", "development")
-    }
+    return {split: Writer(tokenizer, CONTEXT, NUM_KEPT, split) for split in ("test", "development")}
 
 
 @pytest.fixture(scope="module")
