@@ -1,7 +1,8 @@
 """The command line in this process, and small homes to run it in.
 
-`tiny_home` is one finished study, made once: an empty folder in which somebody types `pretrain` and
-`finetune`, then the rest. Tests only read it; what changes a run works on a copy.
+`tiny_home` is one finished study, made once for all workers: an empty folder in which somebody
+types `pretrain` and `finetune`, then the rest. Tests only read it; what changes a run works on a
+copy.
 """
 
 import contextlib
@@ -11,17 +12,19 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import pytest
+from filelock import FileLock
 
 from dsa_sandbox import registry
 from dsa_sandbox.cli.main import run_app
 from dsa_sandbox.listener import Listener
 
 ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent / "dsa-sandbox"
 STREAM = ROOT / "examples" / "stream.jsonl"
 ANCHOR = ROOT / "examples" / "anchor.py"
 
@@ -49,6 +52,9 @@ max_steps = 6
 check_every = 3
 [eval]
 num_heldout = 8
+pairs = 20
+recall_items = 4
+stories = 4
 """
 TINY_EWC = ("--set", "ewc.passes=8", "--set", "ewc.task_passes=4")
 
@@ -71,6 +77,21 @@ QUICK = [
     )
     for part in ("--set", text)
 ]
+
+# measurements that only some tests are about
+BRIEF = [
+    part
+    for text in (
+        "eval.num_heldout=2",
+        "eval.pairs=4",
+        "eval.recall_items=2",
+        "eval.stories=0",
+        "eval.recovery_tasks=0",
+    )
+    for part in ("--set", text)
+]
+# what a file in the working folder may be named like
+SHADOWS = ("random", "tokenizers", "typing", "dsa_sandbox")
 
 
 class Answer(NamedTuple):
@@ -114,20 +135,26 @@ def strict_json(text: str) -> dict[str, Any]:
     (line,) = text.splitlines()
     value = json.loads(line, parse_constant=refuse)
     assert value["schema"] == 1
-    return value  # type: ignore[no-any-return]
+    return value
 
 
-def cli(*arguments: object) -> Answer:
-    """Run a command line here; signal handlers are put back."""
-    out, err = io.StringIO(), io.StringIO()
+@contextlib.contextmanager
+def same_signals() -> Iterator[None]:
+    """Signal handlers are put back."""
     names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {name: signal.getsignal(name) for name in names}
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = run_app([str(argument) for argument in arguments])
+        yield
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+def cli(*arguments: object) -> Answer:
+    """Run a command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), same_signals():
+        code = run_app([str(argument) for argument in arguments])
     return Answer(code, out.getvalue(), err.getvalue())
 
 
@@ -181,9 +208,34 @@ def inside(folder: Path) -> Iterator[None]:
             os.environ["DSA_SANDBOX_HOME"] = home
 
 
-@pytest.fixture(scope="session")
-def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> TinyHome:
-    folder = tmp_path_factory.mktemp("tiny")
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
+) -> Path:
+    """A folder that `make` has filled, once for all workers of pytest-xdist."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / name, root / f"{name}.done"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed halfway
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file and folder."""
+    found = {}
+    for path in [folder, *folder.rglob("*")]:
+        status = path.lstat()
+        found[str(path)] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
+def make_tiny_home(folder: Path) -> None:
+    """Type the commands of a study; `said.json` keeps what each of them said."""
     (folder / "tiny.toml").write_text(TINY, "utf-8")
     said: dict[str, Answer] = {}
 
@@ -202,15 +254,27 @@ def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> TinyHome:
         for strategy in ("sgd", "ewc", "acft"):
             more = TINY_EWC if strategy == "ewc" else ()
             type_in(strategy, "finetune", "--strategy", strategy, "--arch", "dsa", *config, *more)
-    return TinyHome(folder, said)
+    (folder / "said.json").write_text(json.dumps(said), "utf-8")
+
+
+@pytest.fixture(scope="session")
+def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyHome]:
+    """The finished study; an error at the end if a test has written there."""
+    folder = made_once(tmp_path_factory, "tiny", make_tiny_home)
+    before = snapshot(folder)
+    said = json.loads((folder / "said.json").read_text("utf-8"))
+    yield TinyHome(folder, {name: Answer(*answer) for name, answer in said.items()})
+    assert snapshot(folder) == before
+
+
+def make_warm_cache(home: Path) -> None:
+    assert cli("build", "--home", home, *QUICK).code == 0
 
 
 @pytest.fixture(scope="session")
 def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that holds the packed text of QUICK networks."""
-    home = tmp_path_factory.mktemp("warm")
-    assert cli("build", "--home", home, *QUICK).code == 0
-    return home / "cache"
+    return made_once(tmp_path_factory, "warm", make_warm_cache) / "cache"
 
 
 @pytest.fixture
@@ -219,6 +283,19 @@ def quick_home(tmp_path: Path, warm_cache: Path) -> Path:
     home = tmp_path / "home"
     shutil.copytree(warm_cache, home / "cache")
     return home
+
+
+@pytest.fixture
+def traps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder holds files named like modules; each leaves a trace if it is run."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in SHADOWS:
+        (folder / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'sprung')!r}, 'a').write('{name}')\n"
+        )
+    monkeypatch.chdir(folder)
+    return tmp_path / "sprung"
 
 
 @pytest.fixture

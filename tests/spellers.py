@@ -3,6 +3,7 @@
 import json
 import re
 from functools import cache
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -38,7 +39,7 @@ def speller(kind: str, texts: tuple[str, ...] = SENTENCES, size: int = 240) -> T
     model, _, scheme = kind.partition(" ")
     special = [END, "<unk>"]
     made = Tokenizer(models.BPE(unk_token="<unk>"))
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+    trainer: Any = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     if model == "bytes":
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         made.decoder = decoders.ByteLevel()

@@ -36,6 +36,7 @@ SMALL = Model(num_layers=2, width=32, num_heads=4, ffn_width=48, context=112, nu
 
 @cache
 def words() -> Tokenizer:
+    """The grammar's own tokenizer; making it takes as long as many a test."""
     return tokens.word_tokenizer()
 
 
@@ -75,11 +76,11 @@ def stream_of(
         with_strategy=True,
     ).settings
     base = network(arch)
-    strategy = finetune.make_strategy(resolved)
-    trainer = Trainer(strategy, copy.deepcopy(base), base, resolved.finetune)
+    chosen = finetune.make_strategy(resolved)
+    trainer = Trainer(chosen, copy.deepcopy(base), base, resolved.finetune)
     singles = [batch_of([document]) for document in documents(*[20] * 6)]
     base.requires_grad_(True)
-    strategy.prepare(trainer.trainee.on(base), cycle(singles), resolved.seed)
+    chosen.prepare(trainer.trainee.on(base), cycle(singles), resolved.seed)
     folder.mkdir(exist_ok=True)
     engine = Engine("cpu", 1, "fp32")
     rows = some_tasks(tasks)

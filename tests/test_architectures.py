@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from home import QUICK, ROOT, STREAM, TinyHome, cli, forget
+from home import BRIEF, QUICK, ROOT, STREAM, TinyHome, cli, forget
 from safetensors import safe_open
 from tiny import CONTEXT, some_tokens, tiny_settings
 
@@ -223,8 +223,8 @@ def test_stories_figures_and_charts_of_an_included_architecture_need_no_include(
     own.write_bytes(LINEAR.read_bytes())
     home = ("--home", quick_home)
     base = pretrained(quick_home, "--include", own, "--arch", "linear")
-    quick = ("--tasks", STREAM, "--set", "finetune.max_steps=1", "--set", "eval.num_heldout=2")
-    quick = (*quick, "--set", "eval.stories=0", "--strategy", "sgd", "--quiet", *home)
+    quick = ("--tasks", STREAM, "--strategy", "sgd", "--set", "finetune.max_steps=1", *BRIEF)
+    quick += ("--quiet", *home)
     arm = cli("finetune", base, "--include", own, *quick).run
     for command in (
         ("generate", base, "--max-tokens", "3"),
@@ -292,7 +292,7 @@ def test_an_arm_of_an_included_strategy_is_read_without_its_file(
     )
     own, home = included(tmp_path, "mine", body), ("--home", tmp_path / "home")
     tasks = ("--tasks", tiny_home.run("make-tasks") / "tasks.jsonl")
-    quick = ("--set", "finetune.max_steps=1", "--set", "eval.stories=0", "--quiet", *home)
+    quick = ("--set", "finetune.max_steps=1", *BRIEF, "--quiet", *home)
     base = tiny_home.run("pretrain dsa")
     more = ("--strategy", "mine", "--include", own, *tasks, *quick)
     arm = cli("finetune", base, *more, "--config", tiny_home.config).run

@@ -5,10 +5,20 @@ B batch, T query tokens, S key tokens, D width, N heads, H head width, K kept ke
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from tiny import CONTEXT, VOCABULARY, noise, some_tokens, tiny_model, tiny_settings, turned
+from tiny import (
+    CONTEXT,
+    VOCABULARY,
+    attentions,
+    noise,
+    some_tokens,
+    tiny_model,
+    tiny_settings,
+    turned,
+)
 from torch import Tensor, nn
 
 from dsa_sandbox import sizes
@@ -117,10 +127,11 @@ def test_dense_is_multihead_attention() -> None:
     attention = DenseAttention(tiny_settings())
     filled(attention)
     reference = nn.MultiheadAttention(WIDTH, NUM_HEADS, bias=False, batch_first=True)
-    groups = [(attention.a, attention.b), *[(attention.a, attention.b1, attention.b2)] * 2]
-    projections = [group[name].weight for part, name in zip(groups, "qkv") for group in part]
+    groups = [("a", "b"), ("a", "b1", "b2"), ("a", "b1", "b2")]
+    names = [f"{group}.{name}" for part, name in zip(groups, "qkv") for group in part]
+    projections: list[Tensor] = [attention.get_parameter(f"{name}.weight") for name in names]
     reference.in_proj_weight.data = torch.cat(projections).detach()
-    out = torch.cat([attention.a["o"].weight, attention.b["o"].weight], dim=1)
+    out = torch.cat([attention.get_parameter(f"{group}.o.weight") for group in "ab"], dim=1)
     reference.out_proj.weight.data = out.detach()
     future_TS = ~causal_mask(LENGTH)
     a, b = (noise(2, LENGTH, WIDTH).requires_grad_() for _ in range(2))
@@ -171,11 +182,15 @@ def test_k_not_below_t_equals_dense_attention_of_the_same_weights(num_kept: int)
         return slow_compressed(attention.compressed, x_TD) + selected_TD
 
     for sparse in (True, False):
-        for train in (True, False):
-            same_with_gradient(
-                lambda x, s=sparse, t=train: attention(x, table, s, t)[0],
-                slow,
-            )
+        for train_indexer in (True, False):
+
+            def fast(
+                x_BTD: Tensor, sparse: bool = sparse, train_indexer: bool = train_indexer
+            ) -> Tensor:
+                y_BTD, _ = attention(x_BTD, table, sparse=sparse, train_indexer=train_indexer)
+                return y_BTD
+
+            same_with_gradient(fast, slow)
     x_BTD = noise(2, LENGTH, WIDTH)
     selected_BTS = selected_mask(select(attention.selection_scores(x_BTD), num_kept), LENGTH)
     close(attention.selected(x_BTD, table, selected_BTS), attention.selected(x_BTD, table, None))
@@ -348,7 +363,7 @@ SETTINGS = [
 @pytest.mark.parametrize("overrides", SETTINGS, ids=str)
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_parameter_arithmetic_counts_real_parameters(
-    arch: str, overrides: dict[str, int | str]
+    arch: str, overrides: dict[str, Any]
 ) -> None:
     model = tiny_model(arch, **overrides)
     counted: Counter[str] = Counter()
@@ -380,10 +395,10 @@ def test_what_acft_moves_has_the_same_count_in_every_layer_of_both(
     head = settings.width // settings.num_heads
     expected = settings.width**2 + 2 * settings.width * head
     for arch in ("dense", "dsa", "dsa-full"):
-        for block in tiny_model(arch, **overrides).blocks:
-            groups = block.attention.focus["matched"]
+        for attention in attentions(tiny_model(arch, **overrides)):
+            groups = attention.focus["matched"]
             assert groups == (("b", "b1") if arch == "dense" else ("selected",))
-            parts = [block.attention.get_submodule(group).parameters() for group in groups]
+            parts = [attention.get_submodule(group).parameters() for group in groups]
             assert sum(p.numel() for part in parts for p in part) == expected
 
 

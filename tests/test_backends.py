@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from home import QUICK, cli
-from tiny import CONTEXT, some_tokens, tiny_model
+from tiny import CONTEXT, attentions, some_tokens, tiny_model
 from torch import Tensor
 
 from dsa_sandbox.config import resolve
@@ -31,7 +31,11 @@ from dsa_sandbox.sizes import group_of
 ARCHS = ["dsa", "dsa block", "dsa-full", "dsa-v32"]
 BACKENDS = ["reference", "gather"]
 QUERIES = torch.tensor([3, 5, 17, 30])
-TEACH = {"not taught": False, "taught": True, "taught about some": QUERIES}
+TEACH: dict[str, bool | Tensor] = {
+    "not taught": False,
+    "taught": True,
+    "taught about some": QUERIES,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +128,7 @@ def test_in_mixed_precision_they_are_close(arch: str, backend: str) -> None:
 def test_masked_is_the_core_itself(arch: str) -> None:
     model = network(arch, "gather")
     backends.use(model, "masked")
-    assert all(block.attention.backend is None for block in model.blocks)
+    assert all(attention.backend is None for attention in attentions(model))
     one, other = step(model, True, True), step(network(arch, "masked"), True, True)
     assert torch.equal(one[0], other[0])
     assert torch.equal(one[1], other[1])

@@ -3,11 +3,22 @@
 T query tokens, S key tokens, D width, H head width, R latent rank.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from home import cli
 from test_attention import close, embedded_leaf, filled, same_with_gradient, weight
-from tiny import CONTEXT, VOCABULARY, noise, some_tokens, tiny_model, tiny_settings, turned
+from tiny import (
+    CONTEXT,
+    VOCABULARY,
+    attentions,
+    noise,
+    some_tokens,
+    tiny_model,
+    tiny_settings,
+    turned,
+)
 from torch import Tensor
 
 from dsa_sandbox import sizes
@@ -18,7 +29,7 @@ from dsa_sandbox.sizes import group_of
 from dsa_sandbox.variants.block import BlockFlow
 
 HEAD, LENGTH = 8, 20
-BLOCK = {"compression": "block", "block_size": 5}
+BLOCK: dict[str, Any] = {"compression": "block", "block_size": 5}
 # windows that do not fit the length, that fit it, of which it is one, that it does not fill
 SIZES = [2, 5, 7, LENGTH - 1, LENGTH, LENGTH + 1, CONTEXT]
 LOCAL = [0, 1, 3, 8, LENGTH, LENGTH + 4]
@@ -93,7 +104,7 @@ def test_every_parameter_learns() -> None:
 
 
 def test_a_new_gate_takes_positions_alike() -> None:
-    flow = tiny_model("dsa", **BLOCK).blocks[0].attention.compressed
+    flow = attentions(tiny_model("dsa", **BLOCK))[0].compressed
     assert torch.count_nonzero(flow.gate_bias) == 0
     torch.nn.init.zeros_(flow.gate.weight)
     rows = noise(1, 2, 10, 2 * HEAD)
@@ -113,7 +124,7 @@ MODELS = [
 @pytest.mark.parametrize("train_indexer", [False, True])
 @pytest.mark.parametrize(("arch", "overrides"), MODELS)
 def test_no_gradient_flows_from_a_logit_to_a_later_token(
-    arch: str, overrides: dict[str, int | str], train_indexer: bool
+    arch: str, overrides: dict[str, Any], train_indexer: bool
 ) -> None:
     model, tokens_BT = tiny_model(arch, **overrides), some_tokens(1)
     leaves = embedded_leaf(model)
@@ -127,9 +138,7 @@ def test_no_gradient_flows_from_a_logit_to_a_later_token(
 
 
 @pytest.mark.parametrize(("arch", "overrides"), MODELS)
-def test_later_tokens_never_change_earlier_logits(
-    arch: str, overrides: dict[str, int | str]
-) -> None:
+def test_later_tokens_never_change_earlier_logits(arch: str, overrides: dict[str, Any]) -> None:
     model, a_BT = tiny_model(arch, **overrides), some_tokens()
     for first in (1, 4, 5, 6, 25, CONTEXT - 1):
         b_BT = torch.cat([a_BT[:, :first], (a_BT[:, first:] + 1) % VOCABULARY], dim=1)
@@ -181,8 +190,8 @@ def test_it_is_frozen_with_the_compressed_flow() -> None:
     gates = [name for name in names if "attention" in name]
     assert len(gates) == 4
     assert {group_of(name) for name in gates} == {"compressed"}
-    assert isinstance(tiny_model("dense", **BLOCK).blocks[0].attention, DenseAttention)
-    full = tiny_model("dsa-full", **BLOCK).blocks[0].attention
+    assert isinstance(attentions(tiny_model("dense", **BLOCK))[0], DenseAttention)
+    full = attentions(tiny_model("dsa-full", **BLOCK))[0]
     assert isinstance(full, DsaAttention)
     assert isinstance(full.compressed, BlockFlow)
 

@@ -44,9 +44,10 @@ def replaced(row: dict[str, Any], side: str, old: str, new: str) -> None:
 
 def set_in(row: dict[str, Any], place: str, value: Any) -> None:
     *path, last = (int(part) if part.isdigit() else part for part in place.split("."))
+    found: Any = row
     for part in path:
-        row = row[part]
-    row[last] = value  # type: ignore[index]
+        found = found[part]
+    found[last] = value
 
 
 def test_rows_as_they_should_be_are_taken() -> None:

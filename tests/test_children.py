@@ -7,24 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from home import QUICK, ROOT, cli
+from home import QUICK, ROOT
 
 from dsa_sandbox import children
-
-SHADOWS = ("random", "tokenizers", "typing", "dsa_sandbox")
-
-
-@pytest.fixture
-def traps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder holds files named like modules; each leaves a trace if it is run."""
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for name in SHADOWS:
-        (folder / f"{name}.py").write_text(
-            f"open({str(tmp_path / 'sprung')!r}, 'a').write('{name}')\n"
-        )
-    monkeypatch.chdir(folder)
-    return tmp_path / "sprung"
 
 
 def test_a_cell_of_a_study_runs_nothing_that_lies_in_the_folder(
@@ -35,13 +20,6 @@ def test_a_cell_of_a_study_runs_nothing_that_lies_in_the_folder(
     out, err = child.communicate(timeout=120)
     assert child.returncode == 0, err
     assert children.path_of(out).parent == quick_home
-    assert not traps.exists()
-
-
-def test_a_bench_runs_nothing_that_lies_in_the_folder(traps: Path) -> None:
-    answer = cli("bench", "memory", "--length", "32", "--json")
-    assert answer.code == 0, answer.err
-    assert "warning" not in answer.err
     assert not traps.exists()
 
 
@@ -79,9 +57,7 @@ def test_a_child_hears_what_its_parent_was_told(monkeypatch: pytest.MonkeyPatch)
     assert environment["PYTHONIOENCODING"].startswith("utf-8")
 
 
-@pytest.mark.parametrize(
-    ("locale", "encoding"), [("C.UTF-8", None), ("C", None), ("C", "ascii"), ("C", "cp1252")]
-)
+@pytest.mark.parametrize(("locale", "encoding"), [("C.UTF-8", None), ("C", "cp1252")])
 def test_a_study_works_in_a_home_of_any_name_under_any_locale(
     locale: str, encoding: str | None, quick_home: Path
 ) -> None:
@@ -97,7 +73,7 @@ def test_a_study_works_in_a_home_of_any_name_under_any_locale(
     code += "out, err = child.communicate()\n"
     code += "assert child.returncode == 0, err\n"
     code += "assert (children.path_of(out) / 'manifest.json').exists(), out\n"
-    arguments = ["pretrain", "--arch", "dense", *QUICK, "--home", home]
+    arguments = ["build", "--arch", "dense", *QUICK, "--home", home]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True
     )

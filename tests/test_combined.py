@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from home import TinyHome, cli
+from home import BRIEF, TinyHome, cli
 from streams import stream_of
 from test_memories import pretraining, state, story
 from tiny import tiny_model, trainee_of
@@ -129,7 +129,7 @@ def test_what_does_not_go_together_is_refused_in_one_line_before_the_run(
 def test_the_order_of_names_makes_no_other_run(tiny_home: TinyHome, tmp_path: Path) -> None:
     base, tasks = tiny_home.run("pretrain dsa"), tiny_home.run("make-tasks")
     sets = ("--set", "acft.rate=1", "--set", "ewc.strength=1", "--set", "ewc.passes=2")
-    plan = ("--set", "finetune.max_steps=1", "--set", "ewc.task_passes=1")
+    plan = ("--set", "finetune.max_steps=1", "--set", "ewc.task_passes=1", *BRIEF)
     home = tmp_path / "home"
     home.mkdir()
     (home / "cache").symlink_to(tiny_home.home / "cache", target_is_directory=True)
@@ -264,7 +264,8 @@ def test_the_run_of_wise_keeps_the_network_that_was_measured(
     home.mkdir()
     (home / "cache").symlink_to(tiny_home.home / "cache", target_is_directory=True)
     base, tasks = tiny_home.run("pretrain dsa"), tiny_home.run("make-tasks")
-    plan = ("--tasks", tasks, "--home", home, "--config", tiny_home.config)
+    brief = BRIEF[2:]  # losses of all held-out texts
+    plan = ("--tasks", tasks, "--home", home, "--config", tiny_home.config, *brief)
     runs = [
         cli("finetune", base, "--strategy", name, *plan, *more).run
         for name, more in (("sgd", ()), ("wise", ("--set", "wise.alpha=0.25")))
@@ -293,7 +294,7 @@ class Recorder(Strategy):
 
     def __init__(self, name: str, role: str) -> None:
         super().__init__(NoSettings())
-        self.name, self.called = name, []
+        self.name = name
         self.role = role  # type: ignore[misc, assignment]
 
 

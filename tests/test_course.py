@@ -19,7 +19,9 @@ def test_a_strategy_is_told_of_a_task_after_its_last_step_and_of_its_own_stories
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_work = stream_of(tmp_path, "sgd")
-    strategy, told, expected = at_work.strategy, [], []
+    strategy = at_work.strategy
+    told: list[Any] = []
+    expected: list[Any] = []
 
     def finish(trainee: Trainee, batches: Iterable[Batch], seed: int) -> None:
         told.append([batch.tokens_BT.tolist() for batch in batches])
@@ -79,8 +81,14 @@ def test_joint_leaves_out_what_a_later_task_undoes(
     rows = [first, second, third.model_copy(update={"undoes": first.task})]
     monkeypatch.setattr("streams.some_tasks", lambda count: rows)
     at_work = stream_of(tmp_path, "joint", "finetune.stop='learned'")
-    asked, check = [], at_work.check
-    monkeypatch.setattr(at_work, "check", lambda stage: (asked.append(stage), check(stage))[1])
+    asked: list[list[int]] = []
+    check = at_work.check
+
+    def noted(stage: list[int]) -> Any:
+        asked.append(stage)
+        return check(stage)
+
+    monkeypatch.setattr(at_work, "check", noted)
     assert [line["row"] for line in learned(at_work)] == [0, 3]
     assert asked[0] == [1, 2]
 

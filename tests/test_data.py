@@ -45,7 +45,7 @@ def test_a_story_is_a_pure_function_of_seed_and_index() -> None:
 def test_stories_fill_half_the_context_and_fit_it(context: int) -> None:
     data = Data(num_stories=400, num_validation=100)
     for part in ("train", "valid"):
-        for story in corpus.grammar_stories(data, 0, part, context):  # type: ignore[arg-type]
+        for story in corpus.grammar_stories(data, 0, part, context):
             assert context / 2 <= grammar.num_words(story) + 2 <= context
 
 
@@ -282,7 +282,7 @@ def test_without_a_validation_file_one_story_in_a_hundred_is_held_out(
     stories = [f"Story number {number}." for number in range(1000)]
     write_jsonl(tmp_path / "train.jsonl", stories)
     write_jsonl(tmp_path / "test.jsonl", ["A test story."])
-    train, valid = (read(tmp_path, part, cache) for part in ("train", "valid"))  # type: ignore[arg-type]
+    train, valid = (read(tmp_path, part, cache) for part in ("train", "valid"))
     assert valid == [story for story in stories if held_out(story)]
     assert train == [story for story in stories if not held_out(story)]
     assert 3 < len(valid) < 25

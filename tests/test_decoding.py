@@ -1,11 +1,12 @@
 """Fed in pieces, a network says what it says when fed at once."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from home import TinyHome, cli
-from tiny import CONTEXT, noise, some_tokens, tiny_model
+from tiny import CONTEXT, attentions, noise, some_tokens, tiny_model
 
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.decoding import generate
@@ -21,7 +22,7 @@ from dsa_sandbox.decoding.layer_cache import DenseCache, DsaCache, V32Cache
 from dsa_sandbox.selection import policies
 
 NUM_KEPT = 6
-BLOCK = {"compression": "block", "block_size": 5}
+BLOCK: dict[str, Any] = {"compression": "block", "block_size": 5}
 MODELS = [
     *[(arch, {}) for arch in ("dense", "dsa", "dsa-full", "dsa-v32")],
     ("dsa-v32", {"force_sink": 0, "force_local": 0}),
@@ -48,12 +49,12 @@ CUTS: dict[str, Sequence[int]] = {
 @pytest.mark.parametrize(("arch", "overrides"), MODELS)
 @torch.no_grad()
 def test_logits_in_pieces_are_those_of_the_whole(
-    arch: str, overrides: dict[str, int | str], cuts: Sequence[int]
+    arch: str, overrides: dict[str, Any], cuts: Sequence[int]
 ) -> None:
     model, tokens_BT = tiny_model(arch, **overrides), some_tokens(3)
     for number, parameter in enumerate(model.parameters()):
         if parameter.dim() == 1:  # norms and gates, born alike
-            parameter += 0.3 * noise(len(parameter), seed=number)
+            parameter.add_(noise(len(parameter), seed=number), alpha=0.3)
     decoder, pieces = Decoder(model), []
     assert decoder.cached
     for first, last in zip([0, *cuts], [*cuts, CONTEXT]):
@@ -66,7 +67,7 @@ def test_logits_in_pieces_are_those_of_the_whole(
 def test_tied_scores_choose_the_same_keys(arch: str) -> None:
     """Some scores tie, by zero weights of the indexer's heads in the first layer, or all do."""
     model, tokens_BT = tiny_model(arch, force_local=1), some_tokens(3)
-    model.blocks[0].attention.indexer.w.weight.zero_()
+    attentions(model)[0].indexer.w.weight.zero_()
     decoder = Decoder(model)
     pieces = [decoder.feed(tokens_BT[:, i : i + 1]) for i in range(CONTEXT)]
     torch.testing.assert_close(torch.cat(pieces, 1), model(tokens_BT), rtol=1e-5, atol=1e-5)
@@ -118,11 +119,13 @@ def test_of_a_closed_window_one_row_is_kept(num_local: int, waiting: int) -> Non
         assert isinstance(cache, DsaCache)
         assert isinstance(cache.compressed, BlockCache)
         assert cache.compressed.windows.length == 3
-        assert {part.shape[2] for part in cache.compressed.tail} == {waiting}
+        tail = cache.compressed.tail
+        assert tail is not None
+        assert {part.shape[2] for part in tail} == {waiting}
 
 
 @pytest.mark.parametrize(("arch", "overrides"), MODELS)
-def test_what_is_kept_stays_where_it_is(arch: str, overrides: dict[str, int | str]) -> None:
+def test_what_is_kept_stays_where_it_is(arch: str, overrides: dict[str, Any]) -> None:
     decoder, tokens_BT = Decoder(tiny_model(arch, **overrides), 20), some_tokens(2)
     decoder.feed(tokens_BT[:, :1])
     places = [rows.storage.data_ptr() for cache in decoder.caches for rows in rows_of(cache)]

@@ -5,13 +5,15 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from home import ROOT, TinyHome, cli
 from safetensors import safe_open
-from tiny import CONTEXT, VOCABULARY, noise, some_tokens, tiny_settings
+from streams import words
+from tiny import CONTEXT, VOCABULARY, attentions, noise, some_tokens, tiny_settings
 from tokenizers import Tokenizer, models
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from dsa_sandbox.config.settings import Model, Settings, Train
 from dsa_sandbox.core.indexer import Indexer, causal_mask, select, selected_mask
 from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data import grammar
-from dsa_sandbox.data.tokens import bpe_tokenizer, word_tokenizer
+from dsa_sandbox.data.tokens import bpe_tokenizer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.interop import to_transformers
 from dsa_sandbox.runs import checkpoints
@@ -67,11 +69,11 @@ def network(arch: str, *, trained: bool, plan: Model = MODEL) -> Transformer:
     return model.eval()
 
 
-def there(arch: str, model: Transformer, folder: Path, plan: Model = MODEL) -> torch.nn.Module:
+def there(arch: str, model: Transformer, folder: Path, plan: Model = MODEL) -> Any:
     """The same network as transformers loads it from a folder."""
     from transformers import AutoModelForCausalLM
 
-    tokenizer = word_tokenizer()
+    tokenizer = words()
     resolved = Settings(arch=arch, model=plan)
     to_transformers.write(folder, model, resolved, tokenizer)
     own = to_transformers.LAYOUTS[arch].attention is None
@@ -86,14 +88,14 @@ def tie_free(model: Transformer, tokens_BT: Tensor) -> bool:
     """Whether no query has two equal scores among its past keys, in any layer."""
     seen = []
 
-    def look(attention: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def look(attention: Any, inputs: tuple[Tensor, ...]) -> None:
         scores_BTS = attention.selection_scores(inputs[0])
         past_TS = causal_mask(scores_BTS.shape[-1])
         unlike = scores_BTS.masked_fill(~past_TS, torch.inf).sort(-1).values
         equal = (unlike[..., 1:] == unlike[..., :-1]) & unlike[..., 1:].isfinite()
         seen.append(not equal.any())
 
-    hooks = [block.attention.register_forward_pre_hook(look) for block in model.blocks]
+    hooks = [one.register_forward_pre_hook(look) for one in attentions(model)]
     model(tokens_BT)
     for hook in hooks:
         hook.remove()
@@ -273,7 +275,7 @@ def test_the_rows_for_lm_eval_ask_facts_of_the_grammar() -> None:
         for fact in family.facts
     }
     path = ROOT / "examples" / "lm-eval" / "facts.jsonl"
-    tokenizer = word_tokenizer()
+    tokenizer = words()
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert len(rows) == 10
     for row in rows:
@@ -319,7 +321,8 @@ def test_shared_experts_are_exported_as_a_whole_number_of_routed_ones() -> None:
     assert shared % width  # what this test is about
     made = to_transformers.config(Settings(arch="dsa-v32", model=MIXTURE), VOCABULARY, hidden)
     assert made["n_shared_experts"] == shared // width + 1
-    state = network("dsa-v32", trained=False, plan=MIXTURE).blocks[0].feedforward.state_dict()
+    model = network("dsa-v32", trained=False, plan=MIXTURE)
+    state = model.get_submodule("blocks.0.feedforward").state_dict()
     found = to_transformers.feedforward(state)
     down_DF = found["shared_experts.down_proj.weight"]
     assert down_DF.shape[1] == made["n_shared_experts"] * width
@@ -345,10 +348,10 @@ def test_the_card_is_one_that_a_hub_reads(tmp_path: Path) -> None:
 
 
 def test_an_export_says_what_older_releases_of_transformers_ask_for(tmp_path: Path) -> None:
+    pieces = bpe_tokenizer(["Tom had a red ball."] * 50, 400)
     for arch in (*ARCHS, "dsa"):
         plan = MODEL.model_copy(update={"rope_base": 50_000.0})
         model, folder = network(arch, trained=False, plan=plan), tmp_path / arch
-        pieces = bpe_tokenizer(["Tom had a red ball."] * 50, 400)
         model.embedding = torch.nn.Embedding(pieces.get_vocab_size(), plan.width)
         to_transformers.write(folder, model, Settings(arch=arch, model=plan), pieces)
         made = json.loads((folder / "config.json").read_text("utf-8"))
@@ -400,10 +403,10 @@ def test_the_script_for_other_releases_says_that_this_one_is_right(
 
 
 @pytest.fixture
-def loaded(tmp_path: Path) -> Callable[[bool], tuple[Transformer, torch.nn.Module]]:
+def loaded(tmp_path: Path) -> Callable[[bool], tuple[Transformer, Any]]:
     """The `dsa` network, and what transformers makes of its export."""
 
-    def load(tied: bool) -> tuple[Transformer, torch.nn.Module]:
+    def load(tied: bool) -> tuple[Transformer, Any]:
         plan = tiny_settings(tied=tied)
         model = network("dsa", trained=False, plan=plan)
         return model, there("dsa", model, tmp_path / "model", plan)
@@ -411,7 +414,7 @@ def loaded(tmp_path: Path) -> Callable[[bool], tuple[Transformer, torch.nn.Modul
     return load
 
 
-Loaded = Callable[[bool], tuple[Transformer, torch.nn.Module]]
+Loaded = Callable[[bool], tuple[Transformer, Any]]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -497,7 +500,7 @@ def test_the_card_says_which_releases_were_tested_and_why_parameters_differ(
     ):
         model, resolved = network(arch, trained=False, plan=plan), Settings(arch=arch, model=plan)
         folder = tmp_path / f"{arch}-{why}"
-        number = to_transformers.write(folder, model, resolved, word_tokenizer())
+        number = to_transformers.write(folder, model, resolved, words())
         own = sum(p.numel() for p in model.parameters())
         text = to_transformers.card("x", resolved, own, "", num_there=number)
         assert "Tested with transformers " in text

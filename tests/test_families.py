@@ -6,12 +6,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import streams
 from home import TinyHome, cli
 from spellers import speller
 
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Fact, Split
-from dsa_sandbox.data.tokens import UNKNOWN, word_tokenizer
+from dsa_sandbox.data.tokens import UNKNOWN
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import families
 from dsa_sandbox.tasks import checking, orders, reversal, roleplay, schema, style, writing
@@ -31,7 +32,7 @@ def facts_of(split: str) -> list[Fact]:
 
 @cache
 def writer(split: Split = "test", context: int = CONTEXT, num_kept: int = NUM_KEPT) -> Writer:
-    return Writer(word_tokenizer(), context, num_kept, split)
+    return Writer(streams.words(), context, num_kept, split)
 
 
 @cache

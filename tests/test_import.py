@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from home import STREAM, TINY_EWC, TinyHome, cli
+from home import BRIEF, STREAM, TINY_EWC, TinyHome, cli
 from safetensors.torch import load_file, save_file
 from test_export import MIXTURE, MODEL, network, no_code_in_the_users_cache, there  # noqa: F401
 from tiny import CONTEXT, VOCABULARY, some_tokens
@@ -61,7 +61,7 @@ def refused(folder: Path, *options: object) -> str:
 
 def llama(
     folder: Path, *, shard: str = "1GB", end: int = 2, begin: int | None = None, **sizes: Any
-) -> torch.nn.Module:
+) -> Any:
     """A Llama of transformers, with random weights and its own tokenizer, in a folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -151,7 +151,7 @@ def test_experts_come_back_from_us_and_from_transformers(tmp_path: Path) -> None
     for folder in ("there", "again"):
         back = brought(tmp_path / folder)
         torch.testing.assert_close(back(tokens_BT), model(tokens_BT), rtol=0, atol=1e-4)
-        assert torch.equal(back.blocks[0].feedforward.bias, model.blocks[0].feedforward.bias)
+        assert torch.equal(*(one.get_buffer("blocks.0.feedforward.bias") for one in (back, model)))
     config_of(tmp_path / "there", n_group=2)
     assert "n_group=2: only 1 is known here" in refused(tmp_path / "there")
     config_of(tmp_path / "there", n_group=1, moe_intermediate_size=12)
@@ -192,7 +192,7 @@ def test_a_tokenizer_that_transformers_saves_again_is_the_same(tmp_path: Path) -
 @pytest.mark.parametrize("end", [0, 2])
 @pytest.mark.parametrize("num_shared", [1, 2, 4])
 def test_a_llama_says_the_same_here(num_shared: int, end: int, tmp_path: Path) -> None:
-    sizes = {"num_key_value_heads": num_shared, "rms_norm_eps": 1e-3}
+    sizes: dict[str, Any] = {"num_key_value_heads": num_shared, "rms_norm_eps": 1e-3}
     rope = {"rope_type": "default", "rope_theta": 5e5}
     theirs = llama(tmp_path / "llama", end=end, rope_parameters=rope, **sizes)
     ours = brought(tmp_path / "llama")
@@ -271,7 +271,7 @@ def trained_on_letters(kind: str) -> Tokenizer:
 def test_what_ends_a_text_gets_id_0(kind: str) -> None:
     before = trained_on_letters(kind)
     end = before.token_to_id("</s>")
-    assert end > 0
+    assert end
     before.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[(n, before.token_to_id(n)) for n in ("<s>", "</s>")]
     )
@@ -488,8 +488,7 @@ def test_an_imported_base_learns_as_the_one_it_was(tiny_home: TinyHome, tmp_path
     (tmp_path / "data.toml").write_text("\n".join(data), "utf-8")
     config = ("--config", tmp_path / "data.toml")
     run = cli("import", tmp_path / "there", *config, "--home", home).run
-    quick = ("--set", "finetune.max_steps=6", "--set", "finetune.check_every=3")
-    quick += ("--set", "eval.num_heldout=8")
+    quick = (*BRIEF, "--set", "finetune.max_steps=6", "--set", "finetune.check_every=3")
     made, arms, measured = [], [], []
     for number, one in enumerate((base, run)):
         place = ("--home", tmp_path / f"home-{number}")
@@ -522,7 +521,7 @@ def test_what_is_read_with_an_imported_base_makes_another_arm(
     ]
     digests = {Run(run).manifest["files"]["model.safetensors"] for run in runs}
     assert len(digests) == 1
-    few = ("--set", "finetune.max_steps=1", "--set", "eval.num_heldout=2", "--tasks", STREAM)
+    few = ("--set", "finetune.max_steps=1", *BRIEF, "--tasks", STREAM)
     arms = {cli("finetune", run, "--strategy", "sgd", *few, "--home", home).run for run in runs}
     assert len(arms) == 2
 
@@ -691,8 +690,8 @@ def test_what_is_hashed_is_what_was_read(tmp_path: Path, monkeypatch: pytest.Mon
     # and nothing is read in another way: what was parsed is what those bytes say
     for path in (tmp_path / "llama").iterdir():
         path.write_bytes(b"")
-    for name, content in found.items():
-        (tmp_path / "llama" / name).write_bytes(content[0])
+    for name, contents in found.items():
+        (tmp_path / "llama" / name).write_bytes(contents[0])
     again = from_transformers.opened(tmp_path / "llama")
     assert again.files == folder.files
     assert all(torch.equal(again.weights[name], w) for name, w in folder.weights.items())
@@ -775,7 +774,7 @@ def test_a_key_that_is_missing_is_what_its_class_takes(tmp_path: Path) -> None:
         for key, value in from_transformers.DEFAULTS[name].items():
             assert own[key] == value, (name, key)
         assert own["rope_parameters"]["rope_theta"] == from_transformers.ROPE_BASE
-    sizes = {"max_position_embeddings": 2048, "num_key_value_heads": 4}
+    sizes: dict[str, Any] = {"max_position_embeddings": 2048, "num_key_value_heads": 4}
     llama(tmp_path / "llama", **sizes)
     gone = ("rope_parameters", "num_key_value_heads", "head_dim")
     config_of(

@@ -7,7 +7,16 @@ import math
 
 import pytest
 import torch
-from tiny import CONTEXT, documents, noise, some_tokens, tiny_model, tiny_settings, turned
+from tiny import (
+    CONTEXT,
+    attentions,
+    documents,
+    noise,
+    some_tokens,
+    tiny_model,
+    tiny_settings,
+    turned,
+)
 from torch import Tensor
 
 from dsa_sandbox.core.indexer import Indexer, causal_mask, indexer_kl, select, selected_mask
@@ -354,7 +363,7 @@ def test_the_health_of_a_network_has_a_row_per_layer_and_leaves_no_hook() -> Non
     rows = indexer_health(model, documents(31, 20, 9), sparse=True)
     assert len(rows) == 2
     assert all(0 < row["density"] < 1 and 0 < row["recall"] < 1 for row in rows)
-    assert not any(block.attention._forward_pre_hooks for block in model.blocks)
+    assert not any(attention._forward_pre_hooks for attention in attentions(model))
     full = indexer_health(tiny_model("dsa", num_kept=CONTEXT), documents(31), sparse=True)
     assert full[0]["recall"] == pytest.approx(1.0)
     assert full[0]["density"] == 1.0

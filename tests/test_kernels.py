@@ -62,10 +62,11 @@ class Problem:
     def __init__(self, shape: Shape, dtype: torch.dtype = torch.float32) -> None:
         b, t, s, n, h, w, k = shape
         self.scale = h**-0.5
-        self.qkv = [
-            noise(*size, seed=seed).to(dtype).requires_grad_()
-            for seed, size in enumerate([(b, n, t, h), (b, s, h), (b, s, w)])
-        ]
+        sizes = ((b, n, t, h), (b, s, h), (b, s, w))
+        queries, keys, values = (
+            noise(*size, seed=seed).to(dtype).requires_grad_() for seed, size in enumerate(sizes)
+        )
+        self.qkv = (queries, keys, values)
         self.do = noise(b, n, t, w, seed=3).to(dtype)
         self.ids = select(noise(b, s, s, seed=4), k)[:, s - t :]
 
@@ -111,8 +112,8 @@ def test_the_gradients_of_gather_are_those_of_differences() -> None:
     problem = Problem(Shape(1, 9, 9, 2, 4, 4, 2))
     qkv = [x.detach().double().requires_grad_() for x in problem.qkv]
 
-    def output(*qkv: Tensor) -> Tensor:
-        return gather.sparse_attention(*qkv, problem.ids, scale=0.5)[0]
+    def output(q_BNTH: Tensor, k_BSH: Tensor, v_BSW: Tensor) -> Tensor:
+        return gather.sparse_attention(q_BNTH, k_BSH, v_BSW, problem.ids, scale=0.5)[0]
 
     assert torch.autograd.gradcheck(output, qkv)
 
@@ -174,7 +175,8 @@ def test_it_repeats_bit_for_bit_alone_and_in_a_batch(backend: str, shape: Shape)
     first = problem.run(backend)
     assert all(torch.equal(a, b) for a, b in zip(first, problem.run(backend)))
     alone = Problem(shape)
-    alone.qkv = [x.detach()[:1].requires_grad_() for x in problem.qkv]
+    q, k, v = (x.detach()[:1].requires_grad_() for x in problem.qkv)
+    alone.qkv = (q, k, v)
     alone.ids, alone.do = problem.ids[:1], problem.do[:1]
     assert all(torch.equal(a[:1], b) for a, b in zip(first, alone.run(backend)))
 
@@ -221,9 +223,9 @@ def test_a_chunk_fits_its_block_and_no_query_is_left_out(
         found = list(chunked.chunks(positions, 4, 64, torch.device("cpu")))
         rows = [i for rows, _ in found for i in range(len(positions))[rows]]
         assert rows == list(range(len(positions)))
-        for rows, end in found:
-            assert end == max(positions[rows]) + 1
-            assert len(positions[rows]) <= min(128, max(8, block // (4 * end)))
+        for some, end in found:
+            assert end == max(positions[some]) + 1
+            assert len(positions[some]) <= min(128, max(8, block // (4 * end)))
 
 
 # the indexer at length

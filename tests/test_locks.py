@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,23 +10,25 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from home import QUICK, TinyHome, cli
+from home import BRIEF, QUICK, TinyHome, cli, snapshot
 
 from dsa_sandbox import children, locks
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.runs import folder as store
+from dsa_sandbox.runs import job
 from dsa_sandbox.runs.folder import Run
 
 # `soft` makes every native lock fail as a file system without locks does
 HELPER = """
-import errno, fcntl, os, sys, time
+import contextlib, errno, fcntl, os, sys, time
 from pathlib import Path
 from dsa_sandbox import locks
 from dsa_sandbox.errors import UserError
 
-what, folder, soft = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "soft"
+what, soft, folders = sys.argv[1], sys.argv[2] == "soft", list(map(Path, sys.argv[3:]))
 
 def flock(*arguments):
     raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
@@ -34,30 +37,33 @@ if soft:
     fcntl.flock = flock
 
 if what == "hold":
-    with locks.only_writer(folder):
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(locks.only_writer(folder))
         print("held", flush=True)
         time.sleep(60)
 elif what == "asks":
-    print(locks.being_written(folder))
+    print(locks.being_written(folders[0]))
 elif what == "races":
-    print("ready", flush=True)
-    sys.stdin.readline()
-    try:
-        with locks.only_writer(folder):
-            inside = os.open(folder / "inside", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            time.sleep(0.3)  # longer than the other is patient
-            os.close(inside)
-            os.unlink(folder / "inside")
-        print("wrote")
-    except UserError as error:
-        print("refused")
+    for folder in folders:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        try:
+            with locks.only_writer(folder):
+                inside = os.open(folder / "inside", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+                time.sleep(0.3)  # longer than the other is patient
+                os.close(inside)
+                os.unlink(folder / "inside")
+            print("wrote", flush=True)
+        except UserError as error:
+            print("refused", flush=True)
 """
 KINDS = ("native", "soft")
 
 
-def process(what: str, folder: Path, kind: str) -> "subprocess.Popen[str]":
+def process(what: str, kind: str, *folders: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-c", HELPER, what, str(folder), kind],
+        [sys.executable, "-c", HELPER, what, kind, *map(str, folders)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -99,25 +105,25 @@ def test_a_run_that_a_process_holds_is_refused_and_its_holder_named(
 ) -> None:
     if kind == "soft":
         request.getfixturevalue("softly")
-    holder = process("hold", tmp_path, kind)
+    holder = process("hold", kind, tmp_path)
     assert first_line(holder) == "held"
     assert locks.being_written(tmp_path)
-    assert ended(process("asks", tmp_path, kind)) == "True"
+    assert ended(process("asks", kind, tmp_path)) == "True"
     with pytest.raises(UserError, match="another process writes here") as refused:
         locks.only_writer(tmp_path).__enter__()
     assert f"pid {holder.pid} on {socket.gethostname()}, for " in str(refused.value)
     killed(holder)
     assert not locks.being_written(tmp_path)
-    assert ended(process("asks", tmp_path, kind)) == "False"
+    assert ended(process("asks", kind, tmp_path)) == "False"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_lock_of_a_process_that_was_killed_is_taken_over(kind: str, tmp_path: Path) -> None:
-    holder = process("hold", tmp_path, kind)
+    holder = process("hold", kind, tmp_path)
     assert first_line(holder) == "held"
     killed(holder)
     assert (tmp_path / ".softlock").exists() == (kind == "soft")
-    after = process("hold", tmp_path, kind)
+    after = process("hold", kind, tmp_path)
     assert first_line(after) == "held"
     assert f"pid {after.pid}" in locks.who_holds(tmp_path)
     killed(after)
@@ -137,21 +143,24 @@ def test_a_soft_lock_of_another_host_is_refused_and_its_holder_named(tmp_path: P
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_never_both_take_over_a_stale_lock(kind: str, tmp_path: Path) -> None:
     """Each says so itself: a file that must not be there is made while the lock is held."""
-    for number in range(8):
-        folder = tmp_path / str(number)
+    folders = [tmp_path / str(number) for number in range(8)]
+    for folder in folders:
         folder.mkdir()
-        dead = process("hold", folder, kind)
-        assert first_line(dead) == "held"
-        killed(dead)
-        both = [process("races", folder, kind) for _ in range(2)]
+    dead = process("hold", kind, *folders)
+    assert first_line(dead) == "held"
+    killed(dead)
+    both = [process("races", kind, *folders) for _ in range(2)]
+    for _ in folders:
         assert [first_line(child) for child in both] == ["ready", "ready"]
         for child in both:
             assert child.stdin is not None
             child.stdin.write("\n")
             child.stdin.flush()
-        said = [ended(child) for child in both]  # FileExistsError where both were inside
+        said = [first_line(child) for child in both]  # nothing where both were inside
         assert "wrote" in said
         assert set(said) <= {"wrote", "refused"}
+    for child in both:
+        killed(child)
 
 
 def test_asking_whether_a_run_is_written_makes_no_file(tmp_path: Path) -> None:
@@ -172,15 +181,6 @@ def test_a_folder_that_refuses_a_lock_is_one_line(
 
 
 # who only reads
-
-
-def snapshot(home: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file and folder."""
-    found = {}
-    for path in [home, *home.rglob("*")]:
-        status = path.lstat()
-        found[str(path)] = (status.st_size, status.st_mtime_ns)
-    return found
 
 
 def test_what_only_reads_changes_nothing_in_the_home(tiny_home: TinyHome, tmp_path: Path) -> None:
@@ -206,7 +206,9 @@ def test_what_only_reads_changes_nothing_in_the_home(tiny_home: TinyHome, tmp_pa
     assert snapshot(home) == before
 
 
-def test_a_base_is_measured_in_a_home_that_may_only_be_read(tiny_home: TinyHome) -> None:
+def test_a_base_is_measured_in_a_home_that_may_only_be_read(
+    tiny_home: TinyHome, tmp_path: Path
+) -> None:
     """As somebody who is not root, where we can become that: root may write anywhere."""
     script = """
 import os, sys
@@ -224,12 +226,14 @@ if os.geteuid() == 0:
 assert not os.access(".", os.W_OK)
 measured()
 """
-    folders = [tiny_home.home, *(path for path in tiny_home.home.rglob("*") if path.is_dir())]
+    home = tmp_path / "home"
+    shutil.copytree(tiny_home.home, home)
+    folders = [home, *(path for path in home.rglob("*") if path.is_dir())]
     command = [sys.executable, "-c", script, tiny_home.run("pretrain dsa").name]
     try:
         for path in folders:
             path.chmod(0o555)
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tiny_home.home)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=home)
         assert done.returncode == 0, done.stderr
     finally:
         for path in folders:
@@ -287,11 +291,13 @@ def line_with(child: "subprocess.Popen[bytes]", text: str) -> str:
     raise AssertionError(f"was never said: {text}")
 
 
-def test_a_build_that_another_command_makes_is_waited_for_and_used(
+def test_a_build_that_another_command_makes_is_refused_to_its_like_and_waited_for_by_others(
     quick_home: Path, started: list["subprocess.Popen[bytes]"]
 ) -> None:
     run, builder = paused_build(quick_home)
     started.append(builder)
+    problem = cli("build", "--arch", "dense", *QUICK, "--home", quick_home).problem
+    assert f"{run}: another process writes here (pid {builder.pid}" in problem
     shared = [str(part) for part in (*PRETRAIN, "--home", quick_home)]
     started += [children.start([*shared, "--set", f"train.steps={n}"]) for n in (6, 7)]
     for child in started[1:]:
@@ -308,15 +314,6 @@ def test_a_build_that_another_command_makes_is_waited_for_and_used(
     assert len(paths) == 2
     assert {tuple(Run(path).manifest["parents"]) for path in paths} == {(run.name,)}
     assert [path.name for path in quick_home.glob("build-*")] == [run.name]
-
-
-def test_the_very_same_command_is_not_waited_for(
-    quick_home: Path, started: list["subprocess.Popen[bytes]"]
-) -> None:
-    run, builder = paused_build(quick_home)
-    started.append(builder)
-    problem = cli("build", "--arch", "dense", *QUICK, "--home", quick_home).problem
-    assert f"{run}: another process writes here (pid {builder.pid}" in problem
 
 
 def test_two_commands_in_an_empty_home_share_text_and_build(
@@ -338,7 +335,7 @@ def test_two_arms_in_a_home_without_tasks_share_the_stream(
     home.mkdir()
     (home / "cache").symlink_to(tiny_home.home / "cache", target_is_directory=True)
     shared = ["finetune", str(base), "--home", str(home), "--config", str(tiny_home.config)]
-    shared += ["--count", "2"]
+    shared += ["--count", "2", "--set", "finetune.max_steps=1", *BRIEF]
     started += [children.start([*shared, "--strategy", name]) for name in ("sgd", "acft")]
     for child in started:
         _, err = child.communicate(timeout=240)
@@ -347,24 +344,23 @@ def test_two_arms_in_a_home_without_tasks_share_the_stream(
     assert len(list(home.glob("finetune-*"))) == 2
 
 
-def test_a_run_that_was_finished_meanwhile_is_returned_as_it_is(quick_home: Path) -> None:
+def test_a_run_that_was_finished_meanwhile_is_returned_as_it_is(
+    quick_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Looked at before, locked after it was made: what a command sees that came a moment late."""
-    run = Run(cli("build", "--arch", "dense", *QUICK, "--home", quick_home).run)
-    before = {name: (run.path / name).stat().st_mtime_ns for name in run.manifest["files"]}
-    script = """
-import sys
-from dsa_sandbox.cli.main import run_app
-from dsa_sandbox.runs import job
+    line = ("build", "--arch", "dense", *QUICK, "--home", quick_home)
+    run = Run(cli(*line).run)
+    before = snapshot(run.path)
 
-real, job.open_run = job.open_run, lambda *a, **k: real(*a, **k)._replace(finished=False)
-sys.exit(run_app(sys.argv[1:]))
-"""
-    arguments = ["build", "--arch", "dense", *QUICK, "--home", quick_home]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "already exists" in done.stderr
-    after = {name: (run.path / name).stat().st_mtime_ns for name in run.manifest["files"]}
-    assert after == before
+    def opened_before(*arguments: Any, **more: Any) -> Any:
+        return opened(*arguments, **more)._replace(finished=False)
+
+    opened = job.open_run
+    monkeypatch.setattr(job, "open_run", opened_before)
+    answer = cli(*line)
+    assert answer.run == run.path
+    assert "already exists" in answer.err
+    after = snapshot(run.path)
+    hashed = [str(run.path / name) for name in run.manifest["files"]]
+    assert [after[name] for name in hashed] == [before[name] for name in hashed]
     assert store.readable_manifest(run)["state"] == "finished"

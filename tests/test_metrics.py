@@ -228,9 +228,9 @@ def test_a_difference_beyond_a_limit_or_a_nan_ends_equal_learning(key: str, valu
         assert matching.equal_learning(other, other).equal != math.isnan(value)
 
 
-def arm(arch: str, strategy: str, y: float, **more: object) -> dict[str, object]:
+def arm(arch: str, strategy: str, y: float, **more: Any) -> dict[str, Any]:
     """Figures of an arm, as far as contrasts look at them."""
-    figures: dict[str, object] = {"kind": "arm", "arch": arch, "strategy": strategy}
+    figures: dict[str, Any] = {"kind": "arm", "arch": arch, "strategy": strategy}
     return (
         figures | ARM | {"heldout_dnll": y, "log_odds_fall": 0.0, "stream": "one", "seed": 0} | more
     )

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from home import STREAM, TINY_EWC, TinyHome, cli, inside
-
-from dsa_sandbox.tasks import schema
+from home import STREAM, TINY_EWC, TinyHome, cli
 
 ROWS = STREAM.read_text("utf-8").splitlines()
 
@@ -112,28 +110,6 @@ def test_a_count_is_asked_for_in_either_spelling(tiny_home: TinyHome) -> None:
     home = ("--arch", "dsa", "--home", tiny_home.home, "--json")
     for asked in (("--count", "2"), ("--set", "tasks.count=2")):
         assert cli(*COMMANDS["finetune"], *asked, *home).value["tasks"] == 2, asked
-
-
-def test_a_study_learns_the_rows_of_a_file(tiny_home: TinyHome, tmp_path: Path) -> None:
-    for pattern in ("build-dsa-*", "pretrain-dsa-*", "cache"):
-        for folder in tiny_home.home.glob(pattern):
-            shutil.copytree(folder, tmp_path / "runs" / folder.name)
-    rows = file_of(tmp_path)
-    shutil.copy(tiny_home.config, tmp_path / "tiny.toml")
-    study = ("run", "--archs", "dsa", "--strategies", "sgd", "--config", "tiny.toml")
-    quick = ("--set", "finetune.max_steps=2", "--set", "eval.num_heldout=2")
-    with inside(tmp_path):
-        answer = cli(*study, "--tasks", rows.name, "--json", *quick)
-        value = answer.value
-        (figures,) = value["runs"].values()
-        assert figures["tasks"] == 2
-        stream = Path(value["stream"])
-        assert stream.name.startswith("make-tasks-given-")
-        assert schema.read(stream / "tasks.jsonl") == schema.read(rows)
-        arm = json.loads((Path(value["arms"][0]) / "manifest.json").read_text("utf-8"))
-        assert arm["tasks"]["name"] == stream.name
-        made = cli("make-tasks", "--tasks", rows.name, "--config", "tiny.toml")
-        assert made.run.resolve() == stream.resolve()
 
 
 @pytest.mark.parametrize("command", ["eval", "finetune", "make-tasks", "run"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from home import QUICK, STREAM, cli, inside
+from home import BRIEF, QUICK, STREAM, cli, inside
 
 from dsa_sandbox.data import grammar
 from dsa_sandbox.runs import load
@@ -18,7 +18,7 @@ from dsa_sandbox.runs.folder import Run
 
 BIGGER = ("data.vocabulary=1500", "model.context=160")
 SMALL = [*QUICK, *(part for text in BIGGER for part in ("--set", text))]
-ARM = ("--set", "finetune.max_steps=1", "--set", "eval.recovery_tasks=0", "--set", "eval.stories=0")
+ARM = ("--set", "finetune.max_steps=1", *BRIEF)
 
 
 def write(folder: Path, first: int) -> None:

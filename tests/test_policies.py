@@ -2,11 +2,12 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from home import TinyHome, cli
-from tiny import CONTEXT, documents, some_tokens, tiny_model
+from home import BRIEF, TinyHome, cli
+from tiny import CONTEXT, attentions, documents, some_tokens, tiny_model
 from torch import Tensor
 
 from dsa_sandbox.config.settings import Train
@@ -23,13 +24,13 @@ def chosen(model: Transformer, tokens_BT: Tensor) -> list[Tensor]:
     """Which keys [B, T, S] each layer keeps."""
     found = []
 
-    def look(attention: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def look(attention: Any, inputs: tuple[Tensor, ...]) -> None:
         sizes = (attention.num_kept, attention.num_sink, attention.num_local)
         found.append(
             selected_mask(select(attention.selection_scores(inputs[0]), *sizes), inputs[0].shape[1])
         )
 
-    hooks = [block.attention.register_forward_pre_hook(look) for block in model.blocks]
+    hooks = [one.register_forward_pre_hook(look) for one in attentions(model)]
     model(tokens_BT)
     for hook in hooks:
         hook.remove()
@@ -62,12 +63,12 @@ def test_the_oracle_keeps_what_dense_heads_attend_to_most() -> None:
     policies.use(model, "oracle")
     seen = []
 
-    def look(attention: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def look(attention: Any, inputs: tuple[Tensor, ...]) -> None:
         past_BTS = causal_mask(CONTEXT).expand(2, CONTEXT, CONTEXT)
         seen.append(attention.attend_with_teacher(inputs[0], inputs[1], past_BTS)[1])
 
-    for block in model.blocks:
-        block.attention.register_forward_pre_hook(look)
+    for one in attentions(model):
+        one.register_forward_pre_hook(look)
     for selected_BTS, dense_BTS in zip(chosen(model, tokens_BT), seen):
         least_kept_BT = dense_BTS.masked_fill(~selected_BTS, torch.inf).amin(-1)
         best_left_BT = dense_BTS.masked_fill(selected_BTS, -torch.inf).amax(-1)
@@ -117,7 +118,7 @@ def test_all_is_attention_without_a_selection_and_learned_is_what_was() -> None:
 def test_where_a_control_chooses_nothing_is_taught() -> None:
     phases = phase_of(Train(steps=100, selection="window"), True, False)
     assert [phases(step).sparse for step in (0, 64, 65, 99)] == [False, False, True, True]
-    assert not any(phases(step).teach for step in range(100))
+    assert not any(phases(step).train_indexer for step in range(100))
     assert all(phases(step).trunk for step in range(100))
 
 
@@ -125,7 +126,7 @@ def test_selection_in_training_and_measuring_is_apart(tiny_home: TinyHome, tmp_p
     base, tasks = tiny_home.run("pretrain dsa"), tiny_home.run("make-tasks") / "tasks.jsonl"
     shutil.copytree(tiny_home.home / "cache", tmp_path / "cache")
     common = [base, "--strategy", "sgd", "--tasks", tasks, "--home", tmp_path, "--quiet"]
-    quick = ["--set", "finetune.max_steps=2", "--set", "eval.num_heldout=4"]
+    quick = ["--set", "finetune.max_steps=2", *BRIEF]
     runs = {}
     for name, sets in {
         "neither": [],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import streams
 import torch
 from home import QUICK, TinyHome, cli
 from tiny import CONTEXT, VOCABULARY, documents, some_tokens, tiny_model
@@ -188,7 +189,7 @@ def test_hits_are_read_off_the_layers() -> None:
 
 
 def test_recall_items_say_a_wrong_object_once_so_far_before_it_is_asked() -> None:
-    tokenizer = tokens.word_tokenizer()
+    tokenizer = streams.words()
     writer = Writer(tokenizer, 200, 16, "test")
     found = planted(writer, 3)
     assert [one.distance for one in found] == [d for d in DISTANCES if d <= 128]
@@ -211,7 +212,7 @@ def test_recall_items_say_a_wrong_object_once_so_far_before_it_is_asked() -> Non
 
 
 def test_no_distance_is_asked_that_the_context_has_no_room_for() -> None:
-    tokenizer = tokens.word_tokenizer()
+    tokenizer = streams.words()
     for context in range(54, 64, 3):
         found = planted(Writer(tokenizer, context, 4, "test"), 8)
         assert {one.distance for one in found} <= {16, 32}

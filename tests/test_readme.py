@@ -26,7 +26,7 @@ NAMED = {
 
 def typed(text: str) -> list[str]:
     """Command lines of the console blocks: where lines begin with $, only those."""
-    lines = []
+    lines: list[str] = []
     for block in BLOCK.findall(text):
         block = block.replace("\\\n", " ")
         prompted = [line[2:] for line in block.splitlines() if line.startswith("$ ")]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from home import QUICK, Answer, cli
+from pydantic import BaseModel
 
 from dsa_sandbox import sizes, study
 from dsa_sandbox.config import resolve as resolving
@@ -410,7 +411,8 @@ def test_smoke_is_the_default() -> None:
 
 
 def test_every_setting_has_a_description() -> None:
-    for section in (*settings.SECTIONS.values(), settings.Settings):
+    sections: tuple[type[BaseModel], ...] = (*settings.SECTIONS.values(), settings.Settings)
+    for section in sections:
         for name, field in section.model_fields.items():
             assert field.description or name in (*settings.SECTIONS, "chosen"), name
 

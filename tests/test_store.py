@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,7 +171,11 @@ def test_a_missing_run_names_the_nearest(tiny_home: TinyHome) -> None:
 def begun(home: Path, name: str, *parents: str, **manifest: object) -> None:
     """A finished run as far as its manifest goes."""
     (home / name).mkdir(parents=True)
-    values = {"command": name.split("-")[0], "state": "finished", "parents": dict.fromkeys(parents)}
+    values: dict[str, Any] = {
+        "command": name.split("-")[0],
+        "state": "finished",
+        "parents": dict.fromkeys(parents),
+    }
     values |= {"arch": "dsa", "seed": 0, "files": {"model.safetensors": "0"}}
     values |= {"strategy": "sgd", "optimizer": "adamw", "overwriting": False, "mask": {}}
     values |= {"tasks": {"name": "tasks", "sha256": "0", "count": 1}}

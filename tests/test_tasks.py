@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import streams
 from home import STREAM, TinyHome, cli
 
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Fact
-from dsa_sandbox.data.tokens import END, UNKNOWN, word_tokenizer
+from dsa_sandbox.data.tokens import END, UNKNOWN
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.tasks import checking, contradiction, schema, task_builder, writing
 from dsa_sandbox.tasks.schema import KINDS, Item, Task
@@ -33,11 +34,8 @@ def facts_of(split: str) -> list[Fact]:
 
 @pytest.fixture(scope="module")
 def writers() -> dict[str, Writer]:
-    tokenizer = word_tokenizer()
-    return {
-        split: Writer(tokenizer, CONTEXT, NUM_KEPT, split)  # type: ignore[arg-type]
-        for split in ("test", "development")
-    }
+    tokenizer = streams.words()
+    return {split: Writer(tokenizer, CONTEXT, NUM_KEPT, split) for split in ("test", "development")}
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +333,7 @@ def hand_written() -> list[dict[str, Any]]:
 
 
 def test_the_hand_written_stream_is_ten_tasks_in_the_words_of_the_grammar() -> None:
-    tokenizer = word_tokenizer()
+    tokenizer = streams.words()
     unknown = tokenizer.token_to_id(UNKNOWN)
     found = schema.read(STREAM)
     assert len(found) == 10
@@ -518,7 +516,7 @@ def test_no_story_says_its_object_again_after_the_statement(writers: dict[str, W
 def test_the_candidate_with_the_most_tokens_decides_whether_a_probe_fits() -> None:
     """Not the one with the most letters."""
     (task, *_) = schema.read(STREAM)
-    tokenizer = word_tokenizer()
+    tokenizer = streams.words()
     cloze = [Item(prompt=" the" * 9, answer=" butterfly", foils=[" up up up up"])]
     whole = len(tokenizer.encode(" the" * 9 + " up up up up").ids) + 1
     other = dict.fromkeys(KINDS, cloze) | {"train": ["blue"], "contrast": ["yellow"]}

@@ -172,8 +172,12 @@ def one_step(
     [
         ("dense", Phase(1.0), (31, 9, 20, 4, 20, 12)),
         ("dsa", Phase(1.0), (31, 9, 20, 4, 20, 12)),
-        ("dsa", Phase(1.0, sparse=False, teach=True, trunk=False), (21, 21, 21, 21, 21, 21)),
-        ("dsa", Phase(1.0, teach=True), (21, 21, 21, 21, 21, 21)),
+        (
+            "dsa",
+            Phase(1.0, sparse=False, train_indexer=True, trunk=False),
+            (21, 21, 21, 21, 21, 21),
+        ),
+        ("dsa", Phase(1.0, train_indexer=True), (21, 21, 21, 21, 21, 21)),
     ],
 )
 def test_micro_batches_add_up_to_the_gradient_of_one_batch(
@@ -194,7 +198,7 @@ def test_micro_batches_add_up_to_the_gradient_of_one_batch(
 
 def test_an_indexer_only_step_moves_the_indexer_alone() -> None:
     before = {n: p.detach().clone() for n, p in tiny_model("dsa").named_parameters()}
-    phase = Phase(1.0, sparse=False, teach=True, trunk=False)
+    phase = Phase(1.0, sparse=False, train_indexer=True, trunk=False)
     step, gradients, after = one_step("dsa", phase, 1.0, lambda: [batch_of(documents(20, 20))])
     assert {group_of(name) for name in gradients} == {"indexer"}
     assert step.grad_norm == 0
@@ -207,7 +211,10 @@ def test_an_indexer_only_step_moves_the_indexer_alone() -> None:
 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_padding_teaches_the_indexer_nothing(sparse: bool) -> None:
-    texts, phase = documents(31, 9, 20, 4, 20, 12), Phase(1.0, sparse, teach=True, trunk=False)
+    texts, phase = (
+        documents(31, 9, 20, 4, 20, 12),
+        Phase(1.0, sparse, train_indexer=True, trunk=False),
+    )
     _, whole, _ = one_step("dsa", phase, 1e9, lambda: [batch_of(texts)])
     _, parts, _ = one_step("dsa", phase, 1e9, lambda: micro_batches(texts, 40))
     for name in whole:

@@ -75,7 +75,7 @@ def random_inputs(case: Case, dtype: torch.dtype = torch.float32) -> Inputs:
     )
     q, k, v, grad = (torch.randn(shape).to(DEVICE, dtype) for shape in shapes)
     ids_BTK = random_ids(num_queries, num_keys, num_kept).to(DEVICE)
-    return Inputs(*(x.requires_grad_() for x in (q, k, v)), ids_BTK, grad)
+    return Inputs(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), ids_BTK, grad)
 
 
 def reference(inputs: Inputs, scale: float) -> tuple[Tensor, ...]:

@@ -42,6 +42,11 @@ def tiny_model(
     return Transformer(arch, settings, vocabulary, sizes.matched_ffn_width(arch, settings), seed)
 
 
+def attentions(model: Transformer) -> list[Any]:
+    """The attention of each layer; its class depends on the architecture."""
+    return [block.attention for block in model.blocks]
+
+
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal numbers, the same for the same seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)

@@ -58,11 +58,13 @@ def bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     table = grammar.table()
     words = {o for family in table.families.values() for o in family.objects}
     words |= {fact.subject for fact in table.facts} | set().union(*table.worlds.values())
-    shown = [f" {word}." for word in sorted(words)]
+    shown = [
+        f" {word}." * 1000 for word in sorted(words)
+    ]  # in one text each, read in half the time
 
     def with_facts() -> Iterator[str]:
         yield from texts
-        yield from shown * 1000
+        yield from shown
 
     tokenizer.train_from_iterator(with_facts(), trainer)
     return tokenizer

@@ -59,6 +59,7 @@ class Writer:
             split,
         )
         self.lengths: dict[str, int] = {}
+        self.singles: dict[str, bool] = {}
 
     def length(self, text: str) -> int:
         """Tokens of a text, of one that begins with a letter as the start of a document.
@@ -79,7 +80,15 @@ class Writer:
         return self.length(before) + 1 - self.length(up_to_name)
 
     def single(self, object_: str) -> bool:
-        """Whether an object is one token with its leading space, where a sentence ends with it."""
+        """Whether an object is one token with its leading space, where a sentence ends with it.
+
+        Every fact asks this of its family's objects, so answers are kept.
+        """
+        if object_ not in self.singles:
+            self.singles[object_] = self._is_single(object_)
+        return self.singles[object_]
+
+    def _is_single(self, object_: str) -> bool:
         before, said, ended = (
             self.tokenizer.encode(START + text).ids for text in ("", f" {object_}", f" {object_}.")
         )

@@ -1,0 +1,171 @@
+"""`run` makes the runs that the home lacks, `run --force` all of them anew, once."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from home import BRIEF, QUICK, STREAM, Answer, cli, inside, made_once, snapshot
+
+from dsa_sandbox import children, study
+from dsa_sandbox.errors import RunFailed
+from dsa_sandbox.runs import files, provenance
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.runs.home import all_runs
+from dsa_sandbox.tasks import schema
+
+SETTINGS = [*QUICK, *BRIEF, "--set", "finetune.max_steps=1"]
+STUDY = ["run", "--archs", "dsa", "--strategies", "sgd", "--json", *SETTINGS]
+
+
+class Made(NamedTuple):
+    """A folder with two rows of tasks, and a home with all runs of a study of them."""
+
+    folder: Path
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def rows(self) -> Path:
+        return self.folder / "rows.jsonl"
+
+    def study(self, *more: str) -> Answer:
+        with inside(self.folder):
+            return cli(*STUDY, "--tasks", self.rows.name, "--home", self.home, *more)
+
+
+def make_study(folder: Path) -> None:
+    """Each run of the study, by its own command."""
+    made = Made(folder)
+    rows = STREAM.read_text("utf-8").splitlines(keepends=True)[:2]
+    made.rows.write_text("".join(rows), "utf-8")
+    home = ("--home", made.home)
+    base = cli("pretrain", "--arch", "dsa", *SETTINGS, *home).run
+    stream = cli("make-tasks", base, "--tasks", made.rows, *home).run
+    arm = ("--strategy", "sgd", "--tasks", stream, *home)
+    assert cli("finetune", base, *arm, *BRIEF, "--set", "finetune.max_steps=1").code == 0
+
+
+@pytest.fixture
+def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    original = made_once(tmp_path_factory, "study", make_study)
+    shutil.copytree(original, tmp_path / "study")
+    return Made(tmp_path / "study")
+
+
+def runs_of(home: Path) -> dict[str, Run]:
+    return {run.name: run for run in all_runs(home)}
+
+
+START = children.start
+
+
+def failing(arguments: list[str], threads: int) -> "subprocess.Popen[bytes]":
+    """No arm comes to its end."""
+    if arguments[0] != "finetune":
+        return START(arguments, threads)
+    return subprocess.Popen(
+        [sys.executable, "-c", "import sys; print('error: no', file=sys.stderr); sys.exit(3)"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_a_forced_study_makes_each_run_once_and_goes_on_where_it_was_interrupted(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = made.home
+    before = runs_of(home)
+    with monkeypatch.context() as patch:
+        patch.setattr(children, "start", failing)
+        stopped = made.study("--force")
+    assert stopped.code == 3
+    halfway = runs_of(home).keys() - before.keys()
+    assert sorted(name.split("-")[0] for name in halfway) == ["build", "make", "pretrain"]
+    assert all(name.endswith("-2") for name in halfway)
+
+    second = made.study("--force")
+    assert "goes on with the study that --force began: 3 runs are made" in second.err
+    new = {name: run for name, run in runs_of(home).items() if name not in before}
+    assert halfway < new.keys()
+    assert len(new) == 4
+    assert all(name.endswith("-2") for name in new)
+    assert set(second.value["runs"]) == {n for n in new if n.startswith("finetune")}
+    for name, forced in new.items():  # they stand on each other, not on what was there
+        assert all(parent in new for parent in forced.manifest["parents"]), name
+        assert forced.manifest["identity"] == before[name[:-2]].manifest["identity"]
+    assert not list(home.glob(".study-*"))
+
+
+def test_a_study_skips_what_the_home_has_and_learns_the_rows_of_a_file(made: Made) -> None:
+    before = runs_of(made.home)
+    value = made.study().value
+    assert runs_of(made.home).keys() == before.keys()
+    assert value["verdict"] == "one seed decides nothing"
+    (name,) = value["runs"]
+    assert value["runs"][name]["tasks"] == 2
+    assert Path(value["arms"][0]).name == name
+    stream = Path(value["stream"])
+    assert stream.name.startswith("make-tasks-given-")
+    assert schema.read(stream / "tasks.jsonl") == schema.read(made.rows)
+    assert before[name].manifest["tasks"]["name"] == stream.name
+
+
+def test_a_forced_study_of_other_settings_or_source_does_not_go_on_with_another(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has made is noted under what it was asked for."""
+    plans: list[study.Plan] = []
+
+    def stopped(plan: study.Plan, listener: object) -> None:
+        plans.append(plan)
+        raise RunFailed("stopped")
+
+    monkeypatch.setattr(study, "all_stages", stopped)
+
+    def anew(*more: str) -> Path:
+        answer = made.study("--force", *more)
+        assert answer.code == 3
+        path = plans[-1].anew
+        assert path is not None
+        return path
+
+    first = anew()
+    others = {anew(*more) for more in (("--set", "finetune.batch=4"), ("--seed", "1"))}
+    assert len(others - {first}) == 2
+    assert anew("--jobs", "1") == first  # which is no science
+    for path, source in ((first, provenance.source_digest()), (others.pop(), "0" * 64)):
+        files.write_json(path, {"source": source, "made": {"build dsa": "gone"}})
+    anew()
+    assert list(made.home.glob(".study-*")) == [first]  # of other source code: it can never go on
+    assert not study.is_finished(made.home / "gone")  # a noted run that is gone is made again
+
+
+def test_a_dry_run_of_a_forced_study_makes_nothing(made: Made) -> None:
+    before = snapshot(made.home)
+    assert made.study("--force", "--dry-run").value["force"] is True
+    assert snapshot(made.home) == before
+
+
+def test_a_forced_pretraining_stands_on_the_newest_build(quick_home: Path) -> None:
+    arguments = ["--arch", "dense", *QUICK, "--home", quick_home]
+    first = cli("pretrain", *arguments).run
+    build = cli("build", *arguments, "--force").run
+    assert build.name.endswith("-2")
+    second = cli("pretrain", *arguments, "--force").run
+    assert second.name == f"{first.name}-2"
+    assert list(Run(second).manifest["parents"]) == [build.name]
+    assert cli("pretrain", *arguments).run == first
+
+
+def test_a_forced_run_that_was_killed_before_it_said_anything_is_made_in_its_folder(
+    quick_home: Path,
+) -> None:
+    arguments = ["build", "--arch", "dense", *QUICK, "--home", quick_home]
+    first = cli(*arguments).run
+    (quick_home / f"{first.name}-2").mkdir()
+    assert cli(*arguments, "--force").run.name == f"{first.name}-2"
