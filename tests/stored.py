@@ -21,13 +21,13 @@ def right(distance: int | None = None) -> dict[str, Any]:
     return {"answer": -0.5, "rival": -2.0, "tf_em": True, "gen_em": True, "distance": distance}
 
 
-def records(course: str) -> list[dict[str, Any]]:
+def records(protocol: str) -> list[dict[str, Any]]:
     """Both clozes of a task are right after it, one of them (near) from then on."""
     found = []
-    rows = {"together": [NUM_TASKS]}.get(course, list(range(1, NUM_TASKS + 1)))
+    rows = {"joint": [NUM_TASKS]}.get(protocol, list(range(1, NUM_TASKS + 1)))
     for row in [0, *rows]:
-        for task in [row - 1] if row and course == "apart" else range(row or NUM_TASKS):
-            new = row == task + 1 or course == "together"
+        for task in [row - 1] if row and protocol == "independent" else range(row or NUM_TASKS):
+            new = row == task + 1 or protocol == "joint"
             found += [
                 item("cloze", row, task, 0, **(right(17) if row else {"distance": 17})),
                 item("cloze", row, task, 1, **(right(60) if row and new else {"distance": 60})),
@@ -69,7 +69,7 @@ def arm(
     strategy: str = "sgd",
     *,
     arch: str = "dsa",
-    course: str = "sequence",
+    protocol: str = "sequential",
     full: bool = True,
     fall: float = 0.1,
     front: list[dict[str, float]] | None = None,
@@ -87,18 +87,18 @@ def arm(
     ]
     (run.path / "tasks.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tasks), "utf-8")
     (run.path / "settings.toml").write_text(SETTINGS, "utf-8")
-    for record in records(course):
+    for record in records(protocol):
         run.append("records.jsonl", record)
-    for row in [0, NUM_TASKS] if course == "together" else range(NUM_TASKS + 1):
+    for row in [0, NUM_TASKS] if protocol == "joint" else range(NUM_TASKS + 1):
         task, last = row - 1, row == NUM_TASKS
-        for step, exact in ((10, 1), (20, 2)) if row and course != "nothing" else ():
+        for step, exact in ((10, 1), (20, 2)) if row and protocol != "none" else ():
             check = {"task": task, "step": step, "margin": 1.0, "exact": exact}
             run.append("metrics.jsonl", {"loss": 1.0, **check})
-        for step in (0, 1, 2) if full and row and course == "sequence" else ():
+        for step in (0, 1, 2) if full and row and protocol == "sequential" else ():
             seen = [0.5 - 0.25 * (step == 1)] * task + [0.5 * step]
             run.append("metrics.jsonl", {"task": task, "at_step": step, "seen": seen})
         line: dict[str, Any] = {"row": row, "base_nll": 1.0 + fall * row}
-        line |= {"steps": 20, "learned": course != "nothing"} if row else {}
+        line |= {"steps": 20, "learned": protocol != "none"} if row else {}
         line |= full_row(row, last, arch) if full else {}
         line |= {"front": front} if last and front else {}
         run.append("metrics.jsonl", line)
@@ -116,7 +116,7 @@ def arm(
         "mask": {"trainable": 1000, "sha256": "mask"},
         "tasks": {"name": "tasks", "sha256": "stream", "count": NUM_TASKS},
     }
-    new = {"course": course, "remembers_bytes": 2_500_000}
+    new = {"protocol": protocol, "remembers_bytes": 2_500_000}
     run.update(**manifest | (new if full else {}))
     run.finish()
     return run

@@ -71,10 +71,10 @@ def test_independent_learns_each_task_from_the_base_as_if_it_were_the_only_one(
 @pytest.mark.parametrize(("contrast", "batch"), [(0.5, 6), (0.0, 4), (0.25, 8)])
 def test_joint_shows_every_story_of_every_task_equally_often(contrast: float, batch: int) -> None:
     plan = Finetune(batch=batch, contrast=contrast)
-    courses = [Stories(task, n, words(), plan, 3) for n, task in enumerate(some_tasks(4))]
-    together = JointStories(courses)
+    stories_of = [Stories(task, n, words(), plan, 3) for n, task in enumerate(some_tasks(4))]
+    together = JointStories(stories_of)
     for side, share in (("train", together.num_train), ("contrast", together.num_contrast)):
-        rows = [id(row.ids) for course in courses for row in getattr(course, side)]
+        rows = [id(row.ids) for stories in stories_of for row in getattr(stories, side)]
         if not share:
             continue
         num_steps = 2 * len(rows)  # two epochs for each row of a batch
@@ -88,12 +88,12 @@ def test_joint_shows_every_story_of_every_task_equally_often(contrast: float, ba
 
 def test_joint_mixes_tasks_and_puts_both_sides_of_a_fact_into_one_batch() -> None:
     plan = Finetune(batch=8, contrast=0.5)
-    courses = [Stories(task, n, words(), plan, 3) for n, task in enumerate(some_tasks(4))]
-    together = JointStories(courses)
+    stories_of = [Stories(task, n, words(), plan, 3) for n, task in enumerate(some_tasks(4))]
+    together = JointStories(stories_of)
     owner = {
         id(row.ids): n
-        for n, course in enumerate(courses)
-        for row in (*course.train, *course.contrast)
+        for n, stories in enumerate(stories_of)
+        for row in (*stories.train, *stories.contrast)
     }
     for step in range(6):
         sides = [

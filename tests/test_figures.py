@@ -11,7 +11,7 @@ import stored
 from stored import item, right
 
 from dsa_sandbox.metrics import drift, forgetting, items, stability_gap, transfer
-from dsa_sandbox.metrics.arm import COSTS, FIGURES, capped, figures_of
+from dsa_sandbox.metrics.arm import COSTS, FIGURES, capped, figures_of, protocol_of
 from dsa_sandbox.verdict import contrasts
 
 NAN = float("nan")
@@ -44,7 +44,7 @@ def test_a_task_whose_learning_nobody_looked_at_has_no_curve() -> None:
     assert np.isnan(found[1]).all()
     figures = transfer.learning_figures(found)
     assert figures["learning_auc"] == found[0][0]
-    assert np.isnan(list(transfer.learning_figures(found, "together").values())).all()
+    assert np.isnan(list(transfer.learning_figures(found, "joint").values())).all()
 
 
 def test_forward_transfer_is_a_ratio_of_means() -> None:
@@ -230,7 +230,7 @@ def test_figures_of_a_stored_arm_by_hand(tmp_path: Path) -> None:
 
 
 def test_tasks_learned_apart_have_no_figure_of_the_end(tmp_path: Path) -> None:
-    found = figures_of(stored.arm(tmp_path, "independent", course="apart"))
+    found = figures_of(stored.arm(tmp_path, "independent", protocol="independent"))
     told = {
         "learned",
         "efficacy",
@@ -248,7 +248,7 @@ def test_tasks_learned_apart_have_no_figure_of_the_end(tmp_path: Path) -> None:
 
 
 def test_tasks_learned_together_have_no_figure_of_a_sequence(tmp_path: Path) -> None:
-    found = figures_of(stored.arm(tmp_path, "joint", course="together"))
+    found = figures_of(stored.arm(tmp_path, "joint", protocol="joint"))
     assert {
         "heldout_dnll",
         "final_exact_match",
@@ -257,7 +257,7 @@ def test_tasks_learned_together_have_no_figure_of_a_sequence(tmp_path: Path) -> 
         "margin_when_learned",
         "final_bleed",
     } <= finite(found)
-    sequence = {k for k, figure in FIGURES.items() if figure.needs == "sequence"}
+    sequence = {k for k, figure in FIGURES.items() if figure.needs == "sequential"}
     assert not finite(found) & (sequence | {"learning_auc", "steps_to_tau"})
     assert (found["final_exact_match"], found["efficacy"]) == (1.0, 1.0)
     assert found["by_task"]["exact_match_when_learned"] == [1.0, 1.0, 1.0]
@@ -265,9 +265,9 @@ def test_tasks_learned_together_have_no_figure_of_a_sequence(tmp_path: Path) -> 
 
 def test_only_tasks_that_were_tried_hit_the_cap() -> None:
     lines = [{"row": 0}, {"row": 1, "learned": True}, {"row": 2, "learned": False}]
-    assert capped(lines, "sequence") == capped(lines, "apart") == 1
-    assert capped(lines, "nothing") == 0
-    assert capped([{"row": 0}, {"row": 50, "learned": 0.94}], "together") == 3
+    assert capped(lines, "sequential") == capped(lines, "independent") == 1
+    assert capped(lines, "none") == 0
+    assert capped([{"row": 0}, {"row": 50, "learned": 0.94}], "joint") == 3
 
 
 def test_a_task_that_is_turned_around_is_not_forgotten(tmp_path: Path) -> None:
@@ -287,8 +287,8 @@ def test_a_task_that_is_turned_around_is_not_forgotten(tmp_path: Path) -> None:
 def test_bounds_give_transfer_and_intransigence_to_the_others(tmp_path: Path) -> None:
     runs = [
         stored.arm(tmp_path, "sgd"),
-        stored.arm(tmp_path, "independent", course="apart"),
-        stored.arm(tmp_path, "joint", course="together"),
+        stored.arm(tmp_path, "independent", protocol="independent"),
+        stored.arm(tmp_path, "joint", protocol="joint"),
         stored.arm(tmp_path, "sgd", arch="dense"),
     ]
     found = transfer.against({run.name: figures_of(run) for run in runs})
@@ -303,7 +303,7 @@ TERMS = {"finetune.optimizer": "adamw", "finetune.max_steps": 40}
 
 def bound(strategy: str, auc: float, **more: Any) -> dict[str, Any]:
     same = {"arch": "dsa", "seed": 0, "stream": "s", "base": ["b"], "terms": TERMS}
-    values = {"course": "apart", "strategy": strategy}
+    values = {"protocol": "independent", "strategy": strategy}
     return (
         same
         | values
@@ -313,7 +313,7 @@ def bound(strategy: str, auc: float, **more: Any) -> dict[str, Any]:
 
 
 def test_the_bound_under_the_arms_own_mask_is_the_nearer_one() -> None:
-    arm = bound("acft+ewc", 0.75, course="sequence")
+    arm = bound("acft+ewc", 0.75, protocol="sequential")
     results = {"arm": arm, "any": bound("independent", 0.5), "own": bound("acft+independent", 0.25)}
     assert transfer.against(results)["arm"]["fwt"] == pytest.approx(0.5 / 0.75)
     results["arm"] = arm | {"strategy": "ewc"}
@@ -334,7 +334,7 @@ def test_the_bound_under_the_arms_own_mask_is_the_nearer_one() -> None:
 )
 def test_a_bound_of_another_study_is_no_reference(other: dict[str, Any]) -> None:
     results = {
-        "arm": bound("sgd", 0.75, course="sequence"),
+        "arm": bound("sgd", 0.75, protocol="sequential"),
         "far": bound("independent", 0.5) | other,
     }
     found = transfer.against(results)["arm"]
@@ -358,9 +358,15 @@ def test_contrasts_of_masks_and_of_practice_are_planned() -> None:
 
 def test_bounds_are_in_no_contrast(tmp_path: Path) -> None:
     runs = [
-        stored.arm(tmp_path, strategy, arch=arch, course=course)
+        stored.arm(tmp_path, strategy, arch=arch, protocol=protocol)
         for arch in ("dense", "dsa")
-        for strategy, course in (("acft", "sequence"), ("none", "nothing"), ("joint", "together"))
+        for strategy, protocol in (("acft", "sequential"), ("none", "none"), ("joint", "joint"))
     ]
     results = {run.name: figures_of(run) for run in runs}
     assert [row.title for row in contrasts.all_contrasts(results)] == ["dsa acft - dense acft"]
+
+
+def test_arms_of_version_0_1_keep_their_protocol() -> None:
+    old = {"sequence": "sequential", "together": "joint", "apart": "independent", "nothing": "none"}
+    for course, protocol in old.items():
+        assert protocol_of({"course": course}) == protocol_of({"protocol": protocol}) == protocol

@@ -31,8 +31,8 @@ def home(tmp_path: Path) -> Path:
     stored.arm(home, "sgd", fall=0.3)
     stored.arm(home, "sgd", arch="dense", fall=0.4)
     stored.arm(home, "wise", front=front)
-    stored.arm(home, "joint", course="together")
-    stored.arm(home, "independent", course="apart")
+    stored.arm(home, "joint", protocol="joint")
+    stored.arm(home, "independent", protocol="independent")
     return home
 
 
@@ -162,7 +162,7 @@ def test_eval_of_nothing_finished_says_what_can_be_done(tmp_path: Path) -> None:
 
 
 def test_arms_that_learn_apart_have_no_curve_and_it_is_said(tmp_path: Path) -> None:
-    stored.arm(tmp_path, "independent", course="apart")
+    stored.arm(tmp_path, "independent", protocol="independent")
     for kind in ("forgetting", "front"):
         problem = cli("plot", "--kind", kind, *at(tmp_path)).problem
         assert "--kind retention draws them" in problem

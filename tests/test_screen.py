@@ -181,7 +181,7 @@ def test_the_sentence_names_the_few_arms_that_may_or_may_not_be_compared() -> No
 
 
 def test_bounds_seeds_and_single_arms_are_not_compared() -> None:
-    one, bound = figures("dsa", "sgd"), figures("dsa", "joint", course="together")
+    one, bound = figures("dsa", "sgd"), figures("dsa", "joint", protocol="joint")
     assert remarks(results(one, bound))[1].startswith("Nothing may be compared")
     two = figures("dsa", "sgd", seed=1)
     assert "several streams or seeds" in remarks(results(one, two))[1]
@@ -209,7 +209,7 @@ def test_a_study_ends_with_a_short_chart_below_the_table(home: Path) -> None:
 
 
 def test_a_study_of_tasks_learned_apart_ends_without_a_chart(tmp_path: Path) -> None:
-    run = stored.arm(tmp_path, "independent", course="apart")
+    run = stored.arm(tmp_path, "independent", protocol="independent")
     for everything in (False, True):
         assert plots.end_of_study([run], STYLE, everything=everything) == ""
 

@@ -139,7 +139,7 @@ def finetune(
             "strategy": settings.strategy,
             "optimizer": settings.finetune.optimizer,
             "overwriting": settings.finetune.contrast == 0,
-            "course": strategy.course,
+            "protocol": strategy.protocol,
             "mask": mask,
             "tasks": {"name": stream.name, "sha256": stream.sha256, "count": len(tasks)},
             "imported": base.manifest.get("imported"),
@@ -195,7 +195,7 @@ def trainer_of(
         reason = str(error).removeprefix(f"{settings.strategy}: ")
         raise UserError(f"--strategy {settings.strategy}: {reason}") from None
     mask = mask_of(trainer)
-    if not mask["trainable"] and strategy.course != "nothing":
+    if not mask["trainable"] and strategy.protocol != "none":
         raise UserError(f"--strategy {settings.strategy}: trains no parameter of {settings.arch}")
     check_memory(strategy, trainer.trainee, num_tasks, settings.strategy)
     return trainer, mask

@@ -29,6 +29,21 @@ FIGURES = (
 )
 
 
+# what manifests of version 0.1 call the protocols, under `course`
+OLD_PROTOCOLS = {
+    "sequence": "sequential",
+    "together": "joint",
+    "apart": "independent",
+    "nothing": "none",
+}
+
+
+def protocol_of(manifest: dict[str, Any]) -> str:
+    """The training protocol of an arm."""
+    old = OLD_PROTOCOLS[manifest.get("course", "sequence")]
+    return str(manifest.get("protocol", old))
+
+
 def described() -> dict[str, dict[str, str]]:
     """Name, unit and formula of every figure by key, for `--json`."""
     found = {}
@@ -42,7 +57,7 @@ def figures_of(run: Run) -> dict[str, Any]:
     rows = run.rows("metrics.jsonl")
     lines = forgetting.ends_of(rows)
     manifest = run.manifest
-    course = manifest.get("course", "sequence")
+    protocol = protocol_of(manifest)
     replaced = forgetting.overwritten(rows_of_tasks(run))
     records = forgetting.current(run.rows("records.jsonl"), replaced)
     num_tasks = lines[-1]["row"]
@@ -60,13 +75,13 @@ def figures_of(run: Run) -> dict[str, Any]:
     timing = [row for row in run.rows("timing.jsonl") if "row" in row]
     stream = manifest["tasks"]["sha256"]
     # tasks learned apart leave no network that has learned all of them
-    last = lines[-1] if course != "apart" else {}
+    last = lines[-1] if protocol != "independent" else {}
     gap = stability_gap.stability_figures(matrix, dense, replaced)
     return {
         "kind": "arm",
         "arch": manifest["arch"],
         "strategy": manifest["strategy"],
-        "course": course,
+        "protocol": protocol,
         "optimizer": manifest["optimizer"],
         "overwriting": manifest["overwriting"],
         "seed": manifest["seed"],
@@ -77,21 +92,21 @@ def figures_of(run: Run) -> dict[str, Any]:
         "cap": cap,
         "diverged_after": forgetting.diverged_after(lines),
         "terms": terms,
-        **forgetting.forgetting_figures(records, lines, course),
-        **transfer.learning_figures(curves, course),
-        **defined(gap, stability_gap.FIGURES, course),
-        **items.item_figures(records, num_tasks, course, forgetting.mean(chances)),
-        **drift.drift_figures(lines, course),
-        "capped": capped(lines, course),
+        **forgetting.forgetting_figures(records, lines, protocol),
+        **transfer.learning_figures(curves, protocol),
+        **defined(gap, stability_gap.FIGURES, protocol),
+        **items.item_figures(records, num_tasks, protocol, forgetting.mean(chances)),
+        **drift.drift_figures(lines, protocol),
+        "capped": capped(lines, protocol),
         "trainable": manifest["mask"]["trainable"],
         "memory_mb": manifest.get("remembers_bytes", NAN) / 1e6,
         "time_s": sum_of_sessions(timing),
-        "worlds": forgetting.world_probabilities(records, course),
+        "worlds": forgetting.world_probabilities(records, protocol),
         "base_nll": lines[0]["base_nll"],
         "moved": last.get("moved", {}),
         "by_task": {
             "learning_auc": [auc for auc, _ in curves],
-            "exact_match_when_learned": forgetting.own_accuracy(matrix, course).tolist(),
+            "exact_match_when_learned": forgetting.own_accuracy(matrix, protocol).tolist(),
         },
         "jaccard_by_layer": last.get("jaccard") or [],
         "pairs": {
@@ -99,8 +114,8 @@ def figures_of(run: Run) -> dict[str, Any]:
             "after": last.get("pairs"),
             "bigram": lines[0].get("pairs_bigram"),
         },
-        "by_lag": forgetting.retention_by_lag(matrix) if course != "together" else [],
-        "by_distance": items.by_distance(records, num_tasks, course),
+        "by_lag": forgetting.retention_by_lag(matrix) if protocol != "joint" else [],
+        "by_distance": items.by_distance(records, num_tasks, protocol),
         "recall_by_distance": {"before": lines[0].get("recall"), "after": last.get("recall")},
         "recovery": drift.recovery(last),
         "stories": {"before": lines[0].get("stories"), "after": last.get("stories")},
@@ -129,11 +144,11 @@ def terms_of(run: Run) -> dict[str, Any]:
     return found
 
 
-def capped(lines: list[dict[str, Any]], course: str) -> int:
+def capped(lines: list[dict[str, Any]], protocol: str) -> int:
     """Number of tasks that hit the cap unlearned; a joint row stores the share of learned tasks."""
-    if course == "nothing":
+    if protocol == "none":
         return 0
-    size = lines[-1]["row"] if course == "together" else 1
+    size = lines[-1]["row"] if protocol == "joint" else 1
     return round(sum(size * (1 - line["learned"]) for line in lines if line["row"]))
 
 

@@ -110,7 +110,7 @@ def mean_jaccard(line: Record) -> float:
     return mean(share for share in line.get("jaccard") or [] if share is not None)
 
 
-def drift_figures(lines: list[dict[str, Any]], course: str = "sequence") -> dict[str, float]:
+def drift_figures(lines: list[dict[str, Any]], protocol: str = "sequential") -> dict[str, float]:
     """The figures of FIGURES, from the lines of metrics.jsonl that end a task, in their order."""
     first, last = lines[0], lines[-1]
     relearned = list(recovery(last).values())
@@ -127,4 +127,4 @@ def drift_figures(lines: list[dict[str, Any]], course: str = "sequence") -> dict
     }
     for key in STORIES:
         values[key] = number(stories, key)
-    return defined(values, FIGURES, course)
+    return defined(values, FIGURES, protocol)

@@ -20,32 +20,32 @@ Unit = Literal[
     "s",
     "MB",
 ]
-Needs = Literal["sequence", "end", "task"]
-DEFINED = {"together": ("end", "task"), "apart": ("task",)}  # other courses define all figures
+Needs = Literal["sequential", "end", "task"]
+DEFINED = {"joint": ("end", "task"), "independent": ("task",)}  # other protocols define all figures
 
 
 class Figure(NamedTuple):
     """Description of one figure; its key in `--json` is the name in lower case with underscores.
 
-    `needs` names the courses that define the figure: `sequence`, tasks learned one after another;
+    `needs` names the protocols that define the figure: `sequential`, tasks learned one by one;
     `end`, any network that has met all tasks; `task`, tasks measured right after each was learned.
     """
 
     name: str
     unit: Unit
     formula: str
-    needs: Needs = "sequence"
+    needs: Needs = "sequential"
 
 
 def defined(
-    values: Mapping[str, float], figures: Mapping[str, Figure], course: str
+    values: Mapping[str, float], figures: Mapping[str, Figure], protocol: str
 ) -> dict[str, float]:
-    """The values, NaN where the course does not define a figure.
+    """The values, NaN where the protocol does not define a figure.
 
     `together` learns all tasks at once (rows 0 and T); `apart` learns each task from the base
     (row j + 1 measures task j alone).
     """
-    allowed = DEFINED.get(course)
+    allowed = DEFINED.get(protocol)
     found = dict(values)
     for key in found:
         if allowed is not None and figures[key].needs not in allowed:

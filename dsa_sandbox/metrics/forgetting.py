@@ -253,16 +253,16 @@ def log_odds_fall(records: list[Record], num_tasks: int) -> float:
     return mean(fall for fall in falls if not np.isnan(fall))
 
 
-def after_own_task(records: list[Record], kind: str, course: str = "sequence") -> list[Record]:
+def after_own_task(records: list[Record], kind: str, protocol: str = "sequential") -> list[Record]:
     """Records of each task in the row right after it was learned."""
-    if course == "together":
+    if protocol == "joint":
         return [record for record in select(records, kind) if record["row"] > 0]
     return [record for record in select(records, kind) if record["row"] == record["task"] + 1]
 
 
-def own_accuracy(matrix: np.ndarray, course: str = "sequence") -> np.ndarray:
+def own_accuracy(matrix: np.ndarray, protocol: str = "sequential") -> np.ndarray:
     """R[j,j] of each task [T]: exact match in the row right after it was learned."""
-    return matrix[-1] if course == "together" else np.diagonal(matrix[1:])
+    return matrix[-1] if protocol == "joint" else np.diagonal(matrix[1:])
 
 
 def retained_share(records: list[Record], num_tasks: int) -> float:
@@ -283,9 +283,9 @@ def right(records: Iterable[Record]) -> float:
 
 
 def forgetting_figures(
-    records: list[Record], tasks: list[Record], course: str = "sequence"
+    records: list[Record], tasks: list[Record], protocol: str = "sequential"
 ) -> dict[str, float]:
-    """The figures of FIGURES of one arm, NaN where its course does not define one.
+    """The figures of FIGURES of one arm, NaN where its protocol does not define one.
 
     `tasks` are the lines of metrics.jsonl that end a task (and row 0), each with `row`, `base_nll`,
     and from row 1 `steps` and `learned`; the last also holds `kl`.
@@ -294,24 +294,26 @@ def forgetting_figures(
     num_tasks = max(lines)
     ends = [line for line in tasks if line["row"]]
     matrix = accuracy_matrix(records, num_tasks)
-    own = own_accuracy(matrix, course)
+    own = own_accuracy(matrix, protocol)
     end = matrix[num_tasks]
     still = ~np.isnan(end)  # tasks that no later task has overwritten
     dnll = lines[num_tasks]["base_nll"] - lines[0]["base_nll"]
     final_bleed = select(records, "bleed", row=num_tasks)
-    own_clozes = after_own_task(records, "cloze", course)
+    own_clozes = after_own_task(records, "cloze", protocol)
     values = {
         "learned": mean(line["learned"] for line in ends),
         "heldout_dnll": dnll,
         "log_odds_fall": log_odds_fall(records, num_tasks),
         "heldout_kl": number(lines[num_tasks], "kl"),
         "efficacy": right(own_clozes),
-        "generality": right(after_own_task(records, "paraphrase", course)),
+        "generality": right(after_own_task(records, "paraphrase", protocol)),
         "final_exact_match": mean(end[still]),
         "retained": retained_share(records, num_tasks),
         "outside_accuracy": right(select(records, "outside", row=num_tasks)),
         "final_bleed": mean(contra_probabilities(final_bleed)),
-        "bleed_when_learned": mean(contra_probabilities(after_own_task(records, "bleed", course))),
+        "bleed_when_learned": mean(
+            contra_probabilities(after_own_task(records, "bleed", protocol))
+        ),
         "specificity": right(select(records, "neighbour", row=num_tasks)),
         "forgetting": forgetting(matrix),
         "forgetting_max": forgetting_chaudhry(matrix),
@@ -323,13 +325,13 @@ def forgetting_figures(
         "margin_when_learned": mean(item_margin(record) for record in own_clozes),
         "steps": mean(line["steps"] for line in ends),
     }
-    return defined(values, FIGURES, course)
+    return defined(values, FIGURES, protocol)
 
 
-def world_probabilities(records: list[Record], course: str = "sequence") -> dict[str, float]:
+def world_probabilities(records: list[Record], protocol: str = "sequential") -> dict[str, float]:
     """Mean P(new) right after each task: in its world, in other worlds, without one."""
-    outside = after_own_task(records, "outside", course)
-    inside = after_own_task(records, "cloze", course)
+    outside = after_own_task(records, "outside", protocol)
+    inside = after_own_task(records, "cloze", protocol)
     return {
         "world": mean(exp(r["answer"]) for r in inside),
         "other": mean(contra_probabilities(r for r in outside if r["distance"] is not None)),

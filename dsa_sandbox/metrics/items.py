@@ -129,7 +129,7 @@ def leakage(records: list[Record], num_tasks: int) -> float:
 
 
 def item_figures(
-    records: list[Record], num_tasks: int, course: str = "sequence", chance: float = NAN
+    records: list[Record], num_tasks: int, protocol: str = "sequential", chance: float = NAN
 ) -> dict[str, float]:
     """The figures of FIGURES; `chance` is that of guessing an item of KNOWN, NaN if unknown."""
     lost, gained = cloze_transitions(records, num_tasks)
@@ -151,7 +151,7 @@ def item_figures(
         "leakage": leakage(records, num_tasks),
         "neighbour_kl": mean(kls),
     }
-    return defined(values, FIGURES, course)
+    return defined(values, FIGURES, protocol)
 
 
 def nearest_distance(distance: int) -> int:
@@ -169,13 +169,13 @@ def right_by_distance(records: Iterable[Record]) -> dict[int, float]:
 
 
 def by_distance(
-    records: list[Record], num_tasks: int, course: str = "sequence"
+    records: list[Record], num_tasks: int, protocol: str = "sequential"
 ) -> dict[str, dict[str, dict[int, float]]]:
     """Share right by distance, of clozes and paraphrases, after their own task and after T."""
     found = {}
     for kind in ("cloze", "paraphrase"):
         found[kind] = {
-            "own": right_by_distance(after_own_task(records, kind, course)),
+            "own": right_by_distance(after_own_task(records, kind, protocol)),
             "end": right_by_distance(select(records, kind, row=num_tasks)),
         }
     return found

@@ -43,7 +43,6 @@ FIGURES = {
         "mean over tasks of a[j] - R[j,j], a[j] exact match of j after `joint`",
     ),
 }
-BOUNDS = {"apart": "independent", "together": "joint"}
 
 
 def curve(
@@ -85,17 +84,17 @@ def learning_curves(
 
 
 def learning_figures(
-    by_task: list[tuple[float, float]], course: str = "sequence"
+    by_task: list[tuple[float, float]], protocol: str = "sequential"
 ) -> dict[str, float]:
     """The figures of FIGURES that one arm defines; `against` adds those that need another arm.
 
     Tasks learned `together` have no learning curves of their own.
     """
-    seen = [] if course == "together" else [pair for pair in by_task if not np.isnan(pair[0])]
+    seen = [] if protocol == "joint" else [pair for pair in by_task if not np.isnan(pair[0])]
     values = dict.fromkeys(FIGURES, NAN)
     values["learning_auc"] = mean(auc for auc, _ in seen)
     values["steps_to_tau"] = mean(steps for _, steps in seen)
-    return defined(values, FIGURES, course)
+    return defined(values, FIGURES, protocol)
 
 
 def forward_transfer(aucs: list[float], alone: list[float]) -> float:
@@ -145,9 +144,9 @@ def condition_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[st
 
 
 def reference(
-    name: str, results: Mapping[str, dict[str, Any]], course: str
+    name: str, results: Mapping[str, dict[str, Any]], protocol: str
 ) -> dict[str, Any] | None:
-    """The bound of a course with the base, stream and settings of an arm, or None.
+    """The bound of a protocol with the base, stream and settings of an arm, or None.
 
     Of several, the one with the largest part of the arm's strategy; None where two of these fit.
     """
@@ -155,9 +154,9 @@ def reference(
     fitting: dict[frozenset[str], list[dict[str, Any]]] = {}
     for other in results.values():
         same = all(other.get(key) == arm[key] for key in ("arch", "seed", "stream", "base"))
-        if not same or other.get("course") != course or condition_differences(arm, other):
+        if not same or other.get("protocol") != protocol or condition_differences(arm, other):
             continue
-        shared = parts(other["strategy"]) - {BOUNDS[course]}
+        shared = parts(other["strategy"]) - {protocol}
         if shared <= parts(arm["strategy"]):
             fitting.setdefault(shared, []).append(other)
     if not fitting:
@@ -170,18 +169,18 @@ def against(results: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The results, with FWT and intransigence where the results hold the bounds that they need."""
     found = {}
     for name, arm in results.items():
-        if arm.get("course") not in ("sequence", "nothing"):  # a bound, or not an arm
+        if arm.get("protocol") not in ("sequential", "none"):  # a bound, or not an arm
             found[name] = arm
             continue
         more = {}
         own = arm["by_task"]
-        if alone := reference(name, results, "apart"):
+        if alone := reference(name, results, "independent"):
             theirs = alone["by_task"]
             more["fwt"] = forward_transfer(own["learning_auc"], theirs["learning_auc"])
             more["intransigence"] = intransigence(
                 own["exact_match_when_learned"], theirs["exact_match_when_learned"]
             )
-        if joint := reference(name, results, "together"):
+        if joint := reference(name, results, "joint"):
             more["intransigence_joint"] = intransigence(
                 own["exact_match_when_learned"], joint["by_task"]["exact_match_when_learned"]
             )

@@ -81,7 +81,7 @@ def draw_front(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     series = []
     points = []
     for arm in found:
-        own = forgetting.own_accuracy(arm.matrix, arm.course)[: arm.done]
+        own = forgetting.own_accuracy(arm.matrix, arm.protocol)[: arm.done]
         learned = forgetting.mean(own[~np.isnan(own)])
         dnll = dnll_of(arm, arm.lines[-1])
         sound = arm.diverged is None  # a diverged arm is named in the legend only
@@ -148,7 +148,7 @@ def draw_lag(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """Mean exact match of a task by the number of tasks learned since."""
     found = having(
         arms,
-        lambda arm: arm.course != "together" and arm.done > 1,
+        lambda arm: arm.protocol != "joint" and arm.done > 1,
         "no arm has learned two tasks one after the other yet",
     )
     series = []

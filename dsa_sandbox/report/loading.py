@@ -21,7 +21,7 @@ class Arm(NamedTuple):
     num_tasks: int  # of the stream
     lines: list[dict[str, Any]]  # of metrics.jsonl that end a task, from row 0
     records: list[dict[str, Any]]  # without those of overwritten tasks
-    course: str  # sequence, together, apart, nothing
+    protocol: str  # sequential, joint, independent, none
     dense: list[dict[str, Any]]  # lines of metrics.jsonl of dense evaluation
     replaced: dict[int, int]  # number of the later task by number of the task it contradicts
     diverged: int | None = None  # number of tasks after which the arm had diverged
@@ -87,7 +87,7 @@ def load_arm(name: str, run: Run) -> Arm | None:
         num_tasks=num_tasks,
         lines=lines,
         records=forgetting.current(records, replaced),
-        course=run.manifest.get("course", "sequence"),
+        protocol=stored.protocol_of(run.manifest),
         dense=[row for row in rows if "at_step" in row],
         replaced=replaced,
         diverged=diverged,
@@ -96,7 +96,7 @@ def load_arm(name: str, run: Run) -> Arm | None:
 
 def in_order(arms: list[Arm]) -> list[Arm]:
     """The arms that learn one task after another; `independent` learns each from the base."""
-    return [arm for arm in arms if arm.course != "apart"]
+    return [arm for arm in arms if arm.protocol != "independent"]
 
 
 def having(arms: list[Arm], holds: Callable[[Arm], Any], missing: str) -> list[Arm]:

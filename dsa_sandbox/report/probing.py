@@ -193,7 +193,7 @@ def item_series(arm: Arm, points: Points) -> Iterator[Series]:
     if not arm.done:
         return
     last = "at the end" if arm.done == arm.num_tasks else "so far"
-    for kind, rows in items.by_distance(arm.records, arm.done, arm.course).items():
+    for kind, rows in items.by_distance(arm.records, arm.done, arm.protocol).items():
         for when, shares in rows.items():
             if shares:
                 name = f"{kind} {'after its task' if when == 'own' else last}"

@@ -103,7 +103,7 @@ class Strategy:
     # may be combined (`acft+ewc`)
     role: ClassVar[Literal["rule", "mask", "bound"]] = "rule"
     # tasks one after another, all at once, each alone from the base, or not at all
-    course: Literal["sequence", "together", "apart", "nothing"] = "sequence"
+    protocol: Literal["sequential", "joint", "independent", "none"] = "sequential"
     # what Combined has to know to refuse parts that undo each other
     supports_masks: ClassVar[bool] = True  # parameters may change in part
     rebuilds_weights: ClassVar[bool] = False  # each step, from adapters that the optimiser trains

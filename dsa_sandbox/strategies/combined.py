@@ -35,7 +35,7 @@ class Combined(Strategy):
                 "them anew in the next: choose one of them"
             )
         if bounds:
-            self.course = parts[bounds[0]].course
+            self.protocol = parts[bounds[0]].protocol
         self.masking = next(iter(self.parts))  # the mask where there is one: it was sorted first
 
     @property

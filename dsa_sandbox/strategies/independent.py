@@ -9,4 +9,4 @@ class Independent(Strategy):
     """Upper bound of learning: row j + 1 holds task j alone."""
 
     role = "bound"
-    course = "apart"
+    protocol = "independent"

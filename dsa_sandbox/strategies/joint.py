@@ -9,4 +9,4 @@ class Joint(Strategy):
     """One stage of max_steps per task; it ends when all tasks are learned."""
 
     role = "bound"
-    course = "together"
+    protocol = "joint"

@@ -10,7 +10,7 @@ class Nothing(Strategy):
     """Upper bound of retention and lower bound of learning."""
 
     role = "bound"
-    course = "nothing"
+    protocol = "none"
 
     def trainable(self, model: Transformer) -> Trainable:
         return Trainable({})

@@ -119,12 +119,11 @@ class FinetuneRun:
 
     def one_stage(self, tensors: dict[str, Any] | None) -> None:
         """Learn one task (all of them, in `joint`), then measure a row."""
-        course, first = self.strategy.course, self.task
-        together = course == "together"
-        stage = self.standing if together else [first]
+        protocol, first = self.strategy.protocol, self.task
+        stage = self.standing if protocol == "joint" else [first]
         line: dict[str, Any] = {"steps": 0, "learned": False}
-        if course != "nothing":
-            if course == "apart" and self.step == 0:
+        if protocol != "none":
+            if protocol == "independent" and self.step == 0:
                 self.model.load_state_dict(self.base.state_dict())
             line = self.train_on(stage, tensors)
             self.trainer.assert_frozen()
@@ -226,7 +225,7 @@ class FinetuneRun:
         if last:
             line["recovery"] = self.recovery()
         seen = list(range(row)) if row else list(range(len(self.tasks)))
-        if row and self.strategy.course == "apart":  # each network was trained on one task only
+        if row and self.strategy.protocol == "independent":  # it was trained on one task only
             seen = [row - 1]
         rest = tuple(kind for kind in KINDS if kind != "cloze")
         for record in self.probes.records(self.model, row, seen, ("cloze",)):

@@ -72,7 +72,7 @@ def arms_of(results: Results) -> Results:
 
 def competes(figures: dict[str, Any]) -> bool:
     """Whether an arm learns the tasks in sequence; bounds are references, not competitors."""
-    return figures.get("course", "sequence") == "sequence"
+    return figures.get("protocol", "sequential") == "sequential"
 
 
 def streams_and_seeds(arms: Results) -> set[tuple[str, int]]:

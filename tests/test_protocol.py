@@ -1,4 +1,4 @@
-"""The course of a stream: what a strategy is told and when, how a task begins, how a run ends."""
+"""The training protocol: when hooks are called, how a task begins, how a run ends."""
 
 from collections.abc import Iterable
 from pathlib import Path
