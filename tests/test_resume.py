@@ -61,8 +61,9 @@ def fine_tuning(strategy: str, *sets: str) -> Resolved:
     parts = [text for part in strategy.split("+") for text in SETS.get(part, ())]
     return resolve.resolve(
         sets=["finetune.max_steps=4", "finetune.check_every=2", "finetune.batch=4",
-              "eval.num_heldout=2", "eval.recall_items=1", "eval.pairs=2",
-              "eval.stories=0", "eval.recovery_tasks=0", "eval.dense_tasks=[1]", "eval.dense_steps=3", "machine.threads=1", *parts, *sets],
+              "eval.num_heldout=2", "eval.recall_items=1", "eval.pairs=2", "eval.stories=0",
+              "eval.recovery_tasks=0", "eval.dense_tasks=[1]", "eval.dense_steps=3",
+              "machine.threads=1", *parts, *sets],
         options={"strategy": (strategy, "--strategy")},
         with_strategy=True,
     )  # fmt: skip
