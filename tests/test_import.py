@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import random
 import shutil
 from pathlib import Path
@@ -12,11 +11,18 @@ import numpy as np
 import pytest
 import torch
 from home import BRIEF, STREAM, TINY_EWC, TinyHome, cli
+from imported import (
+    brought,
+    config_of,
+    llama,
+    refused,
+    says_the_same,
+    tokenizer_of,
+)
 from safetensors.torch import load_file, save_file
 from test_export import MIXTURE, MODEL, network, no_code_in_the_users_cache, there  # noqa: F401
 from tiny import CONTEXT, VOCABULARY, some_tokens
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import Tensor
 
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.core.transformer import Transformer
@@ -30,90 +36,6 @@ from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.session import Session
 
 UNTIED = MODEL.model_copy(update={"tied": False, "rope_base": 5e5, "num_selected_heads": 3})
-
-
-def tokenizer_of(num_tokens: int = VOCABULARY, end: int = 0, begin: int | None = None) -> Tokenizer:
-    """Words w0, w1, ..; the one with the id `end` is </s>, which ends a text, `begin` is <s>."""
-    words = {f"w{number}": number for number in range(num_tokens)}
-    special = {"</s>": end} | ({} if begin is None else {"<s>": begin})
-    for number in special.values():
-        del words[f"w{number}"]
-    tokenizer = Tokenizer(models.WordLevel({**words, **special}, unk_token="</s>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(list(special))
-    return tokenizer
-
-
-def brought(folder: Path, *options: object, notes: str = "") -> Transformer:
-    """The network of a folder, imported into a home beside it."""
-    answer = cli("import", folder, "--home", folder.parent / "home", *options)
-    assert notes in answer.err
-    return load.SavedNetwork(Run(answer.run)).network().eval()
-
-
-def refused(folder: Path, *options: object) -> str:
-    """Why a folder is not imported; nothing is left behind."""
-    home = folder.parent / "refusing"
-    problem = cli("import", folder, "--home", home, *options).problem
-    assert not home.exists()
-    return problem
-
-
-def llama(
-    folder: Path, *, shard: str = "1GB", end: int = 2, begin: int | None = None, **sizes: Any
-) -> Any:
-    """A Llama of transformers, with random weights and its own tokenizer, in a folder."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(5)
-    defaults: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 52,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": CONTEXT,
-        "bos_token_id": end if begin is None else begin,
-        "eos_token_id": end,
-    }
-    model = LlamaForCausalLM(LlamaConfig(**{**defaults, **sizes})).eval()
-    for name, weight in model.named_parameters():
-        if "norm" in name:  # not all ones: which is which would not matter
-            torch.nn.init.uniform_(weight, 0.5, 1.5)
-        else:
-            torch.nn.init.normal_(weight, std=0.3)
-    model.save_pretrained(folder, max_shard_size=shard)
-    tokenizer_of(end=end, begin=begin).save(str(folder / "tokenizer.json"))
-    return model
-
-
-def exchanged(x: Tensor, end: int, dim: int = -1) -> Tensor:
-    """Rows 0 and `end` of an axis in each other's place."""
-    order = torch.arange(x.shape[dim])
-    order[[0, end]] = order[[end, 0]]
-    return x.index_select(dim, order)
-
-
-def same_text(tokens_BT: Tensor, end: int) -> Tensor:
-    """The ids here of tokens there."""
-    return exchanged(torch.arange(VOCABULARY), end)[tokens_BT]
-
-
-def says_the_same(
-    ours: Transformer, theirs: torch.nn.Module, end: int = 0, atol: float = 1e-4
-) -> None:
-    tokens_BT = some_tokens(3, CONTEXT, seed=9)
-    with torch.no_grad():
-        logits_BTV = exchanged(ours(same_text(tokens_BT, end)), end)
-        torch.testing.assert_close(logits_BTV, theirs(tokens_BT).logits, rtol=0, atol=atol)
-
-
-def config_of(folder: Path, **changes: Any) -> None:
-    """Change config.json; `None` takes a key away."""
-    path = folder / "config.json"
-    value = {**json.loads(path.read_text("utf-8")), **changes}
-    kept = {key: entry for key, entry in value.items() if entry is not None}
-    path.write_text(json.dumps(kept), "utf-8")
 
 
 @pytest.mark.parametrize("plan", [MODEL, UNTIED], ids=["tied", "untied"])
@@ -335,127 +257,6 @@ def test_the_context_is_the_folders_or_less(tmp_path: Path) -> None:
     assert "reach 100000  [from --context]" in problem
 
 
-def test_settings_of_the_folder_are_not_for_setting(tmp_path: Path) -> None:
-    llama(tmp_path / "llama")
-    problem = refused(tmp_path / "llama", "--set", "model.width=64", "--set", "model.rope_base=5.0")
-    assert "model.width=64: " in problem
-    assert "has 32  [from --set]" in problem
-    assert "model.rope_base=5.0: " in problem
-    assert brought(tmp_path / "llama", "--set", "model.num_kept=7").context == CONTEXT
-    assert "did you mean model.width" in refused(tmp_path / "llama", "--set", "model.widht=32")
-    assert "no such file or folder" in refused(tmp_path / "llama", "--data", "no-such.txt")
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"attention_bias": True}, "config.json: attention_bias=True: only False is known here"),
-        ({"mlp_bias": True}, "config.json: mlp_bias=True"),
-        ({"hidden_act": "gelu"}, "config.json: hidden_act=gelu: only silu"),
-        ({"head_dim": 16}, "config.json: head_dim=16: only 8 is known here"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_type=llama3"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rope_type=linear"),
-        ({"architectures": ["MistralForCausalLM"]}, "architectures=MistralForCausalLM"),
-        ({"architectures": ["LlamaForCasualLM"]}, "did you mean LlamaForCausalLM?"),
-        ({"quantization_config": {"bits": 4}}, "quantised weights are not read"),
-        ({"hidden_size": None}, "config.json: hidden_size is missing"),
-        ({"hidden_size": "32"}, "hidden_size=32 is not a whole number"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads=3 do not divide 4 heads"),
-        (
-            {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
-            "num_selected_heads must be at least 2",
-        ),
-        ({"vocab_size": 30}, "31 tokens, but config.json has vocab_size=30"),
-        ({"eos_token_id": 99}, "eos_token_id=99 is not in tokenizer.json"),
-        ({"eos_token_id": None}, "eos_token_id is missing"),
-        ({"eos_token_id": -1, "bos_token_id": -1}, "eos_token_id=-1 is not in tokenizer.json"),
-        ({"architectures": [["LlamaForCausalLM"]]}, "architectures=['LlamaForCausalLM']"),
-        ({"rms_norm_eps": -1.0}, "model.norm_eps=-1.0: input should be greater than 0"),
-    ],
-)
-def test_what_cannot_be_said_here_is_refused(
-    changes: dict[str, Any], problem: str, tmp_path: Path
-) -> None:
-    llama(tmp_path / "llama")
-    config_of(tmp_path / "llama", **changes)
-    said = refused(tmp_path / "llama")
-    assert problem in said
-    assert str(tmp_path / "llama") in said
-    assert len(said.splitlines()) == 1
-
-
-def test_a_mixture_of_deepseek_is_refused(tmp_path: Path) -> None:
-    model = network("dsa-v32", trained=False)
-    to_transformers.write(
-        tmp_path / "v32", model, Settings(arch="dsa-v32", model=MODEL), tokenizer_of()
-    )
-    changes = {"mlp_layer_types": ["dense", "sparse"], "v_head_dim": 4, "rms_norm_eps": 1e-5}
-    config_of(tmp_path / "v32", **changes)
-    problem = refused(tmp_path / "v32")
-    assert "mlp_layer_types=a mixture" in problem
-    assert "v_head_dim=4: only 8" in problem
-    assert "rms_norm_eps=1e-05: only 1e-06" in problem
-
-
-def test_each_tensor_that_does_not_fit_is_named(tmp_path: Path) -> None:
-    llama(tmp_path / "llama")
-    path = tmp_path / "llama" / "model.safetensors"
-    weights = load_file(path)
-    del weights["model.norm.weight"]
-    weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 2)
-    weights["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(32)
-    weights["lm_head.weight"] = weights["lm_head.weight"].to(torch.float8_e4m3fn)
-    save_file(weights, path)
-    problem = refused(tmp_path / "llama")
-    assert "model.norm.weight is missing" in problem
-    assert "up_proj.weight is (3, 2), config.json asks for (52, 32)" in problem
-    assert "q_proj.bias: LlamaForCausalLM has no such tensor" in problem
-    assert "lm_head.weight is of torch.float8_e4m3fn, which is not read" in problem
-    assert len(problem.splitlines()) == 4
-    path.write_bytes(path.read_bytes()[:-100])
-    assert "torn or altered" in refused(tmp_path / "llama")
-
-
-def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
-    folder = tmp_path / "llama"
-    llama(folder)
-    (folder / "model.safetensors").unlink()
-    assert "model.safetensors: no such file" in refused(folder)
-    (folder / "pytorch_model.bin").write_bytes(b"")
-    problem = refused(folder)
-    assert "pytorch_model.bin is a pickle file, which can run code when opened; save it" in problem
-
-
-def test_a_shard_stands_beside_its_index(tmp_path: Path) -> None:
-    folder = tmp_path / "llama"
-    llama(folder, shard="20KB")
-    shard = sorted(folder.glob("model-*.safetensors"))[-1]
-    shard.rename(tmp_path / "elsewhere.safetensors")
-    assert f"{shard}: no such file, but model.safetensors.index.json names it" in refused(folder)
-    index = folder / "model.safetensors.index.json"
-    text = index.read_text("utf-8").replace(shard.name, "../elsewhere.safetensors")
-    index.write_text(text, "utf-8")
-    assert "../elsewhere.safetensors is not the name of" in refused(folder)
-    index.write_text('{"weight_map": []}', "utf-8")
-    assert "weight_map is missing" in refused(folder)
-
-
-def test_what_is_no_folder_or_has_no_tokenizer_is_refused(tmp_path: Path) -> None:
-    assert "no-such: not a folder" in refused(tmp_path / "no-such")
-    (tmp_path / "empty").mkdir()
-    assert "config.json: no such file" in refused(tmp_path / "empty")
-    folder = tmp_path / "llama"
-    llama(folder)
-    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
-    assert "tokenizer.model: sentencepiece is not read" in refused(folder)
-    (folder / "tokenizer.model").unlink()
-    assert "tokenizer.json: no such file" in refused(folder)
-    (folder / "tokenizer.json").write_text("{}", "utf-8")
-    assert "not a tokenizer" in refused(folder)
-    (folder / "config.json").write_text("[1", "utf-8")
-    assert "config.json: cannot be read" in refused(folder)
-
-
 def test_the_end_may_be_named_beside_the_tokenizer(tmp_path: Path) -> None:
     theirs = llama(tmp_path / "llama")
     config_of(tmp_path / "llama", eos_token_id=None)
@@ -652,21 +453,6 @@ def test_what_opens_a_text_is_found_as_what_ends_it(
     assert tokenizer.id_to_token(opener_of(tokenizer)) == opener
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_weights_that_are_not_finite_are_refused_by_name(
-    value: float, dtype: torch.dtype, tmp_path: Path
-) -> None:
-    llama(tmp_path / "llama")
-    path = tmp_path / "llama" / "model.safetensors"
-    weights = load_file(path)
-    name = "model.layers.1.mlp.up_proj.weight"
-    weights[name] = weights[name].to(dtype)
-    weights[name][0, 0] = value
-    save_file(weights, path)
-    assert f"error: {tmp_path / 'llama'}: {name}: not finite" in refused(tmp_path / "llama")
-
-
 def test_what_is_hashed_is_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process that writes into the folder meanwhile cannot give one file two contents."""
     llama(tmp_path / "llama", shard="20KB")
@@ -697,54 +483,7 @@ def test_what_is_hashed_is_what_was_read(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(torch.equal(again.weights[name], w) for name, w in folder.weights.items())
 
 
-def test_a_tensor_that_two_shards_hold_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "llama"
-    llama(folder, shard="20KB")
-    first, second = sorted(folder.glob("model-*.safetensors"))[:2]
-    weights = load_file(first)
-    name = next(iter(weights))
-    save_file({**load_file(second), name: weights[name] + 1}, second)
-    assert f"{second}: {name} is in another shard too" in refused(folder)
-
-
 OLD = {"rope_parameters": None, "rope_scaling": None}
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"rope_theta": 1e4}, "rope_theta=10000.0 and rope_parameters.rope_theta=500000.0: rel"),
-        (
-            {**OLD, "rope_theta": 5e5, "rope_scaling": {"type": "default", "rope_theta": 1}},
-            "rope_theta=500000.0 and rope_scaling.rope_theta=1: releases",
-        ),
-        ({**OLD, "rope_theta": "5e5"}, "rope_theta=5e5 is not a number"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type=linear"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "one rotary embedding for"),
-        (
-            {"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.5}},
-            "partial_rotary_factor=0.5: only 1.0",
-        ),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: only 1.0"),
-        ({"model_type": "mistral"}, "model_type=mistral, but architectures=LlamaForCausalLM"),
-        ({"num_key_value_heads": 0}, "num_key_value_heads=0 do not divide 4 heads"),
-        ({"tie_word_embeddings": True}, "lm_head.weight is a matrix of its own, but tie_word"),
-    ],
-)
-def test_what_releases_of_transformers_read_differently_is_refused(
-    changes: dict[str, Any], problem: str, tmp_path: Path
-) -> None:
-    llama(tmp_path / "llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
-    config_of(tmp_path / "llama", **changes)
-    assert problem in refused(tmp_path / "llama")
-
-
-@pytest.mark.parametrize("key", ["rms_norm_eps", "tie_word_embeddings", "hidden_act"])
-def test_null_is_no_default(key: str, tmp_path: Path) -> None:
-    llama(tmp_path / "llama")
-    path = tmp_path / "llama" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), key: None}), "utf-8")
-    assert f"{key} is null" in refused(tmp_path / "llama")
 
 
 @pytest.mark.parametrize(
@@ -803,12 +542,3 @@ def test_a_scale_or_a_kind_of_layer_that_is_missing_is_not_guessed(tmp_path: Pat
     assert "num_experts=7, but n_routed_experts=4" in refused(folder)
     config_of(folder, num_experts=None, first_k_dense_replace=1)  # of two layers
     assert "mlp_layer_types=a mixture" in refused(folder)
-
-
-def test_a_matrix_of_its_own_in_a_tied_export_is_refused(tmp_path: Path) -> None:
-    plan = MODEL.model_copy(update={"tied": False})
-    model = network("dsa", trained=False, plan=plan)
-    to_transformers.write(tmp_path / "dsa", model, Settings(arch="dsa", model=plan), tokenizer_of())
-    config_of(tmp_path / "dsa", tie_word_embeddings=True)  # transformers would leave it out
-    problem = refused(tmp_path / "dsa")
-    assert "output.weight is a matrix of its own, but tie_word_embeddings=True" in problem

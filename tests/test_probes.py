@@ -4,6 +4,7 @@ B batch, T tokens, S keys, M places, V vocabulary.
 """
 
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -457,7 +458,7 @@ def tuned(home: TinyHome, to: Path, *sets: str) -> Run:
     """The tiny study's sgd arm once more, with other measures."""
     to.mkdir(exist_ok=True)
     if not (to / "cache").exists():
-        (to / "cache").symlink_to(home.home / "cache", target_is_directory=True)
+        shutil.copytree(home.home / "cache", to / "cache")
     answer = cli(
         *("finetune", home.run("pretrain dsa"), "--strategy", "sgd", "--home", to),
         *("--tasks", home.run("make-tasks"), "--config", home.config),

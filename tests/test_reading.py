@@ -415,34 +415,34 @@ def test_packed_files_that_were_altered_are_refused(tmp_path: Path) -> None:
 
 
 READ_MUCH = """
+import resource
 import sys
 from pathlib import Path
 from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.config.settings import Data
-data = Data(source=sys.argv[1], vocabulary=400, num_stories=10**7, num_validation=50)
-text = tokens.prepare(corpus.resolve(data), data, 0, 128, Path(sys.argv[2]))
-import resource
-print(text.train.num_documents, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+for folder in sys.argv[1:]:
+    data = Data(source=folder, vocabulary=400, num_stories=10**7, num_validation=50)
+    text = tokens.prepare(corpus.resolve(data), data, 0, 128, Path(folder) / "cache")
+    print(text.train.num_documents, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
-    """Four times the text takes no more than its packed offsets more."""
+    """Four times the text takes no more than its packed offsets more, read by the same process."""
     rng = random.Random(0)
-    used = []
-    for times in (1, 4):
-        folder = tmp_path / f"text{times}"
+    folders = {times: tmp_path / f"text{times}" for times in (1, 4)}
+    for times, folder in folders.items():
         folder.mkdir()
         with (folder / "train.txt").open("w", encoding="utf-8") as file:
             for number in range(1_000 * times):
-                words = " ".join(rng.choice(("Tom", "had", "a", "red", "ball")) for _ in range(400))
+                words = " ".join(rng.choices(("Tom", "had", "a", "red", "ball"), k=400))
                 file.write(f"{number} {words}\n<|endoftext|>\n")
         (folder / "valid.txt").write_bytes(txt(*TWELVE))
-        done = subprocess.run(
-            [sys.executable, "-c", READ_MUCH, str(folder), str(tmp_path / f"cache{times}")],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        documents, megabytes = map(int, done.stdout.split())
+    command = [sys.executable, "-c", READ_MUCH, *map(str, folders.values())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    used = []
+    for times, line in zip(folders, done.stdout.splitlines(), strict=True):
+        documents, megabytes = map(int, line.split())
         assert documents > 1_000 * times
         used.append(megabytes)
     assert used[1] - used[0] < 8, used  # held at once, it would be 25 MB more

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from home import QUICK, ROOT, TINY_EWC, TinyHome, cli, inside
+from home import BRIEF, QUICK, ROOT, TINY_EWC, TinyHome, cli, inside
 
 from dsa_sandbox import registry
 from dsa_sandbox.cli.main import ClickException, app
@@ -125,12 +125,18 @@ def made_small(arguments: list[str]) -> list[str]:
     if arguments[0] == "run":  # the whole study is `make demo`, which CI runs
         return [*arguments, "--dry-run"]
     if arguments[0] == "pretrain":
-        if "dsa-v32" in arguments:
+        if "dsa-v32" in arguments or "model.compression=block" in arguments:
             return [*arguments, *tiny, "--set", "train.steps=6"]
         quick = [*QUICK, "--set", "model.num_selected_heads=2", "--set", "model.force_local=2"]
         return [*arguments, *(quick if "--config" in arguments else tiny)]
     if arguments[0] == "finetune":
-        return [*arguments, *tiny, *(TINY_EWC if {"ewc", "acft+ewc"} & {*arguments} else ())]
+        brief = [] if "ewc" in arguments else BRIEF  # which the home has already
+        return [
+            *arguments,
+            *tiny,
+            *brief,
+            *(TINY_EWC if {"ewc", "acft+ewc"} & {*arguments} else ()),
+        ]
     return arguments
 
 

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from home import QUICK, Answer, cli
+from home import cli
 from pydantic import BaseModel
 
-from dsa_sandbox import sizes, study
 from dsa_sandbox.config import resolve as resolving
 from dsa_sandbox.config import settings
 from dsa_sandbox.config.resolve import as_flat, resolve
@@ -370,188 +369,11 @@ def test_a_run_saves_its_resolved_settings(tmp_path: Path) -> None:
     assert resolving.from_toml(text) == resolved
 
 
-# presets
-
-
-PRESETS = {
-    "smoke": (1e6, 4, 128, 8, 432, 128, 16),
-    "mini": (7e6, 6, 256, 8, 1024, 256, 32),
-    "small": (25e6, 6, 512, 8, 1536, 512, 64),
-    "base": (100e6, 8, 768, 12, 3584, 512, 64),
-}
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_what_its_table_says_and_its_networks_match(name: str) -> None:
-    about, *expected = PRESETS[name]
-    resolved = resolve(preset=name).settings
-    model = resolved.model
-    found = [
-        *(model.num_layers, model.width, model.num_heads, model.ffn_width),
-        *(model.context, model.num_kept),
-    ]
-    assert found == expected
-    assert model.num_selected_heads == model.num_heads // 2
-    assert model.latent_rank == model.width // 2
-    assert (model.force_sink, model.force_local) == (1, model.num_kept // 8)
-    vocabulary = resolved.data.vocabulary if resolved.data.tokenizer == "bpe" else 700
-    assert sizes.table("dsa", model, vocabulary)["total"] == pytest.approx(about, rel=0.2)
-    assert sizes.mismatch(model, vocabulary) < 0.01
-
-
-def test_presets_are_listed_smallest_first_with_their_sizes() -> None:
-    rows = cli("ls", "presets", "--json").value["rows"]
-    assert [row["preset"] for row in rows] == list(PRESETS) == resolving.preset_names()
-    sizes_in_millions = [float(row["parameters"].removesuffix("M")) for row in rows]
-    assert sizes_in_millions == sorted(sizes_in_millions)
-
-
-def test_smoke_is_the_default() -> None:
-    assert resolve().settings == resolve(preset="smoke").settings
-
-
 def test_every_setting_has_a_description() -> None:
     sections: tuple[type[BaseModel], ...] = (*settings.SECTIONS.values(), settings.Settings)
     for section in sections:
         for name, field in section.model_fields.items():
             assert field.description or name in (*settings.SECTIONS, "chosen"), name
-
-
-UNEQUAL = [
-    part
-    for text in (
-        *("model.width=64", "model.num_heads=4", "model.latent_rank=4", "model.num_layers=1"),
-        *("model.ffn_width=8", "model.indexer_heads=1", "model.indexer_head_width=4"),
-        *("model.context=104", "model.num_kept=12", "data.num_stories=60"),
-        "data.num_validation=4",
-    )
-    for part in ("--set", text)
-]
-
-
-def test_networks_that_differ_too_much_are_refused_unless_allowed(quick_home: Path) -> None:
-    plan = cli("build", "--dry-run", "--json", *UNEQUAL).value
-    assert plan["mismatch"] > 0.01
-    before = sorted(quick_home.rglob("*"))
-    for command in ("build", "pretrain"):
-        problem = cli(command, "--home", quick_home, *UNEQUAL).problem
-        assert "differ by" in problem
-        assert "--allow-mismatch" in problem
-    assert sorted(quick_home.rglob("*")) == before
-    assert cli("build", "--home", quick_home, "--allow-mismatch", *UNEQUAL).run.is_dir()
-
-
-def test_networks_that_differ_too_much_leave_no_folder_behind(tmp_path: Path) -> None:
-    assert "differ by" in cli("build", "--home", tmp_path / "home", *UNEQUAL).problem
-    assert not list(tmp_path.iterdir())
-
-
-# an indexer's training, and networks that have none
-
-
-def dry(*arguments: object) -> Answer:
-    return cli("pretrain", "--dry-run", *arguments)
-
-
-INDEXER_SETS = (
-    "train.indexer_queries=0.5",
-    "train.indexer_learning_rate=1e-3",
-    "train.indexer_fraction=0.1",
-    "train.indexer_sparse_rate=0.1",
-    "train.indexer_clip=0.5",
-)
-
-
-@pytest.mark.parametrize("text", INDEXER_SETS)
-def test_what_only_an_indexer_reads_is_refused_where_none_is_taught(
-    text: str, tmp_path: Path
-) -> None:
-    home = tmp_path / "home"
-    key, value = text.split("=")
-    expected = f"error: {key}={float(value)}: "
-    for command in ("pretrain", "build"):
-        quick = (*QUICK, "--set", text, "--home", home)
-        problem = cli(command, "--arch", "dense", *quick).problem
-        assert problem == f"{expected}dense has no indexer to train; leave it out  [from --set]"
-    problem = dry("--set", "train.selection=window", "--set", text).problem
-    assert problem.startswith(f"{expected}train.selection=window trains no indexer")
-    assert problem.endswith("[from --set]")
-    assert dry("--set", text).code == 0
-    assert not home.exists()
-
-
-def test_every_setting_of_the_indexers_training_is_known_to_be_one() -> None:
-    named = {f"train.{name}" for name in settings.Train.model_fields if name.startswith("indexer_")}
-    assert named == set(resolving.INDEXER_KEYS)
-
-
-@pytest.mark.parametrize("arch", ["dense", "dsa", "dsa-full", "dsa-v32"])
-def test_what_presets_and_architectures_bring_along_is_never_refused(arch: str) -> None:
-    for preset in resolving.preset_names():
-        for selection in ("learned", "window"):
-            options = {"arch": (arch, "--arch")}
-            resolved = resolve(
-                preset=preset, sets=[f"train.selection={selection}"], options=options
-            )
-            resolving.check_training(resolved, [arch])
-
-
-def test_a_file_that_settings_printed_is_accepted_by_networks_of_all_kinds(tmp_path: Path) -> None:
-    for sets in (["train.clip=0.5", "train.selection=window"], ["train.indexer_queries=0.5"]):
-        typed = [part for text in sets for part in ("--set", text)]
-        path = config(tmp_path, cli("settings", "--preset", "mini", *typed).out)
-        for arch in ("dense", "dsa"):
-            resolved = resolve(config=path, options={"arch": (arch, "--arch")})
-            resolving.check_training(resolved, [arch])
-    path = config(tmp_path, '[train]\nselection = "window"\nindexer_queries = 0.5\n')
-    assert dry("--config", path).problem.endswith(f"[from {path}]")
-    assert dry("--config", path, "--set", "train.selection=learned").code == 0
-    assert dry("--set", "train.selection=window", "--set", "train.indexer_fraction=0").code == 0
-
-
-def test_steps_too_few_for_the_warm_up_are_refused_with_the_number_that_suffices() -> None:
-    problem = dry("--set", "train.steps=10").problem
-    assert problem.startswith("error: train.steps=10: no step of 10 is left to the indexer's warm-")
-    assert "choose train.steps=25 or more" in problem
-    assert dry("--set", "train.steps=25").code == 0
-    sets = ("--set", "train.steps=10")
-    assert dry(*sets, "--set", "train.indexer_fraction=0").code == 0
-    assert dry(*sets, "--set", "train.selection=window").code == 0
-    assert dry(*sets, "--arch", "dense").code == 0
-    short = ("--set", "train.indexer_fraction=1e-5", "--set", "train.dense_fraction=0.6504")
-    problem = dry(*short).problem
-    assert problem.startswith("error: train.indexer_fraction=1e-05: no step of 1200 is left")
-
-
-def test_an_indexer_with_nothing_to_leave_out_is_refused_and_dsa_full_named() -> None:
-    problem = dry("--set", "model.num_kept=128").problem
-    assert problem.startswith("error: model.num_kept=128: K=128 is the whole context")
-    assert "--arch dsa-full" in problem
-    assert dry("--set", "model.context=16").problem.startswith("error: model.context=16: K=16 is")
-    for sets in (
-        ["--arch", "dsa-full"],
-        ["--arch", "dense"],
-        ["--set", "train.indexer_fraction=0"],
-    ):
-        assert dry("--set", "model.num_kept=128", *sets).code == 0
-
-
-def test_a_grid_with_an_indexer_in_it_passes_and_keeps_its_settings_from_dense() -> None:
-    sets = [*INDEXER_SETS, "train.dense_fraction=0.5", "train.steps=100"]
-    typed = [part for text in sets for part in ("--set", text)]
-    assert cli("run", "--dry-run", *typed).code == 0
-    assert "dense has no indexer" in cli("run", "--dry-run", "--archs", "dense", *typed).problem
-    assert "no step of 10" in cli("run", "--dry-run", "--set", "train.steps=10").problem
-    plan = study.plan(
-        resolve(sets=sets).settings, Path("runs"), archs=["dense", "dsa"], strategies=["sgd"],
-        preset=None, config=None, sets=sets, include=[], data=None, device=None, count=None,
-        seed=None, jobs=1,
-    )  # fmt: skip
-    told = {arch: plan.of_base(arch) for arch in plan.archs}
-    assert [text for text in sets if text in told["dense"]] == ["train.steps=100"]
-    assert all(text in told["dsa"] for text in sets)
-    assert [text for text in sets if text in plan.common] == ["train.steps=100"]
-    assert all(cli("pretrain", "--dry-run", *arguments).code == 0 for arguments in told.values())
 
 
 def test_every_setting_is_described_and_the_description_comes_back_as_settings(

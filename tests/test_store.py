@@ -1,6 +1,5 @@
-"""Runs on disk: names, identity, locks; nothing torn or altered is ever used."""
+"""Runs on disk: names, identity, order, one writer."""
 
-import errno
 import json
 import os
 import re
@@ -8,71 +7,18 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from home import QUICK, StopAfter, TinyHome, cli
+from home import QUICK, TinyHome, cli
+from quick_runs import build, copied, resume, unfinished
 
 from dsa_sandbox import locks
-from dsa_sandbox.commands import pretrain
-from dsa_sandbox.config import resolve
-from dsa_sandbox.config.settings import Settings
-from dsa_sandbox.errors import Interrupted, RunFailed, reason
-from dsa_sandbox.listener import Listener
-from dsa_sandbox.runs import checkpoints, job
-from dsa_sandbox.runs.files import file_digest, write_atomic
+from dsa_sandbox.runs import job
+from dsa_sandbox.runs.files import file_digest
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import COUNTER, all_runs, find_run, newest, next_number
-from dsa_sandbox.runs.session import Session
-
-EVERY_STEP = "machine.save_every_s=0.000001"
-
-
-def quick(*sets: str, arch: str = "dsa") -> Settings:
-    return resolve.resolve(sets=[*QUICK[1::2], *sets], options={"arch": (arch, "--arch")}).settings
-
-
-def build(home: Path, *arguments: object) -> Path:
-    return cli("build", "--home", home, *QUICK, *arguments).run
-
-
-def unfinished(home: Path, step: int = 3, *sets: str) -> Run:
-    """A pretrain run that was interrupted after `step` steps."""
-    with pytest.raises(Interrupted):
-        pretrain.pretrain(quick(*sets), Session(home, listener=StopAfter(step, "pretrain")))
-    (path,) = home.glob("pretrain-*")
-    assert [p.name for p in (path / "checkpoints").iterdir()] == [f"step-{step:08d}"]
-    return Run(path)
-
-
-def resume(home: Path) -> list[object]:
-    return ["pretrain", "--home", home, *QUICK]
-
-
-def copied(run: Path, home: Path) -> Run:
-    home.mkdir(exist_ok=True)
-    return Run(Path(shutil.copytree(run, home / run.name)))
-
-
-def rewrite(path: Path, old: str, new: str) -> None:
-    text = path.read_text("utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new), "utf-8")
-
-
-def flip(path: Path) -> None:
-    """Change one byte in the middle."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def cut_in_half(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
 
 # names and identity
 
@@ -251,208 +197,6 @@ def test_processes_that_count_at_once_get_different_numbers(tmp_path: Path) -> N
     assert sorted(numbers) == list(range(1, 61))
 
 
-# why the disk refused
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
-        (OSError("4096 requested and 0 written"), "4096 requested and 0 written"),
-        (OSError(), "OSError"),
-        (OSError("two\nlines"), "two lines"),
-        (ValueError("not a file"), "not a file"),
-    ],
-)
-def test_a_reason_is_never_none(error: Exception, said: str) -> None:
-    assert reason(error) == said
-    outer = RunFailed("the outer words")
-    outer.__cause__ = error
-    assert reason(outer) == said
-    assert reason(RunFailed("words alone")) == "words alone"
-
-
-def test_a_save_that_fails_says_why_and_names_the_checkpoint_once(
-    quick_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = unfinished(quick_home)
-
-    def refused(descriptor: int) -> None:
-        raise OSError("4096 requested and 0 written")
-
-    monkeypatch.setattr(os, "fsync", refused)
-    with pytest.raises(RunFailed) as failure:
-        checkpoints.save_checkpoint(run, 4, {}, {"step": 4})
-    final = run.path / "checkpoints" / "step-00000004"
-    assert str(failure.value) == (
-        f"{final}: cannot be saved: 4096 requested and 0 written; the last checkpoint is kept"
-    )
-    with pytest.raises(RunFailed, match="cannot be written: 4096 requested and 0 written"):
-        write_atomic(run.path / "file", "text")
-
-
-def test_text_that_cannot_be_packed_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(*arguments: object) -> None:
-        raise OSError("4096 requested and 0 written")
-
-    monkeypatch.setattr(np, "save", refused)
-    answer = cli("build", "--home", tmp_path / "home", *QUICK)
-    assert answer.code == 3
-    assert answer.err.splitlines()[-1].endswith("cannot be written: 4096 requested and 0 written")
-
-
-# torn and altered
-
-
-@pytest.mark.parametrize("harm", [flip, cut_in_half, Path.unlink])
-@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
-def test_a_base_that_was_altered_is_refused_by_name(
-    harm: Callable[[Path], None], file: str, tiny_home: TinyHome, tmp_path: Path
-) -> None:
-    run = copied(tiny_home.run("pretrain dsa"), tmp_path / "home")
-    harm(run.path / file)
-    stream = tiny_home.run("make-tasks")
-    for command in (
-        ["eval", run.path],
-        ["finetune", run.path, "--tasks", stream, "--strategy", "sgd"],
-    ):
-        problem = cli(*command, "--home", tmp_path / "home").problem
-        assert str(run.path / file) in problem
-    assert [path.name for path in (tmp_path / "home").iterdir()] == [run.name]
-
-
-def test_make_tasks_refuses_weights_that_were_altered(tiny_home: TinyHome, tmp_path: Path) -> None:
-    run = copied(tiny_home.run("pretrain dsa"), tmp_path / "home")
-    flip(run.path / "model.safetensors")
-    problem = cli("make-tasks", run.path, "--home", tmp_path / "home").problem
-    assert str(run.path / "model.safetensors") in problem
-    assert [path.name for path in (tmp_path / "home").iterdir()] == [run.name]
-
-
-@pytest.mark.parametrize("harm", [cut_in_half, Path.unlink])
-def test_make_tasks_refuses_a_tokenizer_that_was_altered(
-    harm: Callable[[Path], None], tiny_home: TinyHome, tmp_path: Path
-) -> None:
-    run = copied(tiny_home.run("pretrain dsa"), tmp_path / "home")
-    harm(run.path / "tokenizer.json")
-    problem = cli("make-tasks", run.path, "--home", tmp_path / "home").problem
-    assert str(run.path / "tokenizer.json") in problem
-
-
-def test_settings_that_were_altered_are_refused_by_name(
-    tiny_home: TinyHome, tmp_path: Path
-) -> None:
-    run = copied(tiny_home.run("pretrain dsa"), tmp_path / "home")
-    rewrite(run.path / "settings.toml", "num_kept = 12", "num_kept = 11")
-    assert "settings.toml" in cli("eval", run.path, "--home", tmp_path / "home").problem
-
-
-@pytest.mark.parametrize("file", ["records.jsonl", "metrics.jsonl"])
-def test_records_that_were_altered_are_refused_by_name(
-    file: str, tiny_home: TinyHome, tmp_path: Path
-) -> None:
-    run = copied(tiny_home.run("sgd"), tmp_path / "home")
-    cut_in_half(run.path / file)
-    assert str(run.path / file) in cli("eval", run.path, "--home", tmp_path / "home").problem
-
-
-def test_tasks_that_were_altered_are_refused_by_name(tiny_home: TinyHome, tmp_path: Path) -> None:
-    run = copied(tiny_home.run("make-tasks"), tmp_path / "home")
-    rewrite(run.path / "tasks.jsonl", "The end.", "The  end.")
-    base = tiny_home.run("pretrain dsa")
-    problem = cli("finetune", base, "--tasks", run.path, "--home", tmp_path / "home").problem
-    assert str(run.path / "tasks.jsonl") in problem
-
-
-def test_a_shape_that_does_not_fit_is_named(tiny_home: TinyHome, tmp_path: Path) -> None:
-    run = copied(tiny_home.run("pretrain dsa"), tmp_path / "home")
-    rewrite(run.path / "settings.toml", "ffn_width = 128", "ffn_width = 136")
-    rehash(run, "settings.toml")
-    problem = cli("eval", run.path, "--home", tmp_path / "home").problem
-    assert "model.safetensors" in problem
-    assert "(96, 128)" in problem
-    assert "(96, 136)" in problem
-
-
-def test_a_tokenizer_that_does_not_fit_is_named(tiny_home: TinyHome, tmp_path: Path) -> None:
-    run = copied(tiny_home.run("pretrain dsa"), tmp_path / "home")
-    tokenizer = json.loads((run.path / "tokenizer.json").read_text("utf-8"))
-    del tokenizer["model"]["vocab"][" lemon"]
-    words = tokenizer["model"]["vocab"]
-    tokenizer["model"]["vocab"] = {word: number for number, word in enumerate(words)}
-    (run.path / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
-    rehash(run, "tokenizer.json")
-    problem = cli("eval", run.path, "--home", tmp_path / "home").problem
-    assert "embedding" in problem
-
-
-def rehash(run: Run, file: str) -> None:
-    """Let the manifest say that the file is what it should be."""
-    files = run.manifest["files"] | {file: file_digest(run.path / file)}
-    run.update(files=files)
-
-
-def test_a_tokenizer_that_is_no_tokenizer_is_the_users_problem(
-    tiny_home: TinyHome, tmp_path: Path
-) -> None:
-    run = copied(tiny_home.run("pretrain dsa"), tmp_path / "home")
-    (run.path / "tokenizer.json").write_text("{}", "utf-8")
-    rehash(run, "tokenizer.json")
-    assert "tokenizer.json" in cli("eval", run.path, "--home", tmp_path / "home").problem
-
-
-def test_a_torn_manifest_is_refused_by_name_and_listed(tiny_home: TinyHome, tmp_path: Path) -> None:
-    run = copied(tiny_home.run("pretrain dsa"), tmp_path / "home")
-    cut_in_half(run.path / "manifest.json")
-    home = ["--home", tmp_path / "home"]
-    assert str(run.path / "manifest.json") in cli("eval", run.name, *home).problem
-    (row,) = cli("ls", "--json", *home).value["rows"]
-    assert (row["run"], row["state"]) == (run.name, "torn")
-
-
-@pytest.mark.parametrize("command", ["eval", "rm"])
-def test_a_torn_manifest_does_not_spoil_the_home(
-    command: str, tiny_home: TinyHome, tmp_path: Path
-) -> None:
-    for name in ("pretrain dense", "sgd"):
-        copied(tiny_home.run(name), tmp_path / "home")
-    torn = copied(tiny_home.run("pretrain dsa"), tmp_path / "home")
-    cut_in_half(torn.path / "manifest.json")
-    more = [torn.name] if command == "rm" else []
-    answer = cli(command, *more, "--home", tmp_path / "home")
-    assert answer.code == 0, answer.err
-    assert torn.path.exists() == (command != "rm")
-
-
-@pytest.mark.parametrize("harm", [flip, cut_in_half, Path.unlink])
-@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
-def test_a_checkpoint_that_was_altered_is_refused_by_name(
-    harm: Callable[[Path], None], file: str, quick_home: Path
-) -> None:
-    run = unfinished(quick_home)
-    path = run.path / "checkpoints" / "step-00000003" / file
-    harm(path)
-    assert str(path.parent) in cli(*resume(quick_home)).problem
-    shutil.rmtree(path.parent)  # as the message says
-    assert cli(*resume(quick_home)).run == run.path
-
-
-def test_a_checkpoint_of_another_step_is_refused(quick_home: Path) -> None:
-    run = unfinished(quick_home)
-    rewrite(run.path / "checkpoints" / "step-00000003" / "state.json", '"step": 3', '"step": 2')
-    assert "step-00000003" in cli(*resume(quick_home)).problem
-
-
-def test_lines_that_a_checkpoint_stands_on_must_be_there(quick_home: Path) -> None:
-    run = unfinished(quick_home)
-    cut_in_half(run.path / "metrics.jsonl")
-    assert str(run.path / "metrics.jsonl") in cli(*resume(quick_home)).problem
-    (run.path / "metrics.jsonl").unlink()
-    assert str(run.path / "metrics.jsonl") in cli(*resume(quick_home)).problem
-
-
 # other source code
 
 
@@ -508,74 +252,6 @@ def test_ls_tells_a_running_run_from_a_stopped_one(quick_home: Path) -> None:
     assert state() == "stopped"
     with locks.only_writer(run.path):
         assert state() == "running"
-
-
-# disk
-
-
-@pytest.mark.parametrize("home", ["file", "file/below"])
-def test_a_home_that_cannot_be_made_is_named(home: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    for command in ("build", "pretrain"):
-        problem = cli(command, "--home", tmp_path / home, *QUICK).problem
-        assert f"home {tmp_path / home}: {tmp_path / 'file'} is a file" in problem
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def full(*arguments: object, **named: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-class FillDisk(Listener):
-    """After the step, no file can be flushed to disk."""
-
-    def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.step, self.monkeypatch = step, monkeypatch
-
-    def progress(self, label: str, done: int, total: int, detail: str = "") -> None:
-        if label == "pretrain" and done == self.step:
-            self.monkeypatch.setattr(os, "fsync", full)
-
-
-def test_a_save_that_fails_keeps_the_last_checkpoint(quick_home: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RunFailed) as failure:
-        pretrain.pretrain(quick(EVERY_STEP), Session(quick_home, listener=FillDisk(4, patch)))
-    assert failure.value.exit_code == 3
-    (run,) = quick_home.glob("pretrain-*")
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]
-    assert not list(quick_home.rglob("*.part"))
-    assert not locks.being_written(run)
-    answer = cli(*resume(quick_home))
-    assert "resuming at step 3" in answer.err
-    assert answer.run == run
-
-
-def test_a_full_disk_ends_with_3_and_one_line(quick_home: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        answer = cli("build", "--home", quick_home, *QUICK)
-    assert (answer.code, answer.out) == (3, "")
-    assert "No space left on device" in answer.err
-    assert "Traceback" not in answer.err
-
-
-def test_a_disk_that_fills_up_while_text_is_packed_ends_with_3(tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(np, "save", full)
-        answer = cli("build", "--home", tmp_path / "home", *QUICK)
-    assert (answer.code, answer.out) == (3, "")
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomic(path, "old")
-    for name in ("fsync", "replace"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, name, full)
-            with pytest.raises(RunFailed, match="No space"):
-                write_atomic(path, "new")
-        assert path.read_text() == "old"
-        assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_run_killed_before_its_manifest_was_written_begins_again(quick_home: Path) -> None:
