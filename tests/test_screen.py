@@ -2,16 +2,19 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import stored
-from home import ROOT, cli
+from home import ROOT, TinyHome, cli
 
+from dsa_sandbox import study
 from dsa_sandbox.metrics import arm
 from dsa_sandbox.report import numbers, plots, screen
 from dsa_sandbox.report.names import arm_name
+from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import chosen_runs
 from dsa_sandbox.verdict import contrasts, matching
 
@@ -150,7 +153,7 @@ def test_bases_of_unequal_quality_are_said_to_be_so() -> None:
     assert "no other architecture" in remarks(results(near))[0]
     other_seed = figures("dense", "sgd", base_nll=1.4, seed=1)
     assert remarks(results(near, ours, other_seed))[0].startswith("Bases equal: ")
-    assert contrasts.as_json(results(far, figures("dsa", "sgd")))["bases"]["equal"] is False
+    assert contrasts.as_json(results(far, figures("dsa", "sgd")))["equal_bases"]["equal"] is False
 
 
 def test_the_sentence_names_the_few_arms_that_may_or_may_not_be_compared() -> None:
@@ -194,6 +197,12 @@ def test_an_arm_is_named_by_what_sets_it_apart() -> None:
     assert arm_name(figures("dsa", "ewc", optimizer="sgd")) == "dsa ewc optimizer=sgd"
 
 
+def test_no_key_of_the_comparison_hides_one_of_a_study() -> None:
+    paths = study.Outcome([], Run(Path("stream")), []).paths()
+    about = {"command", "runs", "figures", *paths}
+    assert not about & contrasts.as_json(results(figures("dsa", "sgd"))).keys()
+
+
 # the end of a study
 
 
@@ -221,3 +230,18 @@ def test_ls_shows_an_arm_whose_manifest_names_figures_otherwise(home: Path) -> N
         row for row in cli("ls", "--json", "--home", home).value["rows"] if row["run"] == run.name
     ]
     assert re.fullmatch(r"held-out dNLL \+\d\.\d{3}, learned 100%", row["progress"])
+
+
+def test_a_finished_arm_is_summed_up_although_its_manifest_names_figures_otherwise(
+    tiny_home: TinyHome, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(tiny_home.home, home)
+    again = ["finetune", "--strategy", "sgd", "--config", tiny_home.config, "--home", home]
+    again += [tiny_home.run("pretrain dsa").name, "--tasks", tiny_home.run("make-tasks").name]
+    run = Run(home / tiny_home.run("sgd").name)
+    run.update(figures={"Y": 0.9})
+    answer = cli(*again)
+    assert answer.run.name == run.name
+    assert "already exists" in answer.err
+    assert "held-out dNLL +" in answer.err or "held-out dNLL -" in answer.err

@@ -142,7 +142,7 @@ def as_json(results: Results) -> dict[str, Any]:
         pairs.append({"first": pair.first, "second": pair.second, **match})
     seeds = len({figures["seed"] for figures in arms.values()})
     return {
-        "bases": {
+        "equal_bases": {
             "nll": bases.nll,
             "difference": bases.difference,
             "limit": EQUAL_BASES,
