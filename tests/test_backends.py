@@ -276,7 +276,9 @@ def test_an_attention_of_another_form_is_left_to_the_mask() -> None:
     for block in model.blocks:
         block.attention.__class__ = OwnAttention
     backends.use(model, "masked")
-    with pytest.raises(UserError, match=r"machine\.attention=gather: no kernel computes OwnAttention; use masked"):
+    with pytest.raises(
+        UserError, match=r"machine\.attention=gather: no kernel computes OwnAttention; use masked"
+    ):
         backends.use(model, "gather")
 
 
