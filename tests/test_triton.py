@@ -293,6 +293,6 @@ def test_the_kernels_compile_for_gpus_and_know_that_there_is_none(tmp_path: Path
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "there is no CUDA device (with TRITON_INTERPRET=1 the CPU plays one, slowly)",
+        "there is no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)",
         "compiled",
     ]

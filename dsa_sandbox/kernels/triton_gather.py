@@ -1,18 +1,20 @@
-"""Attention over selected tokens in Triton: O(T K) work and memory, forward and backward.
+"""Attention over selected keys in Triton: O(T K) work and memory, forward and backward.
 
-B batch, T query tokens, S key tokens, N heads, H key width, W value width, K kept keys,
-P neighbouring queries that one program serves, G groups of P queries, U keys of a group,
-M rows of a product (P N, padded), C keys of a tile, R (query, head) pairs of a tile.
+B batch, T query tokens, S key tokens, N heads, H key width, W value width, K selected keys,
+P neighbouring queries that one program computes, G groups of P queries, U keys of a group,
+M rows of a product (P * N, padded), C keys of a tile, R (query, head) pairs of a tile, L pairs of
+a query and a selected key (B * T * K).
 
-A tensor core multiplies at least 16 rows, and the one key head is shared by few query heads. So a
-program takes P neighbouring queries, P N <= 16, and walks the *union* of their selections once; a
-bit for each query and key says who holds whom. Walking the P lists one after the other would need
-no union, but the idle rows of every product would stay idle. The union has at most as many keys as
-the lists together, so it never multiplies more, and neighbours choose much the same keys. It costs
-one sort of the ids, which is less than choosing them did. After LiteDSA (vLLM pull request 48726);
-the two passes of backward are those of tilelang's sparse MLA and of attention-gym.
+A tensor core multiplies at least 16 rows, but a query has only N rows, since its heads share one
+head of keys. So a program computes P neighbouring queries, with P * N <= 16, and loops over the
+*union* of their selections once; a bit for each query and key tells which query selected which key.
+Looping over the P selections one after the other would need no union, but would leave rows of every
+product unused. The union is never longer than the P selections together, so it needs no more
+products, and neighbouring queries select mostly the same keys. Building it costs one sort of the
+ids, which is cheaper than selecting them was. The method follows LiteDSA (vLLM pull request 48726);
+the two passes of the backward follow tilelang's sparse MLA and attention-gym.
 """
-# Kernels carry no types but tl.constexpr; that stays a string, for triton may be missing.
+# Parameters of kernels have no types except tl.constexpr, as a string, since triton may be missing.
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -26,87 +28,84 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # `available` says so
+except ImportError:  # reported by `available`
     triton = tl = None
 
 INTERPRETED: bool = triton is not None and triton.knobs.runtime.interpret
-NUM_ROWS = 16  # rows of a product to fill with neighbouring queries
-NOBODY = torch.iinfo(torch.int32).max
+NUM_ROWS = 16  # rows of a product, to be filled with the heads of neighbouring queries
+NO_KEY = torch.iinfo(torch.int32).max  # sorts an id of -1 behind all others
 
 
 def available() -> str | None:
-    """Why the kernels cannot run here, for an error message; `None` where they can."""
+    """Why the kernels cannot run here, for an error message; None if they can."""
     if triton is None:
         return "triton is not installed"
     if INTERPRETED:
         late = isinstance(tl.sum, triton.JITFunction)
         return "triton was imported before TRITON_INTERPRET=1 was set" if late else None
     if not torch.cuda.is_available():
-        return "there is no CUDA device (with TRITON_INTERPRET=1 the CPU plays one, slowly)"
+        return "there is no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
         return f"the CUDA device has compute capability {major}.{minor}, less than 8.0"
     return None
 
 
-@torch.compiler.disable  # torch.compile would try to look into the interpreter
+@torch.compiler.disable  # torch.compile cannot trace the interpreter
 def sparse_attention(
     q_BNTH: Tensor, k_BSH: Tensor, v_BSW: Tensor, ids_BTK: Tensor, *, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, N, T, W], and the logarithm of the softmax's denominator [B, N, T].
+    """Output [B, N, T, W] and lse [B, N, T], as `attention.sparse_attention`.
 
-    `ids_BTK` int32: the keys of each query, ascending, none twice, -1 at the end of a row. A row
-    without any has output 0, logarithm -inf and no gradient. The logarithm is natural, fp32 and
-    carries no gradient. Under `torch.use_deterministic_algorithms` gradients repeat bit for bit.
+    No id may occur twice in a row of `ids_BTK`. Gradients are deterministic if
+    `torch.use_deterministic_algorithms` is on.
     """
     return _SparseAttention.apply(q_BNTH, k_BSH, v_BSW, ids_BTK, scale)
 
 
 class Packed(NamedTuple):
-    """What the queries of each group look at; entries from `counts_BG` on mean nothing."""
+    """The union of the selections of each group; entries from `counts_BG` on are undefined."""
 
-    num_packed: int
+    num_packed: int  # P, queries of a group
     ids_BGU: Tensor  # int32, ascending, none twice
-    holders_BGU: Tensor  # int32: bit p is set where query p of the group holds the key
-    counts_BG: Tensor  # int32
+    holders_BGU: Tensor  # int32: bit p is set if query p of the group selected the key
+    counts_BG: Tensor  # int32: keys of each union
 
 
 def pack(ids_BTK: Tensor, num_heads: int) -> Packed:
     """The union of the selections of every P neighbouring queries."""
     num_packed = min(max(1, NUM_ROWS // num_heads), 31)  # 31: bits of an int32
-    if num_packed == 1:  # the kernels do not read who holds what
+    if num_packed == 1:  # the kernels do not read `holders_BGU`
         ids_BTK = ids_BTK.contiguous()
         return Packed(1, ids_BTK, ids_BTK, (ids_BTK >= 0).sum(-1, dtype=torch.int32))
     ids_BTK = F.pad(ids_BTK, (0, 0, 0, -ids_BTK.shape[1] % num_packed), value=-1)
-    # ordered by key, then by query: key * P + query
+    # key * P + query: sorted, the queries that selected one key are neighbours
     query_P1 = torch.arange(num_packed, dtype=torch.int32, device=ids_BTK.device)[:, None]
     ids_BGPK = ids_BTK.unflatten(1, (-1, num_packed))
-    order_BGPK = (ids_BGPK * num_packed + query_P1).masked_fill(ids_BGPK < 0, NOBODY)
+    order_BGPK = (ids_BGPK * num_packed + query_P1).masked_fill(ids_BGPK < 0, NO_KEY)
     order_BGU = order_BGPK.flatten(-2).sort(-1).values
     ids_BGU = order_BGU // num_packed
     new_BGU = F.pad(ids_BGU[..., 1:] != ids_BGU[..., :-1], (1, 0), value=True)
-    slot_BGU = new_BGU.cumsum(-1) - 1  # all -1s of a group share its last slot
+    slot_BGU = new_BGU.cumsum(-1) - 1  # all ids of -1 share the last slot of their group
     bits_BGU = 1 << (order_BGU % num_packed)
-    return Packed(
-        num_packed,
-        torch.zeros_like(ids_BGU).scatter_(-1, slot_BGU, ids_BGU),
-        torch.zeros_like(ids_BGU).scatter_add_(-1, slot_BGU, bits_BGU),
-        (new_BGU & (order_BGU != NOBODY)).sum(-1, dtype=torch.int32),
-    )
+    union_BGU = torch.zeros_like(ids_BGU).scatter_(-1, slot_BGU, ids_BGU)
+    holders_BGU = torch.zeros_like(ids_BGU).scatter_add_(-1, slot_BGU, bits_BGU)
+    counts_BG = (new_BGU & (order_BGU != NO_KEY)).sum(-1, dtype=torch.int32)
+    return Packed(num_packed, union_BGU, holders_BGU, counts_BG)
 
 
 class Inverse(NamedTuple):
-    """Which queries look at each key: those of key s stand from `starts[b, s]` on."""
+    """The queries that selected each key: those of key s begin at `queries[starts[b, s]]`."""
 
-    queries_L: Tensor  # int32, ascending for each key; L = B T K
-    starts_BS1: Tensor  # int64; one more than S, so that the last key's have an end
+    queries_L: Tensor  # int32, ascending for each key
+    starts_BS1: Tensor  # int64; S + 1 entries, the last of which is the end of the last key
 
 
 def invert(ids_BTK: Tensor, num_keys: int) -> Inverse:
-    """The map from keys to queries, the same whenever `ids_BTK` is the same."""
+    """The map from keys to queries; a deterministic function of `ids_BTK`."""
     batch, num_queries, num_kept = ids_BTK.shape
     column_B11 = torch.arange(batch, device=ids_BTK.device)[:, None, None] * (num_keys + 1)
-    # the slot after a sequence's last key takes its -1s
+    # ids of -1 get a slot of their own, behind the last key of their sequence
     slots_BTK = ids_BTK.long().masked_fill(ids_BTK < 0, num_keys) + column_B11
     slots_L, order_L = slots_BTK.flatten().sort(stable=True)
     bounds = torch.arange(batch * (num_keys + 1), device=ids_BTK.device)
@@ -115,7 +114,7 @@ def invert(ids_BTK: Tensor, num_keys: int) -> Inverse:
 
 
 def jit(kernel: Any) -> Any:
-    """`kernel` compiled (or interpreted) by triton, where that is installed."""
+    """`kernel` compiled (or interpreted) by triton; unchanged if triton is not installed."""
     return kernel if triton is None else triton.jit(kernel)
 
 
@@ -128,13 +127,13 @@ def _forward(
     M: tl.constexpr, C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Output and logarithm of one group of queries: softmax as the keys stream by.
+    """Output and lse of one group of queries, by an online softmax over tiles of keys.
 
-    Arguments like q_b are strides: of tensor q along axis B. The last axis has stride 1.
+    Arguments like q_b are strides, here of tensor q along axis B. The last axis has stride 1.
     """
     group = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
-    row_M = tl.arange(0, M)  # query after query, with its heads
+    row_M = tl.arange(0, M)  # row p * N + n: query p of the group, head n
     p_M = row_M // N
     n_M = (row_M % N).to(tl.int64)
     t_M = (group * P + p_M).to(tl.int64)
@@ -144,7 +143,8 @@ def _forward(
 
     q_at = q + b * q_b + (n_M * q_n + t_M * q_t)[:, None] + h_H[None, :]
     q_MH = tl.load(q_at, mask=there_M[:, None] & (h_H < H)[None, :], other=0.0).to(DOT)
-    best_M = tl.full([M], float("-inf"), tl.float32)  # in powers of two, as all exponents here
+    # the largest logit so far, to base 2: exp2 is cheaper than exp, and 1.4426.. = log2(e)
+    best_M = tl.full([M], float("-inf"), tl.float32)
     sum_M = tl.zeros([M], tl.float32)
     o_MW = tl.zeros([M, BLOCK_W], tl.float32)
 
@@ -166,13 +166,13 @@ def _forward(
         score_MC = tl.dot(q_MH, tl.trans(k_CH), input_precision=PRECISION)
         score_MC = tl.where(held_MC, score_MC * (scale * 1.4426950408889634), float("-inf"))
         new_M = tl.maximum(best_M, tl.max(score_MC, 1))
-        # a row that has met no key of its own yet: -inf - 0, not -inf - -inf
+        # for a row that has met no key of its own yet: -inf - 0, since -inf - -inf is NaN
         base_M = tl.where(new_M == float("-inf"), 0.0, new_M)
         weight_MC = tl.exp2(score_MC - base_M[:, None])
         shrink_M = tl.exp2(best_M - base_M)
         sum_M = sum_M * shrink_M + tl.sum(weight_MC, 1)
         o_MW = o_MW * shrink_M[:, None]
-        # rounded as the values are; DOT may be wider
+        # rounded to the dtype of the values, as on a GPU; DOT may be wider in the interpreter
         weight_MC = weight_MC.to(v.dtype.element_ty).to(DOT)
         o_MW += tl.dot(weight_MC, v_CW.to(DOT), input_precision=PRECISION)
         best_M = new_M
@@ -197,8 +197,8 @@ def _backward_by_query(
 ):  # fmt: skip
     """dQ of one group; with ADD also its part of dK and dV, by atomic additions in fp32.
 
-    The weights come back from the logarithm: exp(score - lse). delta = sum(do * o) is what the
-    softmax takes away from every score's gradient; it is stored for `_backward_by_key`.
+    Weights are computed again as exp(score - lse). delta = sum(do * o) is subtracted from the
+    gradient of every weight (the derivative of softmax); it is stored for `_backward_by_key`.
     """
     group = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
@@ -223,7 +223,7 @@ def _backward_by_query(
     do_MW = do_MW.to(DOT)
     tl.store(delta + pair_M, delta_M, mask=there_M)
     lse_M = tl.load(lse + pair_M, mask=there_M, other=0.0) * 1.4426950408889634
-    lse_M = tl.where(lse_M == float("-inf"), 0.0, lse_M)  # no key is held: no difference
+    lse_M = tl.where(lse_M == float("-inf"), 0.0, lse_M)  # no NaN for a query without keys
     dq_MH = tl.zeros([M, BLOCK_H], tl.float32)
 
     list_at = (b * tl.num_programs(0) + group) * num_slots
@@ -272,10 +272,10 @@ def _backward_by_key(
     N: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of one key: a sum over all who look at it, always in the same order.
+    """dK and dV of one key: a sum over the queries that selected it, always in the same order.
 
-    One key makes products of one column, so this is no work for tensor cores; the first key, which
-    as a sink all queries may hold, is the longest program and starts first.
+    Products have one column, so tensor cores are of no use. The first key is the attention sink,
+    which all queries may have selected: the longest program starts first.
     """
     s = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
@@ -314,22 +314,28 @@ def _backward_by_key(
 
 
 def tiling(num_rows: int, pair_bytes: int) -> dict[str, int]:
-    """Keys per tile and how to launch, for products of M rows; `pair_bytes`: a key and its value.
+    """Keys per tile and launch options for products of `num_rows` rows.
 
-    What is in flight stays under 64 KiB of shared memory: compute capability 8.6 and 8.9 have 99.
+    `pair_bytes`: size of a key with its value. The tiles of all pipeline stages stay under 64 KiB
+    of shared memory; devices of compute capability 8.6 and 8.9 have 99 KiB.
     """
-    fits = ((256, 64, 3), (512, 64, 2), (1024, 32, 2), (2048, 16, 2))
-    found = ((tile, num_stages) for most, tile, num_stages in fits if pair_bytes <= most)
-    tile, num_stages = next(found, (16, 1))
-    return {"C": tile, "num_stages": num_stages, "num_warps": 4 if num_rows <= 64 else 8}
+    options = {"C": 16, "num_stages": 1, "num_warps": 4 if num_rows <= 64 else 8}
+    for most_bytes, tile, num_stages in ((256, 64, 3), (512, 64, 2), (1024, 32, 2), (2048, 16, 2)):
+        if pair_bytes <= most_bytes:
+            return options | {"C": tile, "num_stages": num_stages}
+    return options
+
+
+def padded_size(size: int) -> int:
+    """The size of a tile's axis: a power of two, and at least the 16 of a tensor core."""
+    return max(16, triton.next_power_of_2(size))
 
 
 def arguments(num_heads: int, num_packed: int, k_BSH: Tensor, v_BSW: Tensor) -> dict[str, Any]:
-    """The compile-time arguments that the two kernels over queries share."""
-    num_rows, block_h, block_w = (
-        max(16, triton.next_power_of_2(size))
-        for size in (num_packed * num_heads, k_BSH.shape[-1], v_BSW.shape[-1])
-    )
+    """The compile-time arguments that `_forward` and `_backward_by_query` share."""
+    num_rows = padded_size(num_packed * num_heads)
+    block_h = padded_size(k_BSH.shape[-1])
+    block_w = padded_size(v_BSW.shape[-1])
     dtypes = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
     precise = torch.get_float32_matmul_precision() == "highest"
     return dict(
@@ -340,7 +346,7 @@ def arguments(num_heads: int, num_packed: int, k_BSH: Tensor, v_BSW: Tensor) -> 
         M=num_rows,
         BLOCK_H=block_h,
         BLOCK_W=block_w,
-        # triton 3.9's interpreter takes the bits of bf16 for whole numbers in a product
+        # triton 3.9's interpreter reads the bits of bf16 as integers in a product
         DOT=tl.float32 if INTERPRETED else dtypes[k_BSH.dtype],
         PRECISION="ieee" if precise else "tf32",
         enable_fp_fusion=True,
@@ -348,25 +354,27 @@ def arguments(num_heads: int, num_packed: int, k_BSH: Tensor, v_BSW: Tensor) -> 
     )
 
 
-def side_by_side(x: Tensor) -> Tensor:
-    """`x` with a last axis of stride 1, which the kernels take for granted."""
+def last_axis_contiguous(x: Tensor) -> Tensor:
+    """`x` with a last axis of stride 1, which the kernels assume."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def rows_like(x_BNTF: Tensor, width: int) -> Tensor:
-    """An empty [B, N, T, width] that lies in memory as [B, T, N, width]: merging heads is free."""
+    """An empty [B, N, T, width] stored as [B, T, N, width]: merging the heads copies nothing."""
     batch, num_heads, num_queries, _ = x_BNTF.shape
     return x_BNTF.new_empty(batch, num_queries, num_heads, width).transpose(1, 2)
 
 
 class _SparseAttention(torch.autograd.Function):
-    """Keeps inputs, output and logarithm; the weights are computed anew in backward."""
+    """Keeps inputs, output and lse; the backward pass computes the weights again."""
 
     @staticmethod
     def forward(
         ctx: Any, q_BNTH: Tensor, k_BSH: Tensor, v_BSW: Tensor, ids_BTK: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
-        q_BNTH, k_BSH, v_BSW = (side_by_side(x) for x in (q_BNTH, k_BSH, v_BSW))
+        q_BNTH = last_axis_contiguous(q_BNTH)
+        k_BSH = last_axis_contiguous(k_BSH)
+        v_BSW = last_axis_contiguous(v_BSW)
         batch, num_heads, num_queries, _ = q_BNTH.shape
         packed = pack(ids_BTK, num_heads)
         o_BNTW = rows_like(q_BNTH, v_BSW.shape[-1])
@@ -385,25 +393,25 @@ class _SparseAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q_BNTH, k_BSH, v_BSW, ids_BTK, o_BNTW, lse_BNT = ctx.saved_tensors
-        do_BNTW = side_by_side(grads[0])
+        do_BNTW = last_axis_contiguous(grads[0])
         batch, num_heads, num_queries, _ = q_BNTH.shape
         num_keys = k_BSH.shape[1]
         keys_learn = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        # atomic additions are faster, but sum in a random order
         by_key = keys_learn and torch.are_deterministic_algorithms_enabled()
+        by_addition = keys_learn and not by_key
         packed = pack(ids_BTK, num_heads)
         dq_BNTH = rows_like(q_BNTH, q_BNTH.shape[-1])
         delta_BNT = torch.empty_like(lse_BNT)
-        # by addition the sums grow in fp32, from zero; by key each is written once
-        dk_BSH, dv_BSW = (
-            torch.empty(x.shape, dtype=x.dtype, device=x.device)
-            if by_key
-            else torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-            for x in (k_BSH, v_BSW)
-        )
+        if by_key:  # each gradient is written once
+            dk_BSH = torch.empty(k_BSH.shape, dtype=k_BSH.dtype, device=k_BSH.device)
+            dv_BSW = torch.empty(v_BSW.shape, dtype=v_BSW.dtype, device=v_BSW.device)
+        else:  # sums in fp32
+            dk_BSH = torch.zeros(k_BSH.shape, dtype=torch.float32, device=k_BSH.device)
+            dv_BSW = torch.zeros(v_BSW.shape, dtype=torch.float32, device=v_BSW.device)
         of_states = (*q_BNTH.stride()[:3], *k_BSH.stride()[:2], *v_BSW.stride()[:2])
         sizes = arguments(num_heads, packed.num_packed, k_BSH, v_BSW)
-        by_addition = keys_learn and not by_key
-        if by_addition:  # its products of keys would spill registers
+        if by_addition:  # smaller tiles: products for keys need registers too
             sizes["C"] = max(16, sizes["C"] // 2)
         _backward_by_query[(packed.counts_BG.shape[1], batch)](
             *(q_BNTH, k_BSH, v_BSW, *packed[1:], o_BNTW, lse_BNT, do_BNTW),
@@ -414,13 +422,13 @@ class _SparseAttention(torch.autograd.Function):
             **sizes,
         )
         if by_key:
-            same = {name: sizes[name] for name in ("N", "H", "W", "BLOCK_H", "BLOCK_W")}
+            shared = {name: sizes[name] for name in ("N", "H", "W", "BLOCK_H", "BLOCK_W")}
             inverse = invert(ids_BTK, num_keys)
             _backward_by_key[(num_keys, batch)](
                 *(q_BNTH, k_BSH, v_BSW, *inverse, lse_BNT, do_BNTW, delta_BNT, dk_BSH, dv_BSW),
                 *(*of_states, *do_BNTW.stride()[:3]),
                 *(num_queries, num_keys, ctx.scale),
-                **same,
+                **shared,
                 R=32,
                 num_warps=4,
                 enable_fp_fusion=True,
