@@ -9,7 +9,7 @@ import dsa_sandbox
 
 PACKAGE = Path(dsa_sandbox.__file__).parent
 FLOORS = (
-    ("cli", "__main__"),
+    ("cli", "__main__", "api"),
     ("bench", "study", "report"),
     ("commands",),
     ("verdict",),

@@ -36,9 +36,8 @@ class Resolved(NamedTuple):
     sources: dict[str, str]
 
     def is_typed(self, key: str) -> bool:
-        """Whether this very command, not a file, preset or environment, set the key."""
-        source = self.sources.get(key, "")
-        return source.startswith("--") or source == CALL
+        """Whether an option of this very command line set the key."""
+        return self.sources.get(key, "").startswith("--")
 
 
 def preset_names() -> list[str]:
@@ -113,18 +112,21 @@ def resolve(
     preset: str | None = None,
     config: Path | None = None,
     sets: list[str] | None = None,
+    values: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     with_strategy: bool = False,
     network: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Resolved:
     """Merge all layers and validate them; every problem in one UserError.
 
+    `sets` are texts, `section.key=value`; a Python program passes `values` instead, flat or nested.
     `options` are flat keys set by named options: {"arch": ("dense", "--arch")}.
     `network` is a file and the flat keys it sets: they stand in the place of the preset's `model`.
     `with_strategy` imports the chosen strategy and validates its section (needs torch).
     """
     file_values = flat(read_toml(config)) if config else {}
-    set_values = dict(parse_set(text) for text in sets or [])
+    typed = "--set" if values is None else CALL
+    set_values = flat(values or {}) | dict(parse_set(text) for text in sets or [])
     option_values = {key: value for key, value in (options or {}).items() if value[0] is not None}
     for value, spelling in [*option_values.values(), (preset, "--preset")]:
         if value == "":
@@ -132,16 +134,16 @@ def resolve(
     preset_source = "default"
     for value, source in (
         (file_values.get("preset"), str(config)),
-        (set_values.get("preset"), "--set"),
+        (set_values.get("preset"), typed),
         (preset, "--preset"),
     ):
         if value is not None:
             preset_name, preset_source = str(value), source
     if preset_source == "default":
         preset_name = "smoke"
-    for values in (file_values, set_values):
-        if "strategy" in values:
-            values["strategy"] = in_order(str(values["strategy"]))
+    for layer in (file_values, set_values):
+        if "strategy" in layer:
+            layer["strategy"] = in_order(str(layer["strategy"]))
     if "strategy" in option_values:
         name, spelling = option_values["strategy"]
         option_values["strategy"] = in_order(str(name)), spelling
@@ -160,16 +162,16 @@ def resolve(
         (f"arch {arch}", dict(archs.about(arch).defaults) if arch in archs else {}),
         (str(config), file_values),
         ("environment", machine_from_environment()),
-        ("--set", set_values),
+        (typed, set_values),
     ]
     if network is not None:
         of_preset = {k: v for k, v in layers[0][1].items() if not k.startswith("model.")}
         layers[:2] = [(layers[0][0], of_preset), (network[0], dict(network[1]))]
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for source, values in layers:
-        merged.update(values)
-        sources.update(dict.fromkeys(values, source))
+    for source, layer in layers:
+        merged.update(layer)
+        sources.update(dict.fromkeys(layer, source))
     for key, (value, spelling) in option_values.items():
         merged[key], sources[key] = value, spelling
     merged["preset"], sources["preset"] = preset_name, preset_source
