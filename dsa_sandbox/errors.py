@@ -1,4 +1,4 @@
-"""The ways a command can end other than well; the exit code belongs to each."""
+"""The errors that end a command, each with its exit code."""
 
 
 class UserError(Exception):
@@ -8,17 +8,17 @@ class UserError(Exception):
 
     def __init__(self, *problems: str) -> None:
         self.problems = ["\\n".join(problem.splitlines()) for problem in problems]
-        super().__init__("\n".join(self.problems))  # one line each, whatever a value holds
+        super().__init__("\n".join(self.problems))  # one line each, even if a value has line breaks
 
 
 class RunFailed(Exception):
-    """The run itself failed (loss not finite, disk full); what was done is kept, exit 3."""
+    """The run itself failed (loss not finite, disk full); its state so far is kept, exit 3."""
 
     exit_code = 3
 
 
 class Interrupted(Exception):
-    """A signal asked us to stop; the state is saved, exit 128 + signal."""
+    """A signal stopped the command; the state is saved, exit 128 + signal."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by signal {signal_number}")
@@ -27,9 +27,9 @@ class Interrupted(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """Why the system refused, in one line: `No space left on device`; never `None`.
+    """The message of an error in one line, as in `No space left on device`; never empty.
 
-    Of a failure that another caused, the cause. Libraries raise an OSError that holds only a text.
+    For a failure with a cause, the message of the cause.
     """
     while isinstance(error, RunFailed) and error.__cause__ is not None:
         error = error.__cause__

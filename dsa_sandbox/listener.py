@@ -1,21 +1,21 @@
-"""What a command tells while it works. The command line draws it; a notebook may ignore it."""
+"""Notes, warnings and progress of a command at work: the command line draws them."""
 
 from contextlib import AbstractContextManager, nullcontext
 
 
 class Listener:
-    """Hears notes, warnings and progress, and may ask to stop. This one is deaf."""
+    """Receives notes, warnings and progress, and may ask to stop; this base class ignores them."""
 
     stop_signal: int = 0  # not 0: finish the step, save, and raise Interrupted
 
     def note(self, text: str) -> None:
-        """Something worth knowing."""
+        """A fact for the user's information."""
 
     def warn(self, text: str) -> None:
-        """Something the user should act on."""
+        """A fact that the user should act on."""
 
     def deferred(self) -> AbstractContextManager[None]:
-        """Around work that looks at `stop_signal` itself: a signal raises nothing there."""
+        """A context for work that reads `stop_signal` itself: inside, a signal raises nothing."""
         return nullcontext()
 
     def progress(self, label: str, done: int, total: int, detail: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The terminal: results on stdout, all else on stderr, signals, and errors in one line."""
+"""The terminal: results on stdout, all else on stderr; signals; errors in one line."""
 
 import codecs
 import contextlib
@@ -20,12 +20,12 @@ PLAIN_EVERY_S = 5.0  # between progress lines where there is no terminal
 LEAST_WIDTH = 40  # columns
 
 
-# of the machine, not of our code
+# errors of the machine, not of this program
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EACCES)
 
 
 class ClosedPipe(Exception):
-    """The reader of our output has gone. An OSError would be Typer's to handle, with exit 1."""
+    """The reader of stdout has gone. Not an OSError, which Typer would turn into exit 1."""
 
 
 class Terminal(Listener):
@@ -59,7 +59,7 @@ class Terminal(Listener):
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, a first signal lets the step finish and the state be saved."""
+        """Inside, the first signal sets `stop_signal`: the step ends and the state is saved."""
         self.deferring = True
         try:
             yield
@@ -68,13 +68,15 @@ class Terminal(Listener):
             self.close()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the progress bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
     def _line(self, text: str) -> None:
-        if sys.stderr.isatty():  # elsewhere a line stays one: it may be searched for, or told on
+        if (
+            sys.stderr.isatty()
+        ):  # in a file, one note stays one line, so that it can be searched for
             from dsa_sandbox.report.wrapping import folded
 
             text = folded(text, width_of(sys.stderr))
@@ -104,7 +106,7 @@ class Terminal(Listener):
 
 
 def catch_signals(terminal: Terminal) -> None:
-    """First signal: stop as soon as the state is safe; a second one ends at once."""
+    """The first signal stops the work as soon as its state is saved; a second one ends at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if terminal.stop_signal:
@@ -120,7 +122,7 @@ def catch_signals(terminal: Terminal) -> None:
 
 
 def prepare_streams() -> None:
-    """Let both streams say anything, whatever the terminal can show; one that is closed is deaf."""
+    """Let stdout and stderr take any character; a closed stream is replaced by the null device."""
     codecs.register_error("spelled", spelled)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -131,7 +133,7 @@ def prepare_streams() -> None:
 
 
 def spelled(error: UnicodeError) -> tuple[str | bytes, int]:
-    """For a character that an encoding lacks: the byte of a path that was no text, or `\\u00e9`."""
+    """A character that the encoding lacks: the byte of an undecodable path, or `\\u00e9`."""
     assert isinstance(error, UnicodeEncodeError)
     one = UnicodeEncodeError(
         error.encoding, error.object, error.start, error.start + 1, error.reason
@@ -143,7 +145,7 @@ def spelled(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def emit(text: str, end: str = "\n") -> None:
-    """A result on stdout; ClosedPipe where nobody reads on, RunFailed where it has no room."""
+    """Print a result on stdout; ClosedPipe if its reader has gone, RunFailed on a full disk."""
     try:
         print(text, end=end, flush=True)
     except BrokenPipeError as error:
@@ -153,22 +155,22 @@ def emit(text: str, end: str = "\n") -> None:
 
 
 def emit_json(value: dict[str, Any]) -> None:
-    """One object on stdout; NaN is null. ASCII where stdout is not UTF-8."""
+    """Print one JSON object on stdout: null for NaN, ASCII where stdout is not UTF-8."""
     emit(one_line({"schema": 1, **without_nan(value)}, sys.stdout))
 
 
 def one_line(value: dict[str, Any], stream: TextIO) -> str:
-    """The object as the stream can say it: escapes of our own would be no JSON."""
+    """The object as JSON in characters that the stream can encode."""
     text = json.dumps(value, ensure_ascii=not has_unicode(stream), allow_nan=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # a path that is no text
+    except UnicodeEncodeError:  # a path that is not valid UTF-8
         return json.dumps(value, allow_nan=False)
     return text
 
 
 def say(text: str) -> None:
-    """A line on stderr. Work goes on where that has no room; nobody reading on ends it."""
+    """Print a line on stderr. A full disk does not stop the work; BrokenPipeError does."""
     try:
         print(text, file=sys.stderr, flush=True)
     except BrokenPipeError:
@@ -178,7 +180,7 @@ def say(text: str) -> None:
 
 
 def report_error(lines: list[str], exit_code: int, as_json: bool) -> None:
-    """The problems on stderr: a line each, or one object."""
+    """Print the problems on stderr: one line each, or one JSON object."""
     if as_json:
         error = {"schema": 1, "error": {"messages": lines, "exit_code": exit_code}}
         say(one_line(error, sys.stderr))
@@ -188,7 +190,7 @@ def report_error(lines: list[str], exit_code: int, as_json: bool) -> None:
 
 
 def forget_unwritten() -> None:
-    """Let no stream that cannot be written speak up again at the very end."""
+    """Silence streams that cannot be flushed: Python would report them once more as it ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -197,26 +199,23 @@ def forget_unwritten() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """What the stream still holds goes nowhere: it would fail once more as Python ends."""
+    """Redirect a stream to the null device, with the text that it has not written yet."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def has_colour(stream: Any) -> bool:
-    """Colour only on a terminal, without NO_COLOR."""
+    """Whether to use colour: on a terminal that is not `dumb`, without NO_COLOR."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def has_unicode(stream: Any) -> bool:
-    """Whether the stream can say more than ASCII."""
+    """Whether the stream encodes all of Unicode."""
     return (stream.encoding or "").lower().replace("-", "").startswith("utf")
 
 
 def width_of(stream: Any) -> int:
-    """Columns to write in: COLUMNS where it is set, else the terminal's, 80 where there is none.
-
-    Never fewer than 40: a chart has no room in less.
-    """
+    """Columns to write in: COLUMNS, else the terminal's, else 80; at least 40, for charts."""
     asked = os.environ.get("COLUMNS", "")
     if asked.isascii() and asked.isdigit() and 0 < len(asked) < 6 and int(asked):
         return max(int(asked), LEAST_WIDTH)

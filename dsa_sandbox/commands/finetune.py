@@ -7,7 +7,7 @@ from typing import Any
 
 from dsa_sandbox import locks, machine, sizes
 from dsa_sandbox.commands.make_tasks import tasks_for
-from dsa_sandbox.config.resolve import Resolved
+from dsa_sandbox.config.resolve import CALL, Resolved
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import tokens
@@ -69,7 +69,7 @@ def settings_and_tasks(
     settings = settings_for(resolved, base)
     check_settings(settings, session.home)  # a mistake is told before tasks are made
     asked: dict[str, Any] = {}
-    if resolved.is_typed("tasks.count"):
+    if resolved.is_typed("tasks.count") or resolved.sources.get("tasks.count") == CALL:
         asked["tasks"] = settings.tasks.count
     for name in ("family", "order"):
         key, value = f"tasks.{name}", getattr(settings.tasks, name)

@@ -1,4 +1,4 @@
-"""Paths that a user names: what cannot be one, or cannot be read, is said in one line."""
+"""Paths that a user names; UserError in one line for those that cannot exist or be read."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from dsa_sandbox.errors import UserError
 def named(text: str | Path, source: str) -> Path:
     """The path with `~` expanded; UserError where no file can have this name.
 
-    `source` says who named it: --home, data.source.
+    `source` is the option or setting that named it, for the message.
     """
     if not str(text):
         raise UserError(f"{source}: an empty name; leave it out, or name a path")
@@ -19,7 +19,7 @@ def named(text: str | Path, source: str) -> Path:
     except RuntimeError:  # of expanduser
         raise UserError(f"{source} {text}: no such user") from None
     except (FileNotFoundError, NotADirectoryError):
-        pass  # whether it must be there is another question
+        pass  # whether it must exist, the caller decides
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{source} {text}: cannot be read: {reason}") from None
@@ -39,7 +39,7 @@ def file(text: str | Path, source: str) -> Path:
 
 
 def folder(text: str | Path, source: str) -> Path:
-    """The path of a folder, there or to be made; UserError where it can be neither."""
+    """The path of a folder that exists or can be created; UserError otherwise."""
     path = named(text, source)
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not there.is_dir():

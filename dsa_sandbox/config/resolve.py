@@ -1,4 +1,4 @@
-"""Settings from their layers, and who set each: preset, TOML file, environment, command line.
+"""Settings, merged from layers that override each other, and the source of each value.
 
 Precedence, lowest first: defaults, preset, TOML file, environment (machine only), command line.
 """
@@ -30,15 +30,14 @@ CALL = "the call"  # source of a setting that a Python program passed
 
 
 class Resolved(NamedTuple):
-    """Settings, and for each flat key who set it."""
+    """Settings, and the source of each flat key that a layer has set."""
 
     settings: Settings
     sources: dict[str, str]
 
     def is_typed(self, key: str) -> bool:
-        """Whether this very command, not a file, preset or environment, set the key."""
-        source = self.sources.get(key, "")
-        return source.startswith("--") or source == CALL
+        """Whether an option of this very command line set the key."""
+        return self.sources.get(key, "").startswith("--")
 
 
 def preset_names() -> list[str]:
@@ -103,7 +102,7 @@ def machine_from_environment() -> dict[str, Any]:
 
 
 def known_keys() -> list[str]:
-    """Every flat key that may be set, but those of strategies."""
+    """Every flat key that may be set, except those of strategies."""
     keys = [f"{section}.{name}" for section, cls in SECTIONS.items() for name in cls.model_fields]
     return [*TOP_KEYS, *keys]
 
@@ -113,18 +112,21 @@ def resolve(
     preset: str | None = None,
     config: Path | None = None,
     sets: list[str] | None = None,
+    values: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     with_strategy: bool = False,
     network: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Resolved:
-    """Merge all layers and validate them; every problem in one UserError.
+    """Merge all layers and validate the result; one UserError names all problems.
 
+    `sets` are texts, `section.key=value`; a Python program passes `values` instead, flat or nested.
     `options` are flat keys set by named options: {"arch": ("dense", "--arch")}.
-    `network` is a file and the flat keys it sets: they stand in the place of the preset's `model`.
+    `network` is a file and the flat keys that it sets, in place of the preset's `model` section.
     `with_strategy` imports the chosen strategy and validates its section (needs torch).
     """
     file_values = flat(read_toml(config)) if config else {}
-    set_values = dict(parse_set(text) for text in sets or [])
+    typed = "--set" if values is None else CALL
+    set_values = flat(values or {}) | dict(parse_set(text) for text in sets or [])
     option_values = {key: value for key, value in (options or {}).items() if value[0] is not None}
     for value, spelling in [*option_values.values(), (preset, "--preset")]:
         if value == "":
@@ -132,16 +134,16 @@ def resolve(
     preset_source = "default"
     for value, source in (
         (file_values.get("preset"), str(config)),
-        (set_values.get("preset"), "--set"),
+        (set_values.get("preset"), typed),
         (preset, "--preset"),
     ):
         if value is not None:
             preset_name, preset_source = str(value), source
     if preset_source == "default":
         preset_name = "smoke"
-    for values in (file_values, set_values):
-        if "strategy" in values:
-            values["strategy"] = in_order(str(values["strategy"]))
+    for layer in (file_values, set_values):
+        if "strategy" in layer:
+            layer["strategy"] = in_order(str(layer["strategy"]))
     if "strategy" in option_values:
         name, spelling = option_values["strategy"]
         option_values["strategy"] = in_order(str(name)), spelling
@@ -160,16 +162,16 @@ def resolve(
         (f"arch {arch}", dict(archs.about(arch).defaults) if arch in archs else {}),
         (str(config), file_values),
         ("environment", machine_from_environment()),
-        ("--set", set_values),
+        (typed, set_values),
     ]
     if network is not None:
         of_preset = {k: v for k, v in layers[0][1].items() if not k.startswith("model.")}
         layers[:2] = [(layers[0][0], of_preset), (network[0], dict(network[1]))]
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for source, values in layers:
-        merged.update(values)
-        sources.update(dict.fromkeys(values, source))
+    for source, layer in layers:
+        merged.update(layer)
+        sources.update(dict.fromkeys(layer, source))
     for key, (value, spelling) in option_values.items():
         merged[key], sources[key] = value, spelling
     merged["preset"], sources["preset"] = preset_name, preset_source
@@ -179,7 +181,7 @@ def resolve(
 
 
 def in_order(strategy: str) -> str:
-    """`ewc+acft` as `acft+ewc`: one name for the same parts; names that are none come last."""
+    """`ewc+acft` as `acft+ewc`: one name for the same parts; unknown names come last."""
     parts, known = [part.strip() for part in strategy.split("+")], list(strategies)
     return "+".join(sorted(parts, key=lambda p: known.index(p) if p in known else len(known)))
 
@@ -198,7 +200,7 @@ def validated(
 ) -> Resolved:
     """Settings from flat values; raises UserError with one line per problem.
 
-    `saved`: by a run, which needs no strategy and no task family again, only its architecture.
+    `saved`: the values come from a run; its strategy and task family need not be registered.
     """
     problems: list[str] = []
     strategy = str(merged.get("strategy", Settings.model_fields["strategy"].default))
@@ -262,24 +264,23 @@ def validated(
 
 
 def check_training(resolved: Resolved, networks: list[str]) -> None:
-    """UserError where the user asks of an indexer's training what these networks cannot do.
+    """UserError where the user's settings of the indexer's training cannot apply to these networks.
 
-    Only what the user has set is refused, never what a preset or an architecture brings along. A
-    file may serve networks of all kinds, as what `settings` prints does: where there is no indexer,
-    only `--set` is refused.
+    Values of presets and architectures are never refused. Where no network has an indexer, only
+    --set is refused: a settings file may serve networks of all kinds.
     """
     settings, train, model = resolved.settings, resolved.settings.train, resolved.settings.model
     users = {k: v for k, v in resolved.sources.items() if not v.startswith(("preset ", "arch "))}
     problems = []
 
     def refuse(keys: tuple[str, ...], reason: str) -> None:
-        """Name the first of the keys that the user has set; where none is, all is well."""
+        """Add a problem for the first of the keys that the user has set, if any."""
         for key in [key for key in keys if key in users][:1]:
             problems.append(f"{key}={as_flat(settings)[key]}: {reason}  [from {users[key]}]")
 
     usual = Train(**preset_values(settings.preset).get("train", {})).model_dump()
     usual["indexer_clip"] = train.clip
-    answers = [sizes.has_indexer(name, model) for name in networks]  # of all: each is checked
+    answers = [sizes.has_indexer(name, model) for name in networks]  # a list, to check each one
     indexed = any(answers)
     for key in INDEXER_KEYS:
         value = getattr(train, key.removeprefix("train."))
@@ -333,7 +334,7 @@ def problem_lines(error: ValidationError, prefix: str, sources: Mapping[str, str
 
 
 def as_flat(settings: Settings) -> dict[str, Any]:
-    """Every resolved value by its flat key, the chosen strategy's section under its name."""
+    """Every value by its flat key; the sections of chosen strategies under their names."""
     values = settings.model_dump(exclude={"chosen"})
     return flat(values | {name: part.model_dump() for name, part in settings.chosen.items()})
 
@@ -341,9 +342,10 @@ def as_flat(settings: Settings) -> dict[str, Any]:
 def as_toml(
     settings: Settings, sources: Mapping[str, str] | None = None, describe: bool = False
 ) -> str:
-    """TOML that `--config` accepts back.
+    """The settings as TOML that `--config` accepts.
 
-    With `sources`, each value says who set it; with `describe`, a comment above says what it is.
+    With `sources`, a comment behind each value names its source; with `describe`, a comment above
+    each value describes the setting.
     """
     described = descriptions(settings) if describe else {}
     lines: list[str] = []
@@ -363,14 +365,14 @@ def as_toml(
 
 
 def toml_value(value: Any) -> str:
-    """A value as TOML writes it, in one line."""
+    """A value in TOML's notation, in one line."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(toml_value, value))}]"
     return tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
 
 
 def descriptions(settings: Settings) -> dict[str, str]:
-    """What each setting is, by its flat key; those of the chosen strategies among them."""
+    """The description of each setting by its flat key, chosen strategies included."""
     sections: dict[str, type[BaseModel]] = {**SECTIONS}
     sections |= {name: type(part) for name, part in settings.chosen.items()}
     found = {key: Settings.model_fields[key].description or "" for key in TOP_KEYS}
@@ -381,9 +383,9 @@ def descriptions(settings: Settings) -> dict[str, str]:
 
 
 def from_toml(text: str) -> Settings:
-    """The settings that a run has saved, but for the section of its strategy.
+    """The settings that a run has saved, without the sections of its strategy.
 
-    UserError where its architecture is not there; its strategy and task family need not be.
+    UserError where its architecture is not registered; its strategy and task family need not be.
     """
     values = flat(tomllib.loads(text))
     parts = str(values.get("strategy")).split("+")

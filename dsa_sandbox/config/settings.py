@@ -1,7 +1,4 @@
-"""Every setting, its rules, and where its value comes from.
-
-Precedence, lowest first: defaults, preset, TOML file, environment (machine only), command line.
-"""
+"""Every setting with its default, its description, and the rules between settings."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +15,7 @@ from pydantic import (
 
 
 class Frozen(BaseModel):
-    """A section: cannot change, knows all its keys."""
+    """A section of settings: immutable, unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -287,7 +284,7 @@ class Train(Frozen):
         return self
 
 
-MOST_TASKS = {"reversal": 100}  # where a stream needs fewer worlds than tasks
+MOST_TASKS = {"reversal": 100}  # families whose tasks share worlds
 
 
 def most_tasks(family: Any) -> int:

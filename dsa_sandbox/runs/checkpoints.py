@@ -35,26 +35,26 @@ def load_tensors(path: Path) -> dict[str, Any]:
     try:
         if str(path).isprintable():
             return load_file(path)
-        return load(path.read_bytes())  # to the library a path is text; this one may be bytes
+        return load(path.read_bytes())  # the library cannot open a path that is not valid UTF-8
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: torn or altered: {error}") from None
 
 
 def parse_tensors(content: bytes, path: Path) -> dict[str, Any]:
-    """Tensors of a file that was read already; UserError where it is torn."""
+    """Tensors from the content of a file; UserError where it is torn."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         return load(content)
-    except (SafetensorError, KeyError, ValueError) as error:  # a kind of number that torch lacks
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a dtype unknown to torch
         raise UserError(f"{path}: torn or altered: {error}") from None
 
 
 def save_checkpoint(
     run: Run, step: int, tensors: Mapping[str, Any], state: Mapping[str, Any]
 ) -> None:
-    """checkpoints/step-N, complete or not there at all; older ones go when it stands."""
+    """Write checkpoints/step-N whole or not at all, delete older ones; RunFailed on an OSError."""
     folder = run.path / "checkpoints"
     final = folder / f"step-{step:08d}"
     partial = folder / f".step-{step:08d}.part"
@@ -80,7 +80,7 @@ def save_checkpoint(
 
 
 def newest_checkpoint(run: Run) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """(tensors, state) of the newest checkpoint, or None; UserError where it was altered."""
+    """(tensors, state) of the newest checkpoint, or None; UserError where its sha256 differs."""
     folder = run.path / "checkpoints"
     steps = sorted(folder.glob("step-*")) if folder.exists() else []
     if not steps:
@@ -103,7 +103,7 @@ Parameters = Mapping[str, torch.nn.Parameter]
 def optimizer_tensors(
     parameters: Parameters, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """Optimiser state by parameter name; parameters that never moved have none."""
+    """Optimiser state by parameter name; parameters that were never updated have none."""
     names = {id(p): name for name, p in parameters.items()}
     return {
         f"optimizer.{slot}.{names[id(p)]}": torch.as_tensor(value)
@@ -115,7 +115,7 @@ def optimizer_tensors(
 def restore_optimizer(
     parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` took."""
+    """Load the tensors of `optimizer_tensors` into an optimiser."""
     for name, parameter in parameters.items():
         state = {}
         for slot in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):

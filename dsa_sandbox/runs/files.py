@@ -24,7 +24,7 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside the file, flush to disk, rename; RunFailed where the disk refuses."""
+    """Write a file whole or not at all: write beside it, flush, rename. RunFailed on an OSError."""
     partial = path.with_name(f"{path.name}.part")
     try:
         with partial.open("wb") as file:
@@ -40,7 +40,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, where the system can."""
+    """Flush a folder's entries to disk, on systems that can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -55,7 +55,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def without_nan(value: Any) -> Any:
-    """The value with null where a float is not finite, for JSON."""
+    """The value for JSON: None in place of floats that are not finite, keys as text."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""A run on disk: a folder that stands alone, written by one process at a time."""
+"""A run on disk: a self-contained folder, written by one process at a time."""
 
 import hashlib
 import json
@@ -16,19 +16,19 @@ HASHED = ("settings.toml", "tokenizer.json", "tasks.jsonl", "metrics.jsonl", "re
 
 
 TORN = "torn or altered; remove the run and make it again"
-WEIGHTY = ("build", "pretrain", "import")  # commands whose runs are asked for weights unseen
+WEIGHTY = ("build", "pretrain", "import")  # commands whose finished runs must have weights
 
 
 def is_whole(manifest: Mapping[str, Any]) -> bool:
-    """Whether a manifest holds, of the right type, what others take from a run of its command."""
+    """Whether a manifest has every field that readers of its command's runs need, in its type."""
     wanted = {"command": str, "state": str, "arch": str, "seed": int, "parents": dict}
     command, finished = manifest.get("command"), manifest.get("state") == "finished"
     wanted |= {"files": dict} if finished else {}
     if command == "finetune":
         wanted |= {"strategy": str, "optimizer": str, "overwriting": bool, "mask": dict}
         wanted |= {"tasks": dict}
-    told = {"figures": dict, "engine": dict, "environment": dict}  # where it is there at all
-    wanted |= {key: kind for key, kind in told.items() if key in manifest}
+    optional = {"figures": dict, "engine": dict, "environment": dict}
+    wanted |= {key: kind for key, kind in optional.items() if key in manifest}
     if not all(isinstance(manifest.get(key), kind) for key, kind in wanted.items()):
         return False
     if finished and command in WEIGHTY and "model.safetensors" not in manifest["files"]:
@@ -64,7 +64,7 @@ class Run:
         return value
 
     def _written(self) -> dict[str, Any]:
-        """manifest.json as its writer has left it so far; UserError where it is missing or torn."""
+        """manifest.json in its present state; UserError where it is missing or torn."""
         path = self.path / "manifest.json"
         try:
             value = json.loads(path.read_text("utf-8"))
@@ -141,7 +141,7 @@ class Run:
         self.handles.clear()
 
     def offsets(self) -> dict[str, int]:
-        """Bytes of each JSON-lines file now, flushed to disk: what a checkpoint stands on."""
+        """Size in bytes of each JSON-lines file, flushed to disk, for a checkpoint."""
         sizes = {}
         for name in ("metrics.jsonl", "records.jsonl"):
             if name in self.handles:
@@ -151,7 +151,7 @@ class Run:
         return sizes
 
     def cut(self, offsets: Mapping[str, int]) -> None:
-        """Cut the JSON-lines files back to where a checkpoint was taken."""
+        """Truncate the JSON-lines files to their sizes at a checkpoint."""
         self.close()
         for name, size in offsets.items():
             path = self.path / name
@@ -165,12 +165,12 @@ class Run:
 
 
 def run_name(command: str, parts: list[str], identity: str) -> str:
-    """`<command>-<arch>[-<strategy>]-<preset>-s<seed>-<8 hex>`."""
+    """`<command>-<arch>[-<strategy>]-<preset>-s<seed>-<first 8 hex digits of the identity>`."""
     return "-".join([command, *parts, identity[:8]])
 
 
 def readable_manifest(run: Run) -> dict[str, Any]:
-    """The manifest, or nothing where it is torn: one torn run must not spoil the home."""
+    """The manifest, empty where it is torn, so that a torn run does not stop a listing."""
     try:
         return run.manifest
     except UserError:

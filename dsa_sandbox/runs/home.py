@@ -1,4 +1,4 @@
-"""The home: all runs, which is the newest, which one a name means."""
+"""The home, a folder of runs: all of them by age, the newest, and the one that a name means."""
 
 import contextlib
 import math
@@ -20,7 +20,7 @@ COUNTER = ".last-run"  # file of the home: how many runs were begun in it
 
 
 def home_folder(option: Path | None) -> Path:
-    """--home > DSA_SANDBOX_HOME > ./runs; not created here."""
+    """The path given by --home, else by DSA_SANDBOX_HOME, else ./runs; nothing is created."""
     if option is not None:
         return paths.folder(option, "--home")
     asked = os.environ.get("DSA_SANDBOX_HOME")
@@ -39,15 +39,15 @@ def make_home(home: Path) -> Path:
 
 
 class Age(NamedTuple):
-    """Where a run stands among those of a home; the greatest is the newest."""
+    """The order of runs in a home; the greatest is the newest."""
 
-    number: int  # of the home's counter; runs of before it have none: 0
-    created: float  # seconds since 1970 by a clock that may have been wrong
-    after: int  # runs of one chain that a counter or a clock puts in the wrong order
+    number: int  # of the home's counter; 0 for runs from before there was a counter
+    created: float  # seconds since 1970, by a clock that may have been wrong
+    after: int  # steps behind a parent of the same number and time
 
 
 def all_runs(home: Path) -> list[Run]:
-    """Runs of the home, oldest first: as they were begun, and always behind their parents."""
+    """Runs of the home in the order in which they were begun; parents before their children."""
     if not home.is_dir():
         return []
     found = [Run(path) for path in home.iterdir() if (path / "manifest.json").exists()]
@@ -57,14 +57,15 @@ def all_runs(home: Path) -> list[Run]:
 
 
 def age_of(name: str, manifests: Mapping[str, dict[str, Any]], ages: dict[str, Age]) -> Age:
-    """The run's own age, or one just above that of its newest parent; `ages` keeps what is known.
+    """The run's own age, or if its newest parent is not older, the next greater age than that.
 
-    Runs that were copied in have numbers of another home, and clocks are set back.
+    A run that was copied from another home has a number of that home, and clocks may be set back.
+    `ages` collects the results.
     """
     if name not in ages:
         manifest = manifests[name]
         own = Age(int(figure(manifest, "number")), figure(manifest, "created"), 0)
-        ages[name] = own  # manifests that name each other must not keep us here
+        ages[name] = own  # ends the recursion where manifests name each other as parents
         parents = manifest.get("parents")
         for parent in parents if isinstance(parents, dict) else ():
             if parent in manifests:
@@ -75,7 +76,7 @@ def age_of(name: str, manifests: Mapping[str, dict[str, Any]], ages: dict[str, A
 
 
 def figure(manifest: Mapping[str, Any], key: str) -> float:
-    """A number of a manifest, 0 where it does not say it."""
+    """A number in a manifest; 0 where it is missing or not finite."""
     try:
         value = float(manifest.get(key, 0))
     except (TypeError, ValueError):
@@ -84,9 +85,9 @@ def figure(manifest: Mapping[str, Any], key: str) -> float:
 
 
 def next_number(home: Path) -> int:
-    """One more than any run of the home has had: what makes a run newer, whatever the clock says.
+    """One more than the greatest number in the home: orders runs without trusting the clock.
 
-    The last one given stands in a file; runs may have been copied in that have greater ones.
+    The last number is kept in a file; a run that was copied into the home may have a greater one.
     """
     path = home / COUNTER
     with waited_for(path.with_suffix(".lock")):
@@ -99,7 +100,7 @@ def next_number(home: Path) -> int:
 
 
 def find_run(home: Path, text: str) -> Run:
-    """A run by path, full name or unique prefix; UserError names the nearest or all that fit."""
+    """A run by path, full name or unique prefix; UserError names the nearest, or all that match."""
     path = paths.named(text, "run")
     if (path / "manifest.json").exists():
         return Run(path)
@@ -143,7 +144,10 @@ def chosen_runs(home: Path, names: list[str], *, finished: bool = False) -> list
 
 
 def remove(runs: list[Run], home: Path, *, force: bool, dry_run: bool) -> list[str]:
-    """Delete runs; UserError where another stands on one (but for `force`) or one is written."""
+    """Delete runs; the paths. UserError where one is being written or, without `force`, needed.
+
+    A run is needed where another, which is not removed, has it as a parent.
+    """
     runs = list({run.path.resolve(): run for run in runs}.values())
     known = all_runs(home)
     leaving = {run.name for run in runs}
@@ -167,7 +171,7 @@ def remove(runs: list[Run], home: Path, *, force: bool, dry_run: bool) -> list[s
 
 
 class Opened(NamedTuple):
-    """A run ready to be written, or one that is there already."""
+    """A run to be written, or one that is finished."""
 
     run: Run
     finished: bool
@@ -176,10 +180,11 @@ class Opened(NamedTuple):
 def open_run(
     home: Path, name: str, identity: str, force: bool = False, latest: bool = False
 ) -> Opened:
-    """The folder for this identity: new, to be resumed, or finished.
+    """The run of this identity: new, to be resumed, or finished.
 
-    `force` makes a new one beside it, or goes on with one it made and did not finish; `latest` is
-    the newest that is finished. An unfinished run of other source code is refused.
+    `force` takes a new folder with the next free number, or resumes an unfinished one of that kind;
+    `latest` takes the newest finished one. UserError where an unfinished run was begun by another
+    version of the source code.
     """
     path, number = home / name, 2
     while force and path.exists() and not (number > 2 and is_unfinished(Run(path))):
@@ -192,9 +197,9 @@ def open_run(
 
 
 def looked_into(run: Run, identity: str) -> Opened:
-    """The run as it stands now; UserError where it is not ours to go on with."""
+    """The run in its present state; UserError where it cannot be resumed."""
     path = run.path
-    if not (path / "manifest.json").exists():  # new, or killed before it said anything
+    if not (path / "manifest.json").exists():  # new, or killed before it wrote a manifest
         return Opened(run, False)
     manifest = run.manifest
     if manifest.get("identity") != identity:
@@ -210,8 +215,8 @@ def looked_into(run: Run, identity: str) -> Opened:
 
 
 def is_unfinished(run: Run) -> bool:
-    """Whether the run was begun by this very source code, and can go on."""
-    if not (run.path / "manifest.json").exists():  # killed before it said anything
+    """Whether the run is unfinished and can be resumed: it was begun by this very source code."""
+    if not (run.path / "manifest.json").exists():  # killed before it wrote a manifest
         return True
     manifest = readable_manifest(run)
     same = manifest.get("environment", {}).get("source") == source_digest()

@@ -1,4 +1,4 @@
-"""Where a run comes from: source, versions, machine."""
+"""The provenance of a run: source code, versions of packages, machine."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ def source_digest() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What a manifest says of the machine and the code; nothing of it is identity."""
+    """Machine, packages and source code for a manifest; no part of a run's identity."""
     from importlib.metadata import version
 
     packages = ("torch", "numpy", "tokenizers", "safetensors", "datasets", "pydantic")
@@ -39,11 +39,11 @@ def environment() -> dict[str, Any]:
 
 @cache
 def git_state() -> str:
-    """Commit of the package's checkout, `+` where it has changes; empty outside one."""
+    """Commit of the package's checkout, with `+` if files have changed; empty without one."""
     root = Path(__file__).parent.parent.parent
     if not (root / ".git").exists():
         return ""
-    # a hook's GIT_DIR names another repository; reading the state needs no lock on its index
+    # in a git hook, GIT_DIR names another repository; without optional locks, git writes nothing
     ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     ours["GIT_OPTIONAL_LOCKS"] = "0"
     try:

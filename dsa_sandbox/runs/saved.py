@@ -1,6 +1,6 @@
-"""The settings that a run was made with, and the file of its architecture where that is included.
+"""The settings that a run was made with, and the included file that registers its architecture.
 
-No torch, but where a file that is included imports it.
+Imports no torch, unless an included file does.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def run_settings(run: Run) -> Settings:
 
 
 def include(files: list[Path]) -> dict[str, str]:
-    """Run the user's files (--include); their sha256 by path, as manifests keep them."""
+    """Run the user's files (--include); their sha256 by path, for the manifest."""
     digests = {}
     for file in files:
         file = paths.file(file, "--include")
@@ -43,19 +43,19 @@ def include(files: list[Path]) -> dict[str, str]:
 
 
 def execute(file: Path, code: bytes, where: str) -> None:
-    """Run a file that may register entries; UserError, which begins with `where`, if it raises."""
+    """Run a file that may register entries; UserError, beginning with `where`, if it raises."""
     try:
         registry.include(file, code)
-    except (Exception, SystemExit) as error:  # a file may raise what it likes
+    except (Exception, SystemExit) as error:  # code of the user may raise anything
         told = " ".join(str(error).split())
         raise UserError(f"{where}: {type(error).__name__}: {told}") from error
 
 
 def bring_architecture(run: Run, arch: str) -> None:
-    """Run the file that registers the architecture of a run, where nothing has registered it yet.
+    """Run the file that registers the architecture of a run, unless it is registered already.
 
-    The manifest names that file, and what it held. UserError where it is not what it was. A file
-    that the user has included in this command is taken as it is.
+    The manifest has the file's path and sha256. UserError where the file is missing or has changed.
+    If the user includes a file in this command, that one is used, whatever its sha256.
     """
     if arch in archs.builtin:
         return
@@ -90,6 +90,6 @@ def bring_architecture(run: Run, arch: str) -> None:
 
 
 def with_architecture(includes: Mapping[str, str], arch: str) -> dict[str, str]:
-    """The included files and, of an architecture that a base has brought along, its file."""
+    """The included files, and the file of the architecture where a base's manifest named it."""
     about = archs.about(arch)
     return {**includes, **({about.file: about.sha256} if about.file else {})}
