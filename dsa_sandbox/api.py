@@ -8,7 +8,7 @@
         settings = {"strategy": strategy, "finetune.max_steps": 2, "eval.stories": 2}
         api.finetune(settings, base=base, tasks="examples/stream.jsonl")
     for name, figures in api.evaluate()["runs"].items():
-        print(name, figures["Y"], figures["learned"])
+        print(name, figures["heldout_dnll"], figures["learned"])
     print(api.generate(base, prompt="Once upon a time")["stories"][0])
 
 Settings are a dictionary with the keys of docs/settings.md, flat ("train.steps") or nested. They
@@ -154,13 +154,14 @@ def evaluate(
     selection: str | None = None,
     data: str | None = None,
 ) -> dict[str, Any]:
-    """Figures by run, their formulas, and contrasts between arms. The object of `eval --json`.
+    """Figures by run, what they are, and contrasts between arms. The object of `eval --json`.
 
     Without `runs`, all finished arms of the newest arm's stream. Of a base, `tasks` names a stream
     whose items it is scored on, `selection` a policy, and `data` the present place of its text.
     """
     from dsa_sandbox.commands import evaluate as command
-    from dsa_sandbox.report import table
+    from dsa_sandbox.metrics import arm
+    from dsa_sandbox.verdict import contrasts
 
     found = command.evaluate_all(
         _session(session),
@@ -169,8 +170,8 @@ def evaluate(
         selection=selection,
         data=data,
     )
-    about = {"command": "eval", "runs": found, "formulas": table.formulas()}
-    return about | table.contrasts(found)
+    about = {"command": "eval", "runs": found, "figures": arm.described()}
+    return about | contrasts.as_json(found)
 
 
 def generate(

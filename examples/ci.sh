@@ -36,7 +36,7 @@ sandbox eval "$sgd" "$anchor" --json | python3 -c '
 import json, math, sys
 
 for name, figures in json.load(sys.stdin)["runs"].items():
-    forgetting = figures["Y"]
+    forgetting = figures["heldout_dnll"]
     if not math.isfinite(forgetting):
         sys.exit(f"{name}: Y is not a finite number")
     print(f"{name}: Y {forgetting:+.4f} nats")

@@ -34,7 +34,7 @@ def values(**more: object) -> dict[str, object]:
 
 def as_json(value: dict[str, Any]) -> dict[str, Any]:
     """The object as the command line prints it."""
-    return json.loads(json.dumps({"schema": 1, **without_nan(value)}))  # type: ignore[no-any-return]
+    return json.loads(json.dumps({"schema": 1, **without_nan(value)}))
 
 
 def test_the_example_has_ten_lines_and_stands_in_the_readme_too() -> None:
