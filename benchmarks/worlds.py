@@ -47,10 +47,11 @@ def one(seed: int, arch: str, strategy: str, count: int, home: Path, sets: list[
         for key in ("world", "other", "none")
     }
     learned = forgetting.mean(f["learned"] for f in figures)
-    steps, y = (forgetting.mean(f[key] for f in figures) for key in ("steps", "Y"))
+    steps = forgetting.mean(f["steps"] for f in figures)
+    dnll = forgetting.mean(f["heldout_dnll"] for f in figures)
     return (
         f"{seed:<6}{arch:<7}{strategy:<9}{worlds['world']:<10.2f}{worlds['other']:<9.2f}"
-        f"{worlds['none']:<9.2f}{learned:<9.0%}{steps:<7.0f}{y:+.3f}"
+        f"{worlds['none']:<9.2f}{learned:<9.0%}{steps:<7.0f}{dnll:+.3f}"
     )
 
 

@@ -38,7 +38,7 @@ import json, math, sys
 for name, figures in json.load(sys.stdin)["runs"].items():
     forgetting = figures["heldout_dnll"]
     if not math.isfinite(forgetting):
-        sys.exit(f"{name}: Y is not a finite number")
-    print(f"{name}: Y {forgetting:+.4f} nats")
+        sys.exit(f"{name}: held-out dNLL is not a finite number")
+    print(f"{name}: held-out dNLL {forgetting:+.4f} nats per token")
 '
 sandbox plot "$sgd" "$anchor" --kind forgetting
