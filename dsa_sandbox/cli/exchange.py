@@ -87,7 +87,7 @@ def import_(
     from dsa_sandbox.commands import exchange
     from dsa_sandbox.interop import from_transformers
 
-    found = from_transformers.opened(folder)
+    found = from_transformers.read_folder(folder)
     call = prepare(
         options={
             "data.source": (data, "--data"),

@@ -39,7 +39,7 @@ def import_folder(
     held-out text and pre-training text from.
     """
     source = corpus.resolve(resolved.data)
-    context, tokenizer = resolved.model.context, folder.words.tokenizer
+    context, tokenizer = resolved.model.context, folder.tokenizer
     data_hash = tokens.corpus_digest(source, resolved.data, resolved.seed, context, tokenizer)
     values = {"arch": resolved.arch, "seed": resolved.seed, "data_hash": data_hash}
     values |= {"files": folder.files, **sections(resolved, ("model",))}
