@@ -221,7 +221,7 @@ def import_folder(
     from dsa_sandbox.commands import exchange as command
     from dsa_sandbox.interop import from_transformers
 
-    found = from_transformers.opened(Path(folder))
+    found = from_transformers.read_folder(Path(folder))
     network = (found.file, {**found.fixed, **found.likely})
     settings = from_transformers.check(_resolved(values, config, network=network), found)
     return command.import_folder(settings, _session(session), found)

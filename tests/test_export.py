@@ -298,18 +298,20 @@ def test_settings_that_the_classes_cannot_say_are_refused() -> None:
     gelu = tiny_settings(activation="gelu")
     with pytest.raises(UserError, match="activation=gelu"):
         to_transformers.config(Settings(arch="dense", model=gelu), VOCABULARY, 48)
-    with pytest.raises(UserError, match="forces no token"):
+    with pytest.raises(UserError, match="forces no tokens"):
         to_transformers.config(Settings(arch="dsa-v32", model=tiny_settings()), VOCABULARY, 48)
     eps = MODEL.model_copy(update={"norm_eps": 1e-5})
     with pytest.raises(UserError, match=r"norm_eps=1e-05: DeepseekV32ForCausalLM has 1e-06"):
         to_transformers.config(Settings(arch="dsa-v32", model=eps), VOCABULARY, 48)
-    with pytest.raises(UserError, match=r"ffn=moe: LlamaForCausalLM has mlp only"):
+    with pytest.raises(UserError, match=r"ffn=moe: LlamaForCausalLM supports mlp only"):
         to_transformers.config(Settings(arch="dense", model=MIXTURE), VOCABULARY, 48)
     block = Settings(arch="dsa", model=tiny_settings(compression="block"))
-    with pytest.raises(UserError, match="compression=block: DsaSandboxForCausalLM has latent only"):
+    with pytest.raises(
+        UserError, match="compression=block: DsaSandboxForCausalLM supports latent only"
+    ):
         to_transformers.config(block, VOCABULARY, 48)
     window = Settings(arch="dsa", model=tiny_settings(), train=Train(selection="window"))
-    with pytest.raises(UserError, match="selection=window: DsaSandboxForCausalLM knows"):
+    with pytest.raises(UserError, match="selection=window: DsaSandboxForCausalLM supports learned"):
         to_transformers.config(window, VOCABULARY, 48)
     with pytest.raises(UserError, match="no layout for anchor; there is one for dense, dsa, "):
         to_transformers.layout_of(Settings(arch="anchor"))
@@ -337,13 +339,12 @@ def test_the_card_is_one_that_a_hub_reads(tmp_path: Path) -> None:
     assert text.startswith("---\nlibrary_name: transformers\n")
     assert "DeepseekV32ForCausalLM" in text
     assert "12,345 parameters" in text
-    assert "tie" in text
+    assert "scores of the indexer are equal" in text
     made = to_transformers.config(Settings(arch="dense", model=MODEL), VOCABULARY, 48)
     json.dumps(made, allow_nan=False)
-    assert (
-        "tie" not in to_transformers.card("x", Settings(arch="dense", model=MODEL), 1, "").lower()
-    )
-    assert "trust" not in to_transformers.card("x", Settings(arch="dense", model=MODEL), 1, "")
+    dense = to_transformers.card("x", Settings(arch="dense", model=MODEL), 1, "")
+    assert "indexer" not in dense
+    assert "trust" not in dense
     assert "license" not in to_transformers.card("x", Settings(model=MODEL), 1, "", toy=False)
 
 
@@ -446,7 +447,7 @@ def test_dsa_refuses_a_static_cache_in_one_sentence(loaded: Loaded) -> None:
     _, other = loaded(True)
     tokens_BT = some_tokens(1, 4, seed=9)
     how = {"attention_mask": torch.ones_like(tokens_BT), "max_new_tokens": 2}
-    with pytest.raises(ValueError, match="keeps its tokens in a DynamicCache, not in a StaticCach"):
+    with pytest.raises(ValueError, match="supports DynamicCache, not StaticCach"):
         other.generate(tokens_BT, cache_implementation="static", **how)
 
 
@@ -493,10 +494,10 @@ def test_the_card_says_which_releases_were_tested_and_why_parameters_differ(
     tmp_path: Path,
 ) -> None:
     for arch, plan, why in (
-        ("dense", MODEL, "both are written"),
+        ("dense", MODEL, "holds both"),
         ("dense", MODEL.model_copy(update={"tied": False}), None),
         ("dsa", tiny_settings(), None),
-        ("dsa-v32", MIXTURE, "filled up with zeros"),
+        ("dsa-v32", MIXTURE, "padded with zeros"),
     ):
         model, resolved = network(arch, trained=False, plan=plan), Settings(arch=arch, model=plan)
         folder = tmp_path / f"{arch}-{why}"

@@ -75,9 +75,9 @@ def test_experts_come_back_from_us_and_from_transformers(tmp_path: Path) -> None
         torch.testing.assert_close(back(tokens_BT), model(tokens_BT), rtol=0, atol=1e-4)
         assert torch.equal(*(one.get_buffer("blocks.0.feedforward.bias") for one in (back, model)))
     config_of(tmp_path / "there", n_group=2)
-    assert "n_group=2: only 1 is known here" in refused(tmp_path / "there")
+    assert "n_group=2 is not supported, only 1" in refused(tmp_path / "there")
     config_of(tmp_path / "there", n_group=1, moe_intermediate_size=12)
-    assert "moe_intermediate_size=12 is not a multiple of 8" in refused(tmp_path / "there")
+    assert "moe_intermediate_size=12 must be a multiple of 8" in refused(tmp_path / "there")
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["random", "trained"])
@@ -197,12 +197,12 @@ def test_what_ends_a_text_gets_id_0(kind: str) -> None:
     before.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[(n, before.token_to_id(n)) for n in ("<s>", "</s>")]
     )
-    after = vocabulary.ended_by_0(before, end, Path("tokenizer.json"))
+    after = vocabulary.exchange_end(before, end, Path("tokenizer.json"))
     assert after.token_to_id("</s>") == 0
     text = "abcd ab</s>abz"  # z is unknown
     bare = before.encode(text, add_special_tokens=False).ids
     assert end in bare
-    assert after.encode(text).ids == [vocabulary.swapped(number, end) for number in bare]
+    assert after.encode(text).ids == [vocabulary.exchanged(number, end) for number in bare]
     assert after.decode(after.encode("abd abcde").ids) == before.decode(
         before.encode("abd abcde", add_special_tokens=False).ids
     )
@@ -219,7 +219,7 @@ def test_a_story_ends_where_the_folder_says(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "llama")
     home = tmp_path / "home"
     answer = cli("import", tmp_path / "llama", "--home", home)
-    assert "'w0' and '</s>' change places" in answer.err
+    assert "'w0' and '</s>' exchange their ids" in answer.err
     assert answer.run.name.startswith("import-dense-smoke-s0-")
     assert "'w0'" in json.loads((answer.run / "manifest.json").read_text())["imported"]["notes"][0]
     value = cli(
@@ -254,7 +254,7 @@ def test_the_context_is_the_folders_or_less(tmp_path: Path) -> None:
     assert brought(tmp_path / "llama", "--context", 40).context == 40
     assert brought(tmp_path / "llama", "--set", "model.context=2500").context == 2500
     problem = refused(tmp_path / "llama", "--context", 100_001)
-    assert "reach 100000  [from --context]" in problem
+    assert "has positions up to 100000  [from --context]" in problem
 
 
 def test_the_end_may_be_named_beside_the_tokenizer(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_a_document_is_opened_by_what_opened_it_there(begin: int, end: int, tmp_
     assert abs(wrong - right) > 0.01  # what this test is about
 
     answer = cli("import", tmp_path / "llama", "--data", data, "--home", home)
-    assert "a text is opened by '<s>', and ended by '</s>'" in answer.err
+    assert "a text is opened by '<s>' and ended by '</s>'" in answer.err
     saved = load.SavedNetwork(Run(answer.run))
     model, tokenizer = saved.network().eval(), saved.tokenizer
     text = saved.text(Session(home))
@@ -466,7 +466,7 @@ def test_what_is_hashed_is_what_was_read(tmp_path: Path, monkeypatch: pytest.Mon
         return content
 
     monkeypatch.setattr(Path, "read_bytes", watched)
-    folder = from_transformers.opened(tmp_path / "llama")
+    folder = from_transformers.read_folder(tmp_path / "llama")
     monkeypatch.undo()
     found = {path.name: contents for path, contents in read.items()}
     assert found.keys() == folder.files.keys()
@@ -478,7 +478,7 @@ def test_what_is_hashed_is_what_was_read(tmp_path: Path, monkeypatch: pytest.Mon
         path.write_bytes(b"")
     for name, contents in found.items():
         (tmp_path / "llama" / name).write_bytes(contents[0])
-    again = from_transformers.opened(tmp_path / "llama")
+    again = from_transformers.read_folder(tmp_path / "llama")
     assert again.files == folder.files
     assert all(torch.equal(again.weights[name], w) for name, w in folder.weights.items())
 
@@ -537,8 +537,8 @@ def test_a_scale_or_a_kind_of_layer_that_is_missing_is_not_guessed(tmp_path: Pat
     theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     says_the_same(brought(folder), theirs)
     config_of(folder, n_group=None, topk_group=None)
-    assert "n_group=8: only 1 is known here" in refused(folder)
+    assert "n_group=8 is not supported, only 1" in refused(folder)
     config_of(folder, n_group=1, topk_group=1, num_experts=7)
     assert "num_experts=7, but n_routed_experts=4" in refused(folder)
     config_of(folder, num_experts=None, first_k_dense_replace=1)  # of two layers
-    assert "mlp_layer_types=a mixture" in refused(folder)
+    assert "mlp_layer_types=dense and sparse layers" in refused(folder)

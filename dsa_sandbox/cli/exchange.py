@@ -63,7 +63,7 @@ def import_(
     from dsa_sandbox.commands import exchange as command
     from dsa_sandbox.interop import from_transformers
 
-    found = from_transformers.opened(folder)
+    found = from_transformers.read_folder(folder)
     resolved = call.resolve(network=(found.file, {**found.fixed, **found.likely}))
     settings = from_transformers.check(resolved, found)
     if call.dry_run:

@@ -32,7 +32,7 @@ def import_folder(settings: Settings, session: Session, folder: from_transformer
     takes for held-out loss and for pre-training batches.
     """
     source = corpus.resolve(settings.data)
-    context, tokenizer = settings.model.context, folder.words.tokenizer
+    context, tokenizer = settings.model.context, folder.tokenizer
     data_hash = tokens.corpus_digest(source, settings.data, settings.seed, context, tokenizer)
     listener = session.listener
     job = Job(

@@ -1,4 +1,4 @@
-"""Files of a folder from outside: each is read once, and what is parsed is what is hashed."""
+"""Reads files of an imported folder, each once, so that the parsed bytes are the hashed bytes."""
 
 import hashlib
 import json
@@ -9,14 +9,14 @@ from dsa_sandbox.errors import UserError
 
 
 class Files:
-    """What was read of a folder: `digests` holds the sha256 of each file, by name."""
+    """The files of a folder; `digests` holds the sha256 of each file that was read, by name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.digests: dict[str, str] = {}
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a file; None where there is none, UserError where they cannot be had."""
+        """The bytes of a file; None if there is no such file, UserError if it cannot be read."""
         try:
             content = (self.folder / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -27,14 +27,15 @@ class Files:
         return content
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """A JSON object; None where there is no file, UserError where it holds no object."""
-        content, path = self.read(name), self.folder / name
+        """A JSON object; None if there is no such file, UserError if it does not hold an object."""
+        path = self.folder / name
+        content = self.read(name)
         if content is None:
             return None
         try:
             value = json.loads(content.decode("utf-8"))
         except ValueError as error:
-            raise UserError(f"{path}: cannot be read: {error}") from None
+            raise UserError(f"{path}: is not valid JSON: {error}") from None
         if not isinstance(value, dict):
-            raise UserError(f"{path}: not a JSON object")
+            raise UserError(f"{path}: is not a JSON object")
         return value

@@ -1,13 +1,16 @@
-"""Folders in the layout of transformers, read into networks of ours.
+"""Reads a folder that transformers wrote into settings and weights of this package.
 
-By `json` and `safetensors` alone: no code of a folder is run. N heads, H head width, D width.
+Only `json` and `safetensors` are read: no code of the folder is run. N heads, H head width, D
+width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from dsa_sandbox import sizes
@@ -17,17 +20,17 @@ from dsa_sandbox.config.settings import Model, Settings
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.opening import END_ID
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.interop import tokenizer
 from dsa_sandbox.interop.folders import Files
 from dsa_sandbox.interop.to_transformers import LATENT_EPS, LAYOUTS
-from dsa_sandbox.interop.tokenizer import Words
+from dsa_sandbox.interop.tokenizer import import_tokenizer
 from dsa_sandbox.registry import nearest
 from dsa_sandbox.runs import checkpoints
 
-LONGEST = 2048  # context where nobody asks for one: the tables of RoPE are made up to it
-SHOWN = 20  # problems of one folder, at most
+LONGEST = 2048  # largest default context: RoPE tables are as long as the context
+SHOWN = 20  # most problems of one folder that are printed
 LLAMA, DEEPSEEK, OWN = "LlamaForCausalLM", "DeepseekV32ForCausalLM", "DsaSandboxForCausalLM"
 ARCHS = {LLAMA: "dense", DEEPSEEK: "dsa-v32", OWN: "dsa"}
+# settings of `model` by the keys of config.json
 SIZES = {
     "num_layers": "num_hidden_layers",
     "width": "hidden_size",
@@ -44,7 +47,7 @@ EXPERTS = {
     "num_experts": "n_routed_experts",
     "num_active": "num_experts_per_tok",
     "num_shared_experts": "n_shared_experts",
-    "expert_width": "moe_intermediate_size",  # no setting of its own: see fixed_by
+    "expert_width": "moe_intermediate_size",  # not a setting: `fixed_by` makes ffn_width of it
 }
 FORCED = {name: name for name in ("num_selected_heads", "force_sink", "force_local")}
 KEYS = {
@@ -53,7 +56,7 @@ KEYS = {
     OWN: {**SIZES, **SPARSE, **FORCED},
 }
 MODEL_TYPES = {LLAMA: "llama", DEEPSEEK: "deepseek_v32", OWN: "dsa_sandbox"}
-# what a key that is missing means: the defaults of the classes in transformers
+# what a missing key means: the defaults of the config classes in transformers
 COMMON: dict[str, Any] = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
@@ -78,26 +81,27 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     OWN: {**COMMON, "max_position_embeddings": 128, "tie_word_embeddings": True},
 }
-ROPE_BASE = 10_000.0  # of each of them
+ROPE_BASE = 10_000.0  # the default of all three classes
 
 
 class Folder(NamedTuple):
-    """What a folder holds. `fixed` are settings that it decides, `likely` those it proposes."""
+    """The contents of a folder."""
 
     path: Path
-    architecture: str
-    config: dict[str, Any]
-    weights: dict[str, Tensor]
-    words: Words
-    fixed: dict[str, Any]
-    likely: dict[str, Any]
-    longest: int  # tokens that its positions reach
-    files: dict[str, str]  # sha256 by name
-    notes: list[str]
+    architecture: str  # class in transformers
+    config: dict[str, Any]  # config.json with the defaults of its class
+    weights: dict[str, Tensor]  # by their names in the folder
+    tokenizer: Tokenizer  # its end-of-text token has id 0
+    end: int  # the id that the end-of-text token has in the folder
+    fixed: dict[str, Any]  # settings that the folder decides
+    likely: dict[str, Any]  # settings that the folder proposes
+    longest: int  # most tokens of its position embedding
+    files: dict[str, str]  # sha256 of each file that was read
+    notes: list[str]  # for the user
 
     @property
     def file(self) -> str:
-        """Where the settings come from."""
+        """The file that `fixed` and `likely` come from."""
         return str(self.path / "config.json")
 
     @property
@@ -105,22 +109,25 @@ class Folder(NamedTuple):
         return int(self.config["vocab_size"])
 
 
-def opened(path: Path) -> Folder:
-    """Config, weights and tokenizer of a folder; UserError names what cannot be had here."""
+def read_folder(path: Path) -> Folder:
+    """Config, weights and tokenizer of a folder; UserError for anything that is not supported."""
     path = paths.named(path, "FOLDER")
     if not path.is_dir():
         raise UserError(f"{path}: not a folder")
-    files, file = Files(path), path / "config.json"
-    said = files.json("config.json")
-    if said is None:
+    file = path / "config.json"
+    files = Files(path)
+    raw_config = files.json("config.json")
+    if raw_config is None:
         raise UserError(f"{file}: no such file")
-    architecture = architecture_of(said, file)
-    config = completed(said, architecture, file)
+    architecture = architecture_of(raw_config, file)
+    config = completed(raw_config, architecture, file)
     fixed = fixed_by(config, architecture, file)
     weights = read_weights(files)
-    own = config.get("dsa_sandbox")
-    own = own if isinstance(own, dict) else {}
-    arch = str(own.get("arch"))
+
+    exported = config.get("dsa_sandbox")  # written by `export`
+    if not isinstance(exported, dict):
+        exported = {}
+    arch = str(exported.get("arch"))
     if arch not in LAYOUTS or LAYOUTS[arch].architecture != architecture:
         arch = ARCHS[architecture]
     notes = []
@@ -129,78 +136,98 @@ def opened(path: Path) -> Folder:
     else:
         tied = is_tied_here(config, weights)
         if config["tie_word_embeddings"]:
-            notes.append("its one matrix of tokens becomes two: ours is scaled on the way in")
+            notes.append(
+                "its tied embedding becomes two matrices, since ours is scaled at the input"
+            )
     fixed |= {"arch": arch, "model.tied": tied}
-    if arch == "dsa-full":  # K is its context, whatever it is to be compared with
+    if arch == "dsa-full":  # its index_topk is the context; num_kept is that of the compared dsa
         del fixed["model.num_kept"]
     longest = config["max_position_embeddings"]
-    likely = {
-        f"model.{name}": own[name] for name in ("num_selected_heads", "num_kept") if name in own
-    }
-    likely = {key: value for key, value in likely.items() if key not in fixed}
+    likely = {}
+    for name in ("num_selected_heads", "num_kept"):
+        if name in exported and f"model.{name}" not in fixed:
+            likely[f"model.{name}"] = exported[name]
     likely["model.context"] = min(longest, LONGEST)
-    words = tokenizer.brought(files, config)
-    notes += words.notes
-    known = files.digests
-    return Folder(path, architecture, config, weights, words, fixed, likely, longest, known, notes)
+    tokenizer, end, tokenizer_notes = import_tokenizer(files, config)
+    return Folder(
+        path=path,
+        architecture=architecture,
+        config=config,
+        weights=weights,
+        tokenizer=tokenizer,
+        end=end,
+        fixed=fixed,
+        likely=likely,
+        longest=longest,
+        files=files.digests,
+        notes=[*notes, *tokenizer_notes],
+    )
 
 
 def architecture_of(config: dict[str, Any], file: Path) -> str:
-    """Which class it is of; UserError for one that has no counterpart here."""
-    named = config.get("architectures")
-    name = named[0] if isinstance(named, list) and named else config.get("model_type")
+    """The class in transformers; UserError if import does not support it."""
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else config.get("model_type")
     if not isinstance(name, str) or name not in ARCHS:
         hint = nearest(str(name), list(ARCHS))
-        raise UserError(f"{file}: architectures={name}{hint}  (import reads {', '.join(ARCHS)})")
+        supported = ", ".join(ARCHS)
+        raise UserError(f"{file}: architectures={name}{hint}  (import supports {supported})")
     return name
 
 
 def completed(config: dict[str, Any], architecture: str, file: Path) -> dict[str, Any]:
-    """config.json with what its class takes for the keys that are not there.
+    """config.json with the defaults of its class for missing keys.
 
-    UserError for what contradicts itself: releases of transformers differ in which of two names
-    they read.
+    UserError for two keys with contradictory values: releases of transformers differ in which of
+    the two they read.
     """
     defaults = DEFAULTS[architecture]
-    problems = [
-        f"{file}: {key} is null: give it a value, or leave it out for {defaults[key]}"
-        for key in defaults
-        if key in config and config[key] is None
-    ]
-    kind = config.get("model_type", MODEL_TYPES[architecture])
-    if kind != MODEL_TYPES[architecture]:
+    problems = []
+    for key, default in defaults.items():
+        if key in config and config[key] is None:
+            problems.append(
+                f"{file}: {key} is null; give it a value, or leave it out for {default}"
+            )
+    expected = MODEL_TYPES[architecture]
+    kind = config.get("model_type", expected)
+    if kind != expected:
         problems.append(
-            f"{file}: model_type={kind}, but architectures={architecture}, which is of "
-            f"{MODEL_TYPES[architecture]}"
+            f"{file}: model_type={kind}, but architectures={architecture} has model_type={expected}"
         )
-    for other in ("num_experts", "num_local_experts") if architecture == DEEPSEEK else ():
+    if architecture == DEEPSEEK:
         count = config.get("n_routed_experts")
-        if config.get(other) not in (None, count):  # two more names of the same number
-            problems.append(f"{file}: {other}={config[other]}, but n_routed_experts={count}")
+        for synonym in ("num_experts", "num_local_experts"):
+            if config.get(synonym) not in (None, count):
+                problems.append(
+                    f"{file}: {synonym}={config[synonym]}, but n_routed_experts={count}"
+                )
     if problems:
         raise UserError(*problems)
-    return {**defaults, **{key: value for key, value in config.items() if value is not None}}
+    given = {key: value for key, value in config.items() if value is not None}
+    return {**defaults, **given}
 
 
 def rope_of(config: dict[str, Any], file: Path) -> tuple[float, list[str]]:
-    """The base of the rotary embedding under the names that it has had, and what is wrong.
+    """The base of RoPE, under any of its names in config.json, and the problems found.
 
-    Releases before 5 read `rope_theta` beside `rope_scaling`, later ones `rope_parameters`.
+    Releases of transformers before 5 read `rope_theta` and `rope_scaling`, later ones
+    `rope_parameters`.
     """
-    problems, bases = [], {}
+    problems = []
+    bases = {}
     if "rope_theta" in config:
         bases["rope_theta"] = config["rope_theta"]
     for name in ("rope_parameters", "rope_scaling"):
         rope = config.get(name) or {}
         if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-            problems.append(f"{file}: {name}={rope}: one rotary embedding for all layers is known")
+            problems.append(f"{file}: {name}={rope}: must be one rotary embedding for all layers")
             continue
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
-            problems.append(f"{file}: rope_type={kind}: only default is known here")
+            problems.append(f"{file}: rope_type={kind} is not supported, only default")
         part = rope.get("partial_rotary_factor", 1.0)
         if part not in (None, 1.0):
-            problems.append(f"{file}: partial_rotary_factor={part}: only 1.0 is known here")
+            problems.append(f"{file}: partial_rotary_factor={part} is not supported, only 1.0")
         if rope.get("rope_theta") is not None:
             bases[f"{name}.rope_theta"] = rope["rope_theta"]
     for name, base in bases.items():
@@ -209,12 +236,12 @@ def rope_of(config: dict[str, Any], file: Path) -> tuple[float, list[str]]:
     first = next(iter(bases.values()), ROPE_BASE)
     if any(base != first for base in bases.values()):
         shown = " and ".join(f"{name}={base}" for name, base in bases.items())
-        problems.append(f"{file}: {shown}: releases of transformers differ in which they read")
+        problems.append(f"{file}: {shown}: give one value; releases read one name or the other")
     return first, problems
 
 
 def not_whole(config: dict[str, Any], keys: Iterable[str], file: Path) -> list[str]:
-    """What is wrong with keys that must hold whole numbers."""
+    """The problems of keys that must hold whole numbers, one line each."""
     problems = []
     for key in keys:
         if key not in config:
@@ -225,28 +252,30 @@ def not_whole(config: dict[str, Any], keys: Iterable[str], file: Path) -> list[s
 
 
 def fixed_by(config: dict[str, Any], architecture: str, file: Path) -> dict[str, Any]:
-    """Settings that config.json decides; UserError for all that no setting can say."""
-    others = ("max_position_embeddings", "num_key_value_heads", "first_k_dense_replace")
-    keys = [*KEYS[architecture].values(), "vocab_size", *(key for key in others if key in config)]
+    """The settings that config.json decides; UserError for values that no setting can express."""
+    optional = ("max_position_embeddings", "num_key_value_heads", "first_k_dense_replace")
+    keys = [*KEYS[architecture].values(), "vocab_size"]
+    keys += [key for key in optional if key in config]
     problems = not_whole(config, keys, file)
     if not isinstance(config.get("mlp_layer_types", []), list):
         problems.append(f"{file}: mlp_layer_types={config['mlp_layer_types']} is not a list")
     experts = EXPERTS if not problems and has_experts(config, architecture) else {}
     problems += not_whole(config, experts.values(), file)
     if config.get("quantization_config"):
-        problems.append(f"{file}: quantization_config: quantised weights are not read")
+        problems.append(f"{file}: quantization_config: quantised weights are not supported")
     if problems:
         raise UserError(*problems)
     base, wrong = rope_of(config, file)
     problems += wrong
-    heads, shared = config["num_attention_heads"], config.get("num_key_value_heads")
-    if architecture == LLAMA and shared is not None and (not shared or heads % shared):
-        problems.append(f"{file}: num_key_value_heads={shared} do not divide {heads} heads")
-    for key, value in only(config, architecture).items():
+    heads = config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads")
+    if architecture == LLAMA and kv_heads is not None and (not kv_heads or heads % kv_heads):
+        problems.append(f"{file}: num_key_value_heads={kv_heads} does not divide {heads} heads")
+    for key, value in required_values(config, architecture).items():
         given = layers_of(config) if key == "mlp_layer_types" else config.get(key)
         if given is not None and given != value:
-            shown = "a mixture" if isinstance(given, list) else given
-            problems.append(f"{file}: {key}={shown}: only {value} is known here")
+            shown = "dense and sparse layers" if isinstance(given, list) else given
+            problems.append(f"{file}: {key}={shown} is not supported, only {value}")
     if problems:
         raise UserError(*problems)
     found = {f"model.{ours}": config[theirs] for ours, theirs in KEYS[architecture].items()}
@@ -258,10 +287,10 @@ def fixed_by(config: dict[str, Any], architecture: str, file: Path) -> dict[str,
         found |= {f"model.{ours}": config[theirs] for ours, theirs in experts.items()}
         width = found.pop("model.expert_width")
         if width % 8:
-            raise UserError(f"{file}: moe_intermediate_size={width} is not a multiple of 8")
+            raise UserError(f"{file}: moe_intermediate_size={width} must be a multiple of 8")
         found["model.routed_scale"] = config["routed_scaling_factor"]
         total = found["model.num_experts"] + found["model.num_shared_experts"]
-        found["model.ffn_width"] = total * width  # here, of all experts together
+        found["model.ffn_width"] = total * width  # the setting counts all experts together
     return found | {
         "model.matched": False,
         "model.ffn": "moe" if experts else "mlp",
@@ -272,23 +301,25 @@ def fixed_by(config: dict[str, Any], architecture: str, file: Path) -> dict[str,
 
 
 def has_experts(config: dict[str, Any], architecture: str) -> bool:
-    """Whether every layer has experts, instead of none."""
+    """Whether every layer is a mixture of experts."""
     return architecture == DEEPSEEK and all(layer == "sparse" for layer in layers_of(config))
 
 
 def layers_of(config: dict[str, Any]) -> list[Any]:
-    """Of each layer of DeepSeek, whether it is dense or sparse."""
-    count, first = config["num_hidden_layers"], config["first_k_dense_replace"]
-    made = ["dense"] * min(first, count) + ["sparse"] * (count - first)
-    return list(config.get("mlp_layer_types") or made)
+    """The type of each feed-forward layer of DeepSeek: dense, or sparse (a mixture of experts)."""
+    if config.get("mlp_layer_types"):
+        return list(config["mlp_layer_types"])
+    count = config["num_hidden_layers"]
+    num_dense = min(config["first_k_dense_replace"], count)
+    return ["dense"] * num_dense + ["sparse"] * (count - num_dense)
 
 
-def only(config: dict[str, Any], architecture: str) -> dict[str, Any]:
-    """Values that keys must have, where they are there or their class has a default for them."""
+def required_values(config: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """The only supported value of each key, if the key is given or has a default."""
     heads = config["num_attention_heads"]
     head_width = config["hidden_size"] // max(1, heads)
     values: dict[str, Any] = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-    values["partial_rotary_factor"] = 1.0  # once beside the other keys
+    values["partial_rotary_factor"] = 1.0  # some releases write it outside of rope_parameters
     if architecture == LLAMA:
         values |= {"head_dim": head_width}
     if architecture == DEEPSEEK:
@@ -309,16 +340,16 @@ def only(config: dict[str, Any], architecture: str) -> dict[str, Any]:
 
 
 def read_weights(files: Files) -> dict[str, Tensor]:
-    """All tensors of a folder."""
+    """All tensors of a folder by name, from one safetensors file or from shards."""
     folder = files.folder
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         names = ["model.safetensors"]
-    elif (told := files.json(index.name)) is not None:
-        places = told.get("weight_map")
-        if not isinstance(places, dict):
+    elif (content_of_index := files.json(index.name)) is not None:
+        weight_map = content_of_index.get("weight_map")
+        if not isinstance(weight_map, dict):
             raise UserError(f"{index}: weight_map is missing")
-        names = sorted({str(name) for name in places.values()})
+        names = sorted({str(name) for name in weight_map.values()})
     else:
         for pickle in sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
             raise UserError(
@@ -329,43 +360,47 @@ def read_weights(files: Files) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for name in names:
         if name != Path(name).name or not name.endswith(".safetensors"):
-            raise UserError(f"{index}: {name} is not the name of a safetensors file beside it")
+            raise UserError(f"{index}: {name} is not the name of a safetensors file in the folder")
         content = files.read(name)
         if content is None:
             raise UserError(f"{folder / name}: no such file, but {index.name} names it")
         found = checkpoints.parse_tensors(content, folder / name)
-        for twice in sorted(found.keys() & weights.keys()):
-            raise UserError(f"{folder / name}: {twice} is in another shard too")
+        for duplicate in sorted(found.keys() & weights.keys()):
+            raise UserError(f"{folder / name}: {duplicate} is in another shard too")
         weights |= found
+    # old releases saved this buffer; RoPE is computed here
     return {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")}
 
 
 def is_tied_here(config: dict[str, Any], weights: dict[str, Tensor]) -> bool:
-    """Whether the matrix on the way in is our scaled form of the one on the way out.
+    """Whether the input embedding is the output matrix times sqrt(width), as in a tied export.
 
-    Where the folder has one matrix for both, a second that says the same is forgotten.
+    Removes the output matrix from `weights` if the folder ties it to an equal input embedding.
     """
-    first, last = (weights.get(name) for name in ("model.embed_tokens.weight", "lm_head.weight"))
-    if first is None or last is None or first.shape != last.shape or first.dim() != 2:
+    embedding = weights.get("model.embed_tokens.weight")
+    output = weights.get("lm_head.weight")
+    if embedding is None or output is None:
+        return False
+    if embedding.shape != output.shape or embedding.dim() != 2:
         return False
     if config["tie_word_embeddings"]:
-        if torch.equal(first, last):
+        if torch.equal(embedding, output):
             del weights["lm_head.weight"]
         return False
-    return torch.equal(last.float() * last.shape[1] ** 0.5, first.float())
+    return torch.equal(output.float() * output.shape[1] ** 0.5, embedding.float())
 
 
 def check(resolved: Resolved, folder: Folder) -> Settings:
-    """The settings; UserError where somebody asked for others than the folder has."""
+    """The resolved settings; UserError if they contradict the folder."""
     flat = resolve.as_flat(resolved.settings)
-    problems = [
-        f"{key}={flat[key]}: {folder.path} has {value}  [from {resolved.sources[key]}]"
-        for key, value in folder.fixed.items()
-        if flat[key] != value
-    ]
+    problems = []
+    for key, value in folder.fixed.items():
+        if flat[key] != value:
+            source = resolved.sources[key]
+            problems.append(f"{key}={flat[key]}: {folder.path} has {value}  [from {source}]")
     if flat["model.context"] > folder.longest:
         problems.append(
-            f"model.context={flat['model.context']}: the positions of {folder.path} reach "
+            f"model.context={flat['model.context']}: {folder.path} has positions up to "
             f"{folder.longest}  [from {resolved.sources['model.context']}]"
         )
     if problems:
@@ -373,146 +408,179 @@ def check(resolved: Resolved, folder: Folder) -> Settings:
     return resolved.settings
 
 
-class Drawer:
-    """Tensors by name, each taken once; what is missing, misshaped or left over is gathered."""
+class WeightReader:
+    """Hands out the tensors of a folder, each once, and collects the problems found."""
 
     def __init__(self, folder: Folder) -> None:
-        self.folder, self.left, self.problems = folder, dict(folder.weights), list[str]()
+        self.folder = folder
+        self.remaining = dict(folder.weights)
+        self.problems: list[str] = []
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """The tensor in fp32; zeros where it does not fit."""
-        tensor, path = self.left.pop(name, None), self.folder.path
-        if tensor is None:
-            self.problems.append(f"{path}: {name} is missing")
-        elif tuple(tensor.shape) != shape:
-            found = tuple(tensor.shape)
-            self.problems.append(f"{path}: {name} is {found}, config.json asks for {shape}")
-        elif not tensor.is_floating_point() or tensor.itemsize < 2:
-            self.problems.append(f"{path}: {name} is of {tensor.dtype}, which is not read")
-        else:
-            whole = tensor.float()
-            if whole.isfinite().all():
-                return whole
-            self.problems.append(f"{path}: {name}: not finite")
+        """The tensor in fp32; zeros, and a problem, if it is missing or does not fit."""
+        tensor = self.remaining.pop(name, None)
+        problem = self.problem_of(tensor, shape)
+        if tensor is not None and problem is None:
+            return tensor.float()
+        self.problems.append(f"{self.folder.path}: {name} {problem}")
         return torch.zeros(shape)
 
+    def problem_of(self, tensor: Tensor | None, shape: tuple[int, ...]) -> str | None:
+        """Why a tensor cannot be read; None if it can."""
+        if tensor is None:
+            return "is missing"
+        if tuple(tensor.shape) != shape:
+            return f"is {tuple(tensor.shape)}, config.json asks for {shape}"
+        if not tensor.is_floating_point() or tensor.itemsize < 2:
+            return f"is {tensor.dtype}, which is not supported"
+        if not tensor.float().isfinite().all():
+            return "is not finite"
+        return None
+
     def close(self) -> None:
-        """Raise UserError for what was wrong."""
-        path, architecture = self.folder.path, self.folder.architecture
-        extra = [f"{path}: {name}: {architecture} has no such tensor" for name in sorted(self.left)]
-        problems = [*self.problems, *extra]
-        more = len(problems) - SHOWN
+        """Raise UserError with all problems, among them the tensors that nobody took."""
+        path = self.folder.path
+        problems = [*self.problems]
+        for name in sorted(self.remaining):
+            problems.append(f"{path}: {name}: {self.folder.architecture} has no such tensor")
+        num_hidden = len(problems) - SHOWN
+        if num_hidden > 0:
+            raise UserError(*problems[:SHOWN], f"and {num_hidden} more tensors")
         if problems:
-            raise UserError(*problems[:SHOWN], *([f"and {more} tensors more"] if more > 0 else []))
+            raise UserError(*problems)
 
 
 def state_of(folder: Folder, resolved: Settings) -> dict[str, Tensor]:
-    """The weights by our names; UserError names each tensor that does not fit."""
-    drawer, model = Drawer(folder), resolved.model
+    """The state dict of our network; UserError names each tensor that does not fit."""
+    reader = WeightReader(folder)
+    model = resolved.model
     if folder.architecture == OWN:
         hidden = sizes.matched_ffn_width(resolved.arch, model)
         like = Transformer(resolved.arch, model, folder.vocabulary, hidden, seed=0)
-        state = {name: drawer.take(name, *t.shape) for name, t in like.state_dict().items()}
+        state = {name: reader.take(name, *t.shape) for name, t in like.state_dict().items()}
     else:
-        state = dict(translated(drawer, model))
+        state = dict(translated(reader, model))
     for name in ("lm_head.weight", "output.weight"):
-        if folder.config["tie_word_embeddings"] and drawer.left.pop(name, None) is not None:
-            drawer.problems.append(
+        if folder.config["tie_word_embeddings"] and reader.remaining.pop(name, None) is not None:
+            reader.problems.append(
                 f"{folder.path}: {name} is a matrix of its own, but tie_word_embeddings=True"
             )
-    drawer.close()
-    for name in ("embedding.weight", "output.weight"):
-        if name in state and folder.words.end != END_ID:
-            rows_VD = state[name].clone()
-            rows_VD[[END_ID, folder.words.end]] = state[name][[folder.words.end, END_ID]]
-            state[name] = rows_VD
+    reader.close()
+    if folder.end != END_ID:  # rows of the matrices follow the ids of the tokenizer
+        for name in ("embedding.weight", "output.weight"):
+            if name in state:
+                rows_VD = state[name].clone()
+                rows_VD[[END_ID, folder.end]] = state[name][[folder.end, END_ID]]
+                state[name] = rows_VD
     return state
 
 
-def translated(drawer: Drawer, model: Model) -> Iterator[tuple[str, Tensor]]:
-    """Weights of Llama or DeepSeek by our names."""
-    folder, width = drawer.folder, model.width
+def translated(reader: WeightReader, model: Model) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a Llama or DeepSeek network, by our names."""
+    folder = reader.folder
+    width = model.width
     attention = {LLAMA: dense_attention, DEEPSEEK: v32_attention}[folder.architecture]
-    first = drawer.take("model.embed_tokens.weight", folder.vocabulary, width)
-    last = first
+    embedding = reader.take("model.embed_tokens.weight", folder.vocabulary, width)
+    output = embedding
     if not folder.config["tie_word_embeddings"]:
-        last = drawer.take("lm_head.weight", folder.vocabulary, width)
-    yield "embedding.weight", last if model.tied else first / width**0.5
+        output = reader.take("lm_head.weight", folder.vocabulary, width)
+    # our input embeddings are multiplied by sqrt(width) in the forward pass
+    yield "embedding.weight", output if model.tied else embedding / width**0.5
     if not model.tied:
-        yield "output.weight", last
-    yield "final_norm.weight", drawer.take("model.norm.weight", width)
+        yield "output.weight", output
+    yield "final_norm.weight", reader.take("model.norm.weight", width)
     for number in range(model.num_layers):
-        there, here = f"model.layers.{number}.", f"blocks.{number}."
-        for ours, theirs in (("attention", "input"), ("feedforward", "post_attention")):
-            norm = drawer.take(f"{there}{theirs}_layernorm.weight", width)
-            yield f"{here}{ours}_norm.weight", norm
-        for name, tensor in feedforward(drawer, f"{there}mlp.", model).items():
-            yield f"{here}feedforward.{name}", tensor
-
-        def take(name: str, *shape: int, there: str = there) -> Tensor:
-            return drawer.take(f"{there}self_attn.{name}", *shape)
-
+        theirs = f"model.layers.{number}."
+        ours = f"blocks.{number}."
+        attention_norm = reader.take(f"{theirs}input_layernorm.weight", width)
+        yield f"{ours}attention_norm.weight", attention_norm
+        feedforward_norm = reader.take(f"{theirs}post_attention_layernorm.weight", width)
+        yield f"{ours}feedforward_norm.weight", feedforward_norm
+        for name, tensor in feedforward(reader, f"{theirs}mlp.", model).items():
+            yield f"{ours}feedforward.{name}", tensor
+        take = partial(take_under, reader, f"{theirs}self_attn.")
         for name, tensor in attention(take, model, folder.config).items():
-            yield f"{here}attention.{name}", tensor.contiguous()
+            yield f"{ours}attention.{name}", tensor.contiguous()
 
 
-def feedforward(drawer: Drawer, there: str, model: Model) -> dict[str, Tensor]:
-    """One feed-forward, or shared experts side by side, routed ones stacked, and what chooses."""
+def take_under(reader: WeightReader, prefix: str, name: str, *shape: int) -> Tensor:
+    """The tensor `prefix` + `name`."""
+    return reader.take(f"{prefix}{name}", *shape)
+
+
+def feedforward(reader: WeightReader, prefix: str, model: Model) -> dict[str, Tensor]:
+    """One feed-forward; or router, bias, shared experts (as one) and routed experts (stacked)."""
     if model.ffn == "mlp":
-        return swiglu(drawer, there, model.width, model.ffn_width)
-    expert, count = sizes.expert_width(model), model.num_experts
-    shared = model.num_shared_experts * expert
-    found = swiglu(drawer, f"{there}shared_experts.", model.width, shared)
-    found = {f"shared.{name}": matrix for name, matrix in found.items()}
-    routed = [swiglu(drawer, f"{there}experts.{n}.", model.width, expert) for n in range(count)]
+        return swiglu(reader, prefix, model.width, model.ffn_width)
+    width = sizes.expert_width(model)
+    count = model.num_experts
+    found = {}
+    shared_width = model.num_shared_experts * width
+    shared = swiglu(reader, f"{prefix}shared_experts.", model.width, shared_width)
+    for name, matrix in shared.items():
+        found[f"shared.{name}"] = matrix
+    routed = [swiglu(reader, f"{prefix}experts.{n}.", model.width, width) for n in range(count)]
     for name in ("gate", "up", "down"):
-        found[f"experts.{name}"] = torch.stack([one[f"{name}.weight"] for one in routed])
-    found["router.weight"] = drawer.take(f"{there}gate.weight", count, model.width)
-    return found | {"bias": drawer.take(f"{there}gate.e_score_correction_bias", count)}
+        found[f"experts.{name}"] = torch.stack([expert[f"{name}.weight"] for expert in routed])
+    found["router.weight"] = reader.take(f"{prefix}gate.weight", count, model.width)
+    found["bias"] = reader.take(f"{prefix}gate.e_score_correction_bias", count)
+    return found
 
 
-def swiglu(drawer: Drawer, there: str, width: int, hidden: int) -> dict[str, Tensor]:
+def swiglu(reader: WeightReader, prefix: str, width: int, hidden: int) -> dict[str, Tensor]:
     """The three matrices of a feed-forward."""
-    shapes = {"gate": (hidden, width), "up": (hidden, width), "down": (width, hidden)}
-    return {f"{n}.weight": drawer.take(f"{there}{n}_proj.weight", *s) for n, s in shapes.items()}
+    return {
+        "gate.weight": reader.take(f"{prefix}gate_proj.weight", hidden, width),
+        "up.weight": reader.take(f"{prefix}up_proj.weight", hidden, width),
+        "down.weight": reader.take(f"{prefix}down_proj.weight", width, hidden),
+    }
 
 
-Take = Callable[..., Tensor]
+Take = Callable[
+    ..., Tensor
+]  # name of a tensor in one attention layer, and its shape, to the tensor
 
 
 def dense_attention(take: Take, model: Model, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Both head groups; a key or value head that serves several queries is written out for each."""
-    width, num_heads, head_width = model.width, model.num_heads, model.width // model.num_heads
-    num_shared = config.get("num_key_value_heads", num_heads)
-    k_DD, v_DD = (
-        take(f"{name}_proj.weight", num_shared * head_width, width)
-        .unflatten(0, (num_shared, head_width))
-        .repeat_interleave(num_heads // num_shared, dim=0)
-        .flatten(0, 1)
-        for name in "kv"
-    )
+    """The matrices of both head groups.
+
+    A key or value head that several query heads share (grouped-query attention) is copied for each.
+    """
+    width = model.width
+    num_heads = model.num_heads
+    head_width = width // num_heads
     b_width = model.num_selected_heads * head_width
+    kv_heads = config.get("num_key_value_heads", num_heads)
     found = {}
-    for name, matrix_DD in (("k", k_DD), ("v", v_DD)):
+    for name in "kv":
+        matrix_FD = take(f"{name}_proj.weight", kv_heads * head_width, width)
+        heads_NHD = matrix_FD.unflatten(0, (kv_heads, head_width))
+        heads_NHD = heads_NHD.repeat_interleave(num_heads // kv_heads, dim=0)
         widths = [width - b_width, head_width, b_width - head_width]
-        for group, part in zip(("a", "b1", "b2"), matrix_DD.split(widths)):
+        parts = heads_NHD.flatten(0, 1).split(widths)
+        for group, part in zip(("a", "b1", "b2"), parts):
             found[f"{group}.{name}.weight"] = part
     for name, axis in (("q", 0), ("o", 1)):
-        parts = take(f"{name}_proj.weight", width, width).split(
-            [width - b_width, b_width], dim=axis
-        )
-        found |= {f"{group}.{name}.weight": part for group, part in zip("ab", parts)}
+        matrix_DD = take(f"{name}_proj.weight", width, width)
+        a, b = matrix_DD.split([width - b_width, b_width], dim=axis)
+        found[f"a.{name}.weight"] = a
+        found[f"b.{name}.weight"] = b
     return found
 
 
 def v32_attention(take: Take, model: Model, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Latents, their up-projections and the indexer."""
-    width, rank, query_rank = model.width, model.latent_rank, model.query_rank
-    num_heads, head_width = model.num_heads, model.width // model.num_heads
-    half, index_width = head_width // 2, model.indexer_head_width
+    """The matrices of latents, their up-projections and the indexer."""
+    width = model.width
+    rank = model.latent_rank
+    query_rank = model.query_rank
+    num_heads = model.num_heads
+    head_width = width // num_heads
+    half = head_width // 2
+    index_width = model.indexer_head_width
     kv, k_rope = take("kv_a_proj_with_mqa.weight", rank + half, width).split([rank, half])
+    # key and value of each head follow each other
     up = take("kv_b_proj.weight", 2 * width, rank).unflatten(0, (num_heads, 2 * head_width))
-    k_up, v_up = (part.flatten(0, 1) for part in up.split(head_width, dim=1))
+    k_up, v_up = up.split(head_width, dim=1)
     return {
         "compressed.q.weight": take("q_a_proj.weight", query_rank, width),
         "compressed.q_norm.weight": take("q_a_layernorm.weight", query_rank),
@@ -520,8 +588,8 @@ def v32_attention(take: Take, model: Model, config: dict[str, Any]) -> dict[str,
         "compressed.kv_norm.weight": take("kv_a_layernorm.weight", rank),
         "compressed.k_rope.weight": k_rope,
         "selected.q.weight": take("q_b_proj.weight", num_heads * (head_width + half), query_rank),
-        "selected.k.weight": k_up,
-        "selected.v.weight": v_up,
+        "selected.k.weight": k_up.flatten(0, 1),
+        "selected.v.weight": v_up.flatten(0, 1),
         "selected.o.weight": take("o_proj.weight", width, width),
         "indexer.q.weight": take(
             "indexer.wq_b.weight", model.indexer_heads * index_width, query_rank

@@ -1,7 +1,8 @@
-"""Folders that `transformers` loads: `dense` as Llama, `dsa-v32` as DeepSeek-V3.2, `dsa` as itself.
+"""Writes folders that `transformers` loads: `dense` as Llama, `dsa-v32` as DeepSeek-V3.2.
 
-Written without `transformers`: a config, weights, and the tokenizer's files; `dsa` brings the file
-that says what it is. N heads, H head width.
+`dsa` and `dsa-full` have no class in transformers, so their folders hold a file of code
+(modeling_dsa_sandbox.py). Config, weights and tokenizer files are written without `transformers`.
+N heads, H head width.
 """
 
 import json
@@ -24,20 +25,20 @@ from dsa_sandbox.data.opening import END_ID, opener_of
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.runs import checkpoints, files
 
-CODE = "modeling_dsa_sandbox"  # what transformers runs for `dsa`
+CODE = "modeling_dsa_sandbox"  # the module that transformers runs for `dsa`
 
 
 class Layout(NamedTuple):
-    """How an architecture is laid out there."""
+    """How transformers represents one of our architectures."""
 
-    architecture: str
-    config: Callable[[Settings], dict[str, Any]]
-    # of one layer; None: all tensors go by our names
+    architecture: str  # class in transformers
+    config: Callable[[Settings], dict[str, Any]]  # keys of config.json besides the common ones
+    # renames the tensors of an attention layer, given N; None: all tensors keep our names
     attention: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None
 
 
 def llama_config(resolved: Settings) -> dict[str, Any]:
-    """What LlamaConfig asks for beside sizes."""
+    """The keys of LlamaConfig besides the common ones."""
     model = resolved.model
     return {
         "model_type": "llama",
@@ -47,7 +48,7 @@ def llama_config(resolved: Settings) -> dict[str, Any]:
 
 
 def llama_attention(own: dict[str, Tensor], num_heads: int) -> dict[str, Tensor]:
-    """Both head groups side by side, the trained one last."""
+    """The matrices of both head groups, concatenated; the heads that ACFT trains are last."""
     return {
         "q_proj.weight": torch.cat([own["a.q.weight"], own["b.q.weight"]]),
         "k_proj.weight": torch.cat([own["a.k.weight"], own["b1.k.weight"], own["b2.k.weight"]]),
@@ -56,16 +57,19 @@ def llama_attention(own: dict[str, Tensor], num_heads: int) -> dict[str, Tensor]
     }
 
 
-LATENT_EPS = 1e-6
+LATENT_EPS = 1e-6  # constant in DeepseekV32ForCausalLM
 
 
 def deepseek_config(resolved: Settings) -> dict[str, Any]:
-    """What DeepseekV32Config asks for beside sizes; UserError for what it cannot say."""
+    """The keys of DeepseekV32Config besides the common ones.
+
+    UserError for settings that the class does not support.
+    """
     model = resolved.model
     if model.force_sink or model.force_local:
         raise UserError(
             f"export: force_sink={model.force_sink} and force_local={model.force_local}: "
-            "DeepseekV32ForCausalLM forces no token into the selection"
+            "DeepseekV32ForCausalLM forces no tokens into the selection; both must be 0"
         )
     if model.norm_eps != LATENT_EPS:
         raise UserError(
@@ -91,17 +95,19 @@ def deepseek_config(resolved: Settings) -> dict[str, Any]:
 
 
 def dense_config(resolved: Settings) -> dict[str, Any]:
-    """What says that no layer has experts."""
+    """The keys for a network without experts."""
     num_layers = resolved.model.num_layers
     return {"mlp_layer_types": ["dense"] * num_layers, "first_k_dense_replace": num_layers}
 
 
 def mixture_config(resolved: Settings) -> dict[str, Any]:
-    """What says that every layer has experts, and how they are chosen.
+    """The keys for a network with experts in every layer.
 
-    There, shared experts are a whole number of routed ones wide; ours are filled up to that.
+    DeepSeek counts shared experts in units of a routed expert's width, so the number is rounded up
+    (`feedforward` pads their matrices).
     """
-    model, width = resolved.model, sizes.expert_width(resolved.model)
+    model = resolved.model
+    width = sizes.expert_width(model)
     hidden = sizes.matched_ffn_width(resolved.arch, model)
     return {
         "mlp_layer_types": ["sparse"] * model.num_layers,
@@ -118,24 +124,32 @@ def mixture_config(resolved: Settings) -> dict[str, Any]:
 
 
 def feedforward(own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One feed-forward, or experts; shared ones are filled up with zeros, which add nothing."""
+    """The tensors of one feed-forward or mixture, by the names of transformers.
+
+    Shared experts are padded with zeros to a multiple of a routed expert's width; that changes no
+    output.
+    """
     if "router.weight" not in own:
         return {f"{name}_proj.weight": own[f"{name}.weight"] for name in ("gate", "up", "down")}
     width = own["experts.up"].shape[1]
-    filling = -own["shared.up.weight"].shape[0] % width
+    padding = -own["shared.up.weight"].shape[0] % width
     found = {"gate.weight": own["router.weight"], "gate.e_score_correction_bias": own["bias"]}
     for name in ("gate", "up", "down"):
-        sides = (0, filling) if name == "down" else (0, 0, 0, filling)  # of columns, or of rows
-        filled = F.pad(own[f"shared.{name}.weight"], sides)
-        found[f"shared_experts.{name}_proj.weight"] = filled
+        # `down` gets zero columns, the others zero rows
+        sides = (0, padding) if name == "down" else (0, 0, 0, padding)
+        found[f"shared_experts.{name}_proj.weight"] = F.pad(own[f"shared.{name}.weight"], sides)
         for number, matrix in enumerate(own[f"experts.{name}"]):
             found[f"experts.{number}.{name}_proj.weight"] = matrix
     return found
 
 
 def deepseek_attention(own: dict[str, Tensor], num_heads: int) -> dict[str, Tensor]:
-    """Latents, their up-projections (key and value of a head side by side) and the indexer."""
-    up = [own[f"selected.{name}.weight"].unflatten(0, (num_heads, -1)) for name in "kv"]
+    """The matrices of latents, their up-projections and the indexer.
+
+    In `kv_b_proj`, key and value of each head follow each other.
+    """
+    k_up = own["selected.k.weight"].unflatten(0, (num_heads, -1))
+    v_up = own["selected.v.weight"].unflatten(0, (num_heads, -1))
     latent = [own["compressed.kv.weight"], own["compressed.k_rope.weight"]]
     return {
         "q_a_proj.weight": own["compressed.q.weight"],
@@ -143,7 +157,7 @@ def deepseek_attention(own: dict[str, Tensor], num_heads: int) -> dict[str, Tens
         "q_b_proj.weight": own["selected.q.weight"],
         "kv_a_proj_with_mqa.weight": torch.cat(latent),
         "kv_a_layernorm.weight": own["compressed.kv_norm.weight"],
-        "kv_b_proj.weight": torch.cat(up, dim=1).flatten(0, 1),
+        "kv_b_proj.weight": torch.cat([k_up, v_up], dim=1).flatten(0, 1),
         "o_proj.weight": own["selected.o.weight"],
         "indexer.wq_b.weight": own["indexer.q.weight"],
         "indexer.wk.weight": own["indexer.k.weight"],
@@ -154,7 +168,7 @@ def deepseek_attention(own: dict[str, Tensor], num_heads: int) -> dict[str, Tens
 
 
 def dsa_config(resolved: Settings) -> dict[str, Any]:
-    """What DsaSandboxConfig asks for beside sizes."""
+    """The keys of DsaSandboxConfig besides the common ones."""
     model = resolved.model
     return {
         "model_type": "dsa_sandbox",
@@ -173,7 +187,7 @@ def dsa_config(resolved: Settings) -> dict[str, Any]:
     }
 
 
-BUFFER = "e_score_correction_bias"  # not a parameter there, nor here
+BUFFER = "e_score_correction_bias"  # not a parameter: no gradient trains it
 
 LAYOUTS = {
     "dense": Layout("LlamaForCausalLM", llama_config, llama_attention),
@@ -184,22 +198,27 @@ LAYOUTS = {
 
 
 def layout_of(resolved: Settings) -> Layout:
-    """The layout of a network; UserError where there is none."""
-    arch, model = resolved.arch, resolved.model
+    """The layout of a network; UserError if transformers cannot represent it."""
+    arch = resolved.arch
+    model = resolved.model
     if arch not in LAYOUTS:
         raise UserError(f"export: no layout for {arch}; there is one for {', '.join(LAYOUTS)}")
     layout = LAYOUTS[arch]
-    only = {"activation": "swiglu"} | ({} if arch == "dsa-v32" else {"ffn": "mlp"})
+    required = {"activation": "swiglu"}
+    if arch != "dsa-v32":
+        required["ffn"] = "mlp"
     if layout.attention is None:
-        only["compression"] = "latent"
-    for name, value in only.items():
-        if getattr(model, name) != value:
-            chosen = f"model.{name}={getattr(model, name)}"
-            raise UserError(f"export: {chosen}: {layout.architecture} has {value} only")
+        required["compression"] = "latent"
+    for name, value in required.items():
+        actual = getattr(model, name)
+        if actual != value:
+            raise UserError(
+                f"export: model.{name}={actual}: {layout.architecture} supports {value} only"
+            )
     if arch in ("dsa", "dsa-v32") and resolved.train.selection != "learned":
         raise UserError(
-            f"export: train.selection={resolved.train.selection}: {layout.architecture} knows "
-            "the indexer's choice only"
+            f"export: train.selection={resolved.train.selection}: {layout.architecture} supports "
+            "learned only"
         )
     return layout
 
@@ -207,8 +226,9 @@ def layout_of(resolved: Settings) -> Layout:
 def config(
     resolved: Settings, vocabulary: int, ffn_width: int, opener: int = END_ID
 ) -> dict[str, Any]:
-    """config.json; `opener` is the id that opens a document."""
-    layout, model = layout_of(resolved), resolved.model
+    """The content of config.json; `opener` is the id of the token that opens a document."""
+    layout = layout_of(resolved)
+    model = resolved.model
     return {
         "architectures": [layout.architecture],
         "vocab_size": vocabulary,
@@ -219,7 +239,7 @@ def config(
         "max_position_embeddings": model.context,
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_eps,
-        # under both names: releases before 5 read the second alone, and take 10,000 without it
+        # under both names, since releases before 5 read the second one only
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_base},
         "rope_theta": model.rope_base,
         "attention_bias": False,
@@ -227,9 +247,9 @@ def config(
         "tie_word_embeddings": False,
         "bos_token_id": opener,
         "eos_token_id": END_ID,
-        "torch_dtype": "float32",  # `dtype` since 4.56, which reads this name too
+        "torch_dtype": "float32",  # called `dtype` since 4.56, which still reads this name
         **layout.config(resolved),
-        # read by `import` alone: what these classes have no word for
+        # read by our `import` only: settings that these classes do not have
         "dsa_sandbox": {
             "arch": resolved.arch,
             "num_selected_heads": model.num_selected_heads,
@@ -239,10 +259,11 @@ def config(
 
 
 def tensors(model: Transformer, resolved: Settings) -> dict[str, Tensor]:
-    """The weights by the names that they have there.
+    """The weights of a network by the names of transformers.
 
-    Our embedding is multiplied by sqrt(width) on the way in and may be the output matrix as it
-    stands; in Llama and DeepSeek, each has a matrix of its own.
+    Our input embeddings are multiplied by sqrt(width) in the forward pass. Llama and DeepSeek do
+    not, so their embedding is the product, and their output matrix is a second one even if ours is
+    tied.
     """
     layout = layout_of(resolved)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -256,31 +277,32 @@ def tensors(model: Transformer, resolved: Settings) -> dict[str, Tensor]:
     }
     for number in range(resolved.model.num_layers):
         own = dict(under(state, f"blocks.{number}."))
-        there = f"model.layers.{number}."
-        found[f"{there}input_layernorm.weight"] = own["attention_norm.weight"]
-        found[f"{there}post_attention_layernorm.weight"] = own["feedforward_norm.weight"]
+        prefix = f"model.layers.{number}."
+        found[f"{prefix}input_layernorm.weight"] = own["attention_norm.weight"]
+        found[f"{prefix}post_attention_layernorm.weight"] = own["feedforward_norm.weight"]
         for name, tensor in feedforward(dict(under(own, "feedforward."))).items():
-            found[f"{there}mlp.{name}"] = tensor
+            found[f"{prefix}mlp.{name}"] = tensor
         attention = layout.attention(dict(under(own, "attention.")), resolved.model.num_heads)
-        found |= {f"{there}self_attn.{name}": tensor for name, tensor in attention.items()}
+        for name, tensor in attention.items():
+            found[f"{prefix}self_attn.{name}"] = tensor
     return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
 def under(state: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Entries that begin with `prefix`, without it."""
+    """The entries whose names begin with `prefix`, which is removed."""
     for name, tensor in state.items():
         if name.startswith(prefix):
             yield name.removeprefix(prefix), tensor
 
 
 def write(folder: Path, model: Transformer, resolved: Settings, tokenizer: Tokenizer) -> int:
-    """Config, weights and tokenizer; files that are there already are replaced.
+    """Write config, weights and tokenizer into a folder, replacing files of the same names.
 
-    How many parameters transformers counts.
+    Returns the number of parameters as transformers counts them.
     """
     vocabulary = model.embedding.num_embeddings
     own = dict(under(model.state_dict(), "blocks.0.feedforward."))
-    # where there are experts, no layer asks for the width of one feed-forward
+    # with experts, transformers reads no feed-forward width, but requires one
     ffn_width = len(own["up.weight"] if "up.weight" in own else own["shared.up.weight"])
     opener = opener_of(tokenizer)
     ids = {"bos_token": opener, "eos_token": END_ID, "pad_token": END_ID}
@@ -295,17 +317,17 @@ def write(folder: Path, model: Transformer, resolved: Settings, tokenizer: Token
             "clean_up_tokenization_spaces": False,
         },
     }
-    opening = Tokenizer.from_str(tokenizer.to_str())
+    exported = Tokenizer.from_str(tokenizer.to_str())
     first = special["bos_token"]
-    opening.post_processor = TemplateProcessing(  # a text is the start of a document
+    exported.post_processor = TemplateProcessing(  # puts the opener before every text
         single=[first, "$A"], special_tokens=[(first, opener)]
     )
     weights = tensors(model, resolved)
-    # releases before 5 refuse a file that does not say what wrote it
+    # releases before 5 refuse a file without this entry
     content = checkpoints.tensors_bytes(weights, {"format": "pt"})
     folder.mkdir(parents=True, exist_ok=True)
     files.write_atomic(folder / "model.safetensors", content)
-    files.write_atomic(folder / "tokenizer.json", for_all_releases(opening.to_str()))
+    files.write_atomic(folder / "tokenizer.json", for_all_releases(exported.to_str()))
     for name, value in texts.items():
         files.write_atomic(folder / name, json.dumps(value, indent=2) + "\n")
     if layout_of(resolved).attention is None:
@@ -315,10 +337,10 @@ def write(folder: Path, model: Transformer, resolved: Settings, tokenizer: Token
 
 
 def for_all_releases(text: str) -> str:
-    """tokenizer.json as all releases of tokenizers read it.
+    """The content of tokenizer.json in a form that all releases of tokenizers can read.
 
-    Before 0.20, a merge was one string with a space between its two parts, which later ones read
-    too; it stays a pair where a part holds a space itself.
+    Before 0.20 a merge was one string with a space between its two parts, which later releases read
+    too. Merges stay pairs if a part contains a space.
     """
     value = json.loads(text)
     merges = value["model"].get("merges", [])
@@ -347,7 +369,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=60)[0]))
 {code} Its logits are those of dsa-sandbox{ties}.
 Tested with transformers {tested}.{counted}
 """
-# benchmarks/transformers_versions.py says so of an exported folder, under any release
+# checked by benchmarks/transformers_versions.py
 RELEASES = "4.36, 4.44, 4.50, 4.57, 5.0, 5.20 and 5.24"
 TESTED = {
     "LlamaForCausalLM": RELEASES,
@@ -369,13 +391,14 @@ def card(
     toy: bool = True,
     num_there: int | None = None,
 ) -> str:
-    """README.md: what the model is, and how to load it; `toy`: all that it knows is from here.
+    """README.md of the folder: a description of the model, and how to load it.
 
-    `num_there`: parameters as transformers counts them, if they are more.
+    `toy`: the model was trained by this package alone. `num_there`: number of parameters as
+    transformers counts them [num_parameters].
     """
     layout = layout_of(resolved)
     own = layout.attention is None
-    exact = ", but where\nscores of the indexer tie: there the two choose other tokens"
+    exact = ", except where\nscores of the indexer are equal: there the two select other tokens"
     return CARD.format(
         name=name,
         arch=resolved.arch,
@@ -387,20 +410,20 @@ def card(
         code=(OWN if own else STOCK).format(architecture=layout.architecture),
         ties=exact if resolved.arch == "dsa-v32" else "",
         tested=TESTED[layout.architecture],
-        counted=counted(resolved, num_parameters, num_there or num_parameters),
+        counted=why_more(resolved, num_parameters, num_there or num_parameters),
     )
 
 
-def counted(resolved: Settings, num_parameters: int, num_there: int) -> str:
-    """Why transformers counts more parameters; nothing where it does not."""
+def why_more(resolved: Settings, num_parameters: int, num_there: int) -> str:
+    """Why transformers counts more parameters than we do; empty if it does not."""
     reasons = []
     if resolved.model.tied:
         reasons.append(
-            "the matrix of\ntokens on the way in is that on the way out times the square root of "
-            "the width,\nand both are written"
+            "the input\nembedding is the output matrix times the square root of the width, and "
+            "the folder\nholds both"
         )
     if resolved.model.ffn == "moe":
-        reasons.append("shared experts are\nfilled up with zeros, to a whole number of others")
+        reasons.append("shared experts are\npadded with zeros to a multiple of a routed one")
     if num_there == num_parameters:
         return ""
     return f"\ntransformers counts {num_there:,} parameters: {'; '.join(reasons)}."
