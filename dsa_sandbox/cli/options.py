@@ -240,7 +240,7 @@ class Call:
         from dsa_sandbox.config import resolve
 
         self.resolved = resolve.resolve(
-            preset=self.preset or preset,
+            preset=preset if self.preset is None else self.preset,
             config=self.config,
             sets=self.sets,
             options=self.options,

@@ -112,7 +112,7 @@ def finetune(
     learning, measuring = check_policies(settings)
     model = base.network().to(job.engine.device)
     frozen = copy.deepcopy(model)  # the base, with which the fine-tuned network is compared
-    policies.use(frozen, learning)  # F0 is measured with the policy of fine-tuning
+    policies.use(frozen, learning)  # the policy of fine-tuning, for F0 too
     judge = None
     if judging is not None:
         ours, theirs = map(tokens.tokenizer_digest, (base.tokenizer, judging.tokenizer))
