@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TextIO
 
 import pytest
 from home import BIN, QUICK, TinyHome, same_signals, strict_json
@@ -42,12 +42,12 @@ def spoken(
     return Spoken(done.returncode, done.stdout or b"", done.stderr)
 
 
-def written(*arguments: object, encoding: str, stderr: IO[bytes] | None = None) -> Spoken:
+def written(*arguments: object, encoding: str, stderr: TextIO | None = None) -> Spoken:
     """The command in this process, on streams that can say only so much."""
     out, err = io.BytesIO(), io.BytesIO()
     with (
         contextlib.redirect_stdout(io.TextIOWrapper(out, encoding)),
-        contextlib.redirect_stderr(io.TextIOWrapper(stderr or err, encoding)),
+        contextlib.redirect_stderr(stderr or io.TextIOWrapper(err, encoding)),
         same_signals(),
     ):
         console.prepare_streams()
@@ -151,7 +151,7 @@ def test_a_disk_that_is_full_under_stdout_is_one_line(arguments: list[str]) -> N
 @needs_full
 def test_work_goes_on_where_stderr_has_no_room(quick_home: Path) -> None:
     line = ("build", *QUICK, "--home", quick_home)
-    with FULL.open("wb", buffering=0) as full:
+    with FULL.open("w", encoding="utf-8") as full:
         done = written(*line, encoding="utf-8", stderr=full)
     assert done.code == 0
     assert Run(Path(done.out.decode().strip())).finished
