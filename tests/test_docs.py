@@ -1,6 +1,8 @@
 """Pages that are made from the code say what the code says."""
 
 import importlib.util
+import re
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -40,3 +42,12 @@ def test_a_home_without_the_study_is_refused_and_the_default_one_may_lack_it(
 ) -> None:
     with pytest.raises(SystemExit, match="holds no finished study; make one with: make demo"):
         generate.demo_home([str(tmp_path)])
+
+
+def test_changelog_citation_and_package_name_one_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    releases = re.findall(r"^## (\S+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    version, date = releases[0]
+    assert version == project["version"]
+    assert f"\nversion: {version}\ndate-released: {date}\n" in citation
