@@ -1,10 +1,15 @@
-"""Write docs/settings.md and docs/commands.md from the code: `make docs`.
+"""Write docs/settings.md, docs/commands.md and docs/screens.md from the code: `make docs`.
 
-tests/test_docs.py holds them to what this writes.
+    python docs/generate.py [HOME]
+
+The screen of `run` is taken from HOME (default: runs/demo), a home in which `make demo` has
+finished; where there is none, that section stays as it is. tests/test_docs.py compares all other
+text with the code.
 """
 
 import io
 import os
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -24,21 +29,29 @@ def commands() -> list[str]:
     return list(get_command(app).commands)  # type: ignore[attr-defined]
 
 
-def help_of(*arguments: str) -> str:
-    """What `--help` says at 80 columns."""
-    out = io.StringIO()
+def screen_of(*arguments: str) -> str:
+    """Output of a command on stdout, as a terminal of 80 columns without colour shows it."""
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8")  # StringIO has no encoding: charts were ASCII
     before = {name: os.environ.get(name) for name in ("COLUMNS", "TERMINAL_WIDTH", "NO_COLOR")}
     os.environ |= {"COLUMNS": str(COLUMNS), "TERMINAL_WIDTH": str(COLUMNS), "NO_COLOR": "1"}
     try:
-        with redirect_stdout(out), redirect_stderr(io.StringIO()):
-            run_app([*arguments, "--help"])
+        with redirect_stdout(out), redirect_stderr(io.StringIO()) as errors:
+            code = run_app([*arguments])
     finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-    return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").split("\n"))
+    if code:
+        sys.exit(f"dsa-sandbox {' '.join(arguments)}: exit code {code}: {errors.getvalue()}")
+    out.seek(0)
+    return "\n".join(line.rstrip() for line in out.read().strip("\n").split("\n"))
+
+
+def help_of(*arguments: str) -> str:
+    """The help of a command at 80 columns."""
+    return screen_of(*arguments, "--help")
 
 
 def commands_page() -> str:
@@ -101,13 +114,64 @@ def settings_page() -> str:
     return "\n".join(page)
 
 
-PAGES = {"commands.md": commands_page, "settings.md": settings_page}
+SCREENS = (
+    ("ls", "archs"),
+    ("ls", "strategies"),
+    ("ls", "tasks"),
+    ("ls", "presets"),
+    ("settings", "--describe"),
+)
+RUN = ("run", "--preset", "smoke", "--count", "8")  # make demo
+
+
+def shown(arguments: tuple[str, ...], screen: str) -> str:
+    """A section of docs/screens.md: a command and its output."""
+    command = " ".join(("dsa-sandbox", *arguments))
+    return f"## {command}\n\n```\n{screen}\n```\n"
+
+
+def screens_page() -> str:
+    """docs/screens.md without the screen of `run`, the last section."""
+    page = [
+        "# Screens\n",
+        "Output of commands at 80 columns. The help of each command: [commands.md](commands.md).\n",
+        *(shown(arguments, screen_of(*arguments)) for arguments in SCREENS),
+    ]
+    return "\n".join(page)
+
+
+def run_section(home: Path | None) -> str:
+    """The screen of `run`, from a home that holds its runs; else as docs/screens.md has it."""
+    if home is not None:
+        return shown(RUN, screen_of(*RUN, "--home", str(home)))
+    path = HERE / "screens.md"
+    text = path.read_text("utf-8") if path.exists() else ""
+    start = text.find(f"## dsa-sandbox {' '.join(RUN)}\n")
+    return text[start:] if start >= 0 else ""
+
+
+def demo_home(arguments: list[str]) -> Path | None:
+    """The home that holds the study of `make demo`, or None; ends where a named home lacks it."""
+    home = Path(arguments[0]) if arguments else HERE.parent / "runs" / "demo"
+    arms = ("finetune-dense-ewc-smoke-s0-*", "finetune-dsa-acft-smoke-s0-*")
+    if all(any(home.glob(f"{arm}/model.safetensors")) for arm in arms):
+        return home
+    if arguments:
+        sys.exit(f"{home}: holds no finished study; make one with: make demo")
+    return None
+
+
+PAGES = {"commands.md": commands_page, "settings.md": settings_page, "screens.md": screens_page}
 
 
 def main() -> None:
     """Write the pages."""
+    run = run_section(demo_home(sys.argv[1:]))
     for name, page in PAGES.items():
-        (HERE / name).write_text(page(), "utf-8")
+        text = page()
+        if name == "screens.md" and run:
+            text += f"\n{run}"
+        (HERE / name).write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -185,6 +185,17 @@ families: Registry[Any] = Registry(
         for name in ("contradiction", "novel", "style", "reversal", "roleplay")
     },
 )
+plots: Registry[Any] = Registry(
+    "plot",
+    {
+        **dict.fromkeys(
+            ("forgetting", "retention", "front", "lag", "kl"), "dsa_sandbox.report.forgetting"
+        ),
+        **dict.fromkeys(
+            ("gap", "drift", "recovery", "recall", "coherence"), "dsa_sandbox.report.probing"
+        ),
+    },
+)
 feedforwards: Registry[Any] = Registry("feed-forward", {"mlp": CORE, "moe": f"{VARIANTS}.moe"})
 compressions: Registry[Any] = Registry(
     "compression", {"latent": "dsa_sandbox.core.attention", "block": f"{VARIANTS}.block"}

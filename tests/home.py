@@ -309,7 +309,7 @@ def forget_includes() -> Iterator[None]:
 
 def forget() -> None:
     """As if a new process began: nothing has been included in it."""
-    for kind in (registry.strategies, registry.families, registry.archs):
+    for kind in (registry.strategies, registry.families, registry.archs, registry.plots):
         for name in kind.entries.keys() - kind.builtin.keys():
             del kind.entries[name]
     for name in registry.archs.facts.keys() - registry.archs.builtin.keys():

@@ -55,7 +55,7 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("value", [5000.0, 1e300, math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS])
 def test_every_plot_marks_it_draws_the_others_and_keeps_their_axes(
     kind: str, value: float, home: Path
 ) -> None:

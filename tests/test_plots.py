@@ -36,7 +36,7 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS])
 def test_every_kind_draws_the_arms_and_saves_the_points_it_draws(
     kind: str, home: Path, tmp_path: Path
 ) -> None:

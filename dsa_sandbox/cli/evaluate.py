@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dsa_sandbox import registry
 from dsa_sandbox.cli.options import Call, Data, Everything, TasksFrom, path, verb
 
 app = typer.Typer()
@@ -67,8 +68,7 @@ def plot(
         str,
         typer.Option(
             "--kind",
-            help="forgetting, retention, front, lag, kl, gap, drift, recovery, recall, "
-            "coherence; for bases: indexer.",
+            help=f"{', '.join(registry.plots)}; for bases: indexer.",
             metavar="NAME",
         ),
     ] = "forgetting",

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from dsa_sandbox.metrics import forgetting
+from dsa_sandbox.registry import plots
 from dsa_sandbox.report import charts
 from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.report.loading import Arm, having, in_order, or_none
@@ -38,6 +39,7 @@ def pretraining_chart(arms: list[Arm], style: dict[str, Any], height: int = 20) 
     return charts.curves(title, "tasks learned", "ppl ratio", series, height=height, **style)
 
 
+@plots.register("forgetting")
 def draw_forgetting(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """Perplexity ratio on held-out text, and exact match over the tasks seen, after each task."""
     found = having(arms, lambda arm: True, APART)
@@ -56,6 +58,7 @@ def draw_forgetting(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     return Drawn(f"{pretraining_chart(found, style)}\n\n{tasks}", points)
 
 
+@plots.register("retention")
 def draw_retention(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """R[t, j]: exact match of task j after task t, one matrix per arm."""
     texts = []
@@ -71,6 +74,7 @@ def draw_retention(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     return Drawn("\n\n".join(texts), points)
 
 
+@plots.register("front")
 def draw_front(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """Exact match right after each task against held-out dNLL: a point for each arm.
 
@@ -112,6 +116,7 @@ def front_point(
     return place | {"exact_match": or_none(exact_match), "heldout_dnll": or_none(dnll)}
 
 
+@plots.register("kl")
 def draw_kl(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """Held-out dNLL against KL(base || now) on the new task's stories: a point for each full row.
 
@@ -144,6 +149,7 @@ def draw_kl(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     return Drawn(charts.scatter(title, x_label, y_label, series, **style), points)
 
 
+@plots.register("lag")
 def draw_lag(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """Mean exact match of a task by the number of tasks learned since."""
     found = having(

@@ -5,15 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dsa_sandbox import registry
 from dsa_sandbox.config import paths
 from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.registry import nearest
-from dsa_sandbox.report import forgetting, indexer, probing
+from dsa_sandbox.report import forgetting, indexer
 from dsa_sandbox.report.charts import Drawn
-from dsa_sandbox.report.loading import Arm, in_order, load
+from dsa_sandbox.report.loading import in_order, load
 from dsa_sandbox.runs import home as store
 from dsa_sandbox.runs.folder import Run
 
+KINDS = registry.plots  # each a function (arms, style) -> Drawn
 SHORT = 12  # rows of the chart that ends a study
 
 
@@ -59,18 +61,6 @@ def end_of_study(runs: list[Run], style: dict[str, Any], *, everything: bool) ->
     return "\n\n".join(KINDS[kind](arms, style).text for kind in ("forgetting", "front"))
 
 
-KINDS: dict[str, Callable[[list[Arm], dict[str, Any]], Drawn]] = {
-    "forgetting": forgetting.draw_forgetting,
-    "retention": forgetting.draw_retention,
-    "front": forgetting.draw_front,
-    "lag": forgetting.draw_lag,
-    "kl": forgetting.draw_kl,
-    "gap": probing.draw_gap,
-    "drift": probing.draw_drift,
-    "recovery": probing.draw_recovery,
-    "recall": probing.draw_recall,
-    "coherence": probing.draw_coherence,
-}
 OF_BASES: dict[str, Callable[[list[Run], dict[str, Any]], Drawn]] = {
     "indexer": indexer.draw_indexer
 }

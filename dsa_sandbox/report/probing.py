@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from dsa_sandbox.metrics import drift, forgetting, items
+from dsa_sandbox.registry import plots
 from dsa_sandbox.report import charts
 from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.report.loading import Arm, by_row, having, or_none
@@ -28,6 +29,7 @@ def exact_before(arm: Arm, line: dict[str, Any]) -> float:
     return forgetting.mean(line["seen"][j] for j in kept)
 
 
+@plots.register("gap")
 def draw_gap(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """Exact match of earlier tasks, step by step while a new task is learned."""
     found = having(
@@ -61,6 +63,7 @@ def moved_by(line: dict[str, Any], group: str) -> float:
     return forgetting.number(line.get("moved") or {}, group)
 
 
+@plots.register("drift")
 def draw_drift(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """Jaccard similarity of the selected keys with the base's, and relative change of weights."""
     found = having(
@@ -118,6 +121,7 @@ def drift_point(arm: Arm, line: dict[str, Any]) -> dict[str, Any]:
     return point
 
 
+@plots.register("recovery")
 def draw_recovery(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """Exact share of clozes of early tasks against steps of relearning, after the stream."""
     found = having(
@@ -138,6 +142,7 @@ def draw_recovery(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     return Drawn(drawn, points)
 
 
+@plots.register("recall")
 def draw_recall(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """Share right by distance: of facts stated in the text, and of the tasks' own items.
 
@@ -216,6 +221,7 @@ def story_figure(line: dict[str, Any], figure: str) -> float:
     return forgetting.number(line.get("stories") or {}, figure)
 
 
+@plots.register("coherence")
 def draw_coherence(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """Figures of generated stories over tasks learned: a chart for each figure."""
     found = having(
