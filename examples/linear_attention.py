@@ -22,7 +22,7 @@ class LinearAttention(nn.Module):
 
     Parameters are counted, frozen and trained in groups; a group is an attribute of this class.
     `address` decides which tokens a query looks at, `content` what it takes from them. There is no
-    attribute `indexer`: no command can be asked to teach one.
+    attribute `indexer`, so commands refuse settings that train one.
     """
 
     # the group that the strategy `acft` trains; it freezes all else

@@ -1,4 +1,4 @@
-"""Both kinds of attention against slower references; who sees what; what is counted.
+"""Attention layers equal slow references, are causal, and have the counted parameters.
 
 B batch, T query tokens, S key tokens, D width, N heads, H head width, K kept keys, V vocabulary.
 """
@@ -40,7 +40,7 @@ def close(actual: Tensor, expected: Tensor, limit: float = 1e-5) -> None:
 
 
 def filled(module: nn.Module) -> nn.Module:
-    """Every parameter random, norms too, so that none of them can be forgotten unseen."""
+    """The module with random parameters, also in norms, so that a missing factor is noticed."""
     for number, parameter in enumerate(module.parameters()):
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 1.0
         parameter.data = noise(*parameter.shape, seed=100 + number) * scale
@@ -66,7 +66,7 @@ def all_past(query: int) -> list[int]:
 
 
 def slow_head(q_TH: Tensor, k_SH: Tensor, v_SH: Tensor, seen: Callable[[int], list[int]]) -> Tensor:
-    """One head, one query after another, over the gathered keys it may see."""
+    """The output of one head, query by query, over the ids that `seen` returns."""
     rows = []
     for query, q_H in enumerate(q_TH):
         ids = seen(query)
@@ -76,7 +76,7 @@ def slow_head(q_TH: Tensor, k_SH: Tensor, v_SH: Tensor, seen: Callable[[int], li
 
 
 def slow_dense(attention: DenseAttention, x_TD: Tensor) -> Tensor:
-    """Heads of group A, then those of group B, of which the first key and value head is B1."""
+    """Dense attention head by head: group A, then group B, whose first key and value head is B1."""
     q_F = torch.cat([weight(attention.a["q"]), weight(attention.b["q"])])
     k_F, v_F = (
         torch.cat([weight(group[name]) for group in (attention.a, attention.b1, attention.b2)])
@@ -104,7 +104,7 @@ def slow_compressed(flow: CompressedFlow, x_TD: Tensor) -> Tensor:
 
 
 def slow_selected(flow: SelectedFlow, x_TD: Tensor, seen: Callable[[int], list[int]]) -> Tensor:
-    """All heads with one key and one value head, over the ids of each query."""
+    """The selected flow head by head, over the ids that `seen` returns."""
     k_SH, v_SH = turned(x_TD @ weight(flow.k).T), x_TD @ weight(flow.v).T
     queries = (x_TD @ weight(flow.q).T).split(HEAD, dim=1)
     heads = [slow_head(turned(q_TH), k_SH, v_SH, seen) for q_TH in queries]
@@ -196,7 +196,7 @@ def test_k_not_below_t_equals_dense_attention_of_the_same_weights(num_kept: int)
     close(attention.selected(x_BTD, table, selected_BTS), attention.selected(x_BTD, table, None))
 
 
-def test_both_flows_add_up_over_the_indexers_own_choice() -> None:
+def test_output_is_the_sum_of_both_flows_over_the_keys_of_the_indexer() -> None:
     attention, table = dsa(4), rope_table(CONTEXT, HEAD)
     x_BTD = noise(1, LENGTH, WIDTH)
     ids_TK = select(attention.selection_scores(x_BTD), 4, 1, 1)[0].tolist()
@@ -223,7 +223,7 @@ def test_with_all_scores_tied_a_query_sees_the_sink_and_the_last_keys_only(
 
 @pytest.mark.parametrize("arch", ["dsa", "dsa-v32"])
 @pytest.mark.parametrize("sparse", [True, False])
-def test_teaching_changes_no_logits(sparse: bool, arch: str) -> None:
+def test_training_the_indexer_changes_no_logits(sparse: bool, arch: str) -> None:
     model, tokens_BT = tiny_model(arch), some_tokens()
     taught_BTD, reports = model.hidden(tokens_BT, sparse=sparse, train_indexer=True)
     assert len(reports) == 2
@@ -248,7 +248,7 @@ def test_the_teacher_is_the_head_mean_over_the_support() -> None:
 
 
 def embedded_leaf(model: Transformer) -> list[Tensor]:
-    """The embedding's outputs from now on, each a leaf that takes gradients."""
+    """A list that collects the outputs of the embedding, each a leaf that gets gradients."""
     leaves: list[Tensor] = []
 
     def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -332,7 +332,7 @@ def test_rotated_scores_depend_on_the_distance_only() -> None:
     assert torch.equal(rotate(q_TH, NO_ROTATION), q_TH)
 
 
-def test_content_further_on_has_the_same_attention_and_indexer_scores() -> None:
+def test_attention_and_indexer_scores_do_not_change_when_content_is_shifted() -> None:
     attention, table = dsa(4), rope_table(CONTEXT, HEAD)
     x_BTD, before_BTD = noise(1, 12, WIDTH), noise(1, 9, WIDTH, seed=8)
     moved_BTD = torch.cat([before_BTD, x_BTD], dim=1)
@@ -388,7 +388,7 @@ def test_dense_and_dsa_have_equal_parameters_within_one_percent(
 
 
 @pytest.mark.parametrize("overrides", [{}, {"num_heads": 8, "width": 64}, {"num_layers": 1}])
-def test_what_acft_moves_has_the_same_count_in_every_layer_of_both(
+def test_acft_trains_equally_many_parameters_in_every_layer_of_dense_and_dsa(
     overrides: dict[str, int],
 ) -> None:
     settings = tiny_settings(**overrides)

@@ -1,4 +1,4 @@
-"""A network computes the same whatever computes its selection, and its losses stay apart.
+"""Networks give equal results with every attention backend, and both losses stay separate.
 
 A new backend is one entry of BACKENDS, a new architecture one of ARCHS ("dsa block": with
 compression=block). Triton's interpreter is slow, so it has fewer cases of its own.
@@ -40,7 +40,7 @@ TEACH: dict[str, bool | Tensor] = {
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight queries each."""
+    """Chunks of eight queries, the smallest size."""
     monkeypatch.setitem(chunked.BLOCK, "cpu", 1)
 
 
@@ -113,8 +113,8 @@ def test_triton_computes_what_the_masked_path_does(arch: str, train_indexer: str
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_in_mixed_precision_they_are_close(arch: str, backend: str) -> None:
-    """Of one layer: what a second one chooses may hang on the last bits of the first."""
+def test_in_mixed_precision_backends_are_close_to_masked(arch: str, backend: str) -> None:
+    """With one layer, since the selection of a second may depend on the last bits of the first."""
     with torch.autocast("cpu", torch.bfloat16):
         ours, masked = (
             step(network(arch, name, num_layers=1), True, False) for name in (backend, "masked")
@@ -158,7 +158,7 @@ def test_later_tokens_have_no_gradient(arch: str, backend: str, sparse: bool) ->
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("train_indexer", TEACH)
 @pytest.mark.parametrize("sparse", [True, False])
-def test_language_loss_moves_the_trunk_alone(
+def test_language_loss_has_gradients_for_the_trunk_only(
     arch: str, backend: str, train_indexer: str, sparse: bool
 ) -> None:
     model, tokens_BT = network(arch, backend), some_tokens()
@@ -176,7 +176,7 @@ def test_language_loss_moves_the_trunk_alone(
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("train_indexer", ["taught", "taught about some"])
 @pytest.mark.parametrize("sparse", [True, False])
-def test_the_indexers_loss_moves_the_indexer_alone(
+def test_the_indexers_loss_has_gradients_for_the_indexer_only(
     arch: str, backend: str, train_indexer: str, sparse: bool
 ) -> None:
     model = network(arch, backend)
@@ -194,7 +194,9 @@ def test_the_indexers_loss_moves_the_indexer_alone(
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sparse", [True, False])
-def test_some_queries_have_the_rows_of_all(arch: str, backend: str, sparse: bool) -> None:
+def test_the_loss_of_some_queries_equals_that_of_all_at_these_queries(
+    arch: str, backend: str, sparse: bool
+) -> None:
     model = network(arch, backend)
     _, all_BT = model.hidden(some_tokens(), sparse=sparse, train_indexer=True)
     _, some_BQ = model.hidden(some_tokens(), sparse=sparse, train_indexer=QUERIES)
@@ -205,7 +207,7 @@ def test_some_queries_have_the_rows_of_all(arch: str, backend: str, sparse: bool
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_query_that_sees_itself_alone_teaches_nothing(arch: str, backend: str) -> None:
+def test_the_loss_of_a_query_with_one_key_is_zero(arch: str, backend: str) -> None:
     model = network(arch, backend)
     _, losses = model.hidden(some_tokens(), train_indexer=True)
     first_LB = torch.stack(losses)[:, :, 0]
@@ -214,7 +216,7 @@ def test_a_query_that_sees_itself_alone_teaches_nothing(arch: str, backend: str)
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_sequence_is_computed_alike_alone_and_in_a_batch(arch: str, backend: str) -> None:
+def test_results_of_a_sequence_do_not_depend_on_the_batch(arch: str, backend: str) -> None:
     model = network(arch, backend)
     tokens_BT = some_tokens(3)
     whole_BTD, losses = model.hidden(tokens_BT, train_indexer=True)
@@ -230,7 +232,7 @@ def test_a_sequence_is_computed_alike_alone_and_in_a_batch(arch: str, backend: s
 @pytest.mark.parametrize("arch", ["dsa", "dsa-v32"])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("policy", ["window", "random", "oracle", "all"])
-def test_a_control_chooses_for_every_backend(arch: str, backend: str, policy: str) -> None:
+def test_every_backend_follows_the_selection_policy(arch: str, backend: str, policy: str) -> None:
     ours, masked, learned = (network(arch, name) for name in (backend, "masked", backend))
     for model in (ours, masked):
         policies.use(model, policy)
@@ -244,7 +246,7 @@ def test_short_sequences_are_dense() -> None:
 
 
 def largest_saved(model: Transformer, sparse: bool, train_indexer: Any) -> int:
-    """Numbers of the largest tensor that is kept for the backward pass."""
+    """How many numbers the largest tensor saved for the backward pass has."""
     sizes = []
 
     def keep(x: Tensor) -> Tensor:
@@ -261,7 +263,7 @@ def largest_saved(model: Transformer, sparse: bool, train_indexer: Any) -> int:
     # dense attention of dsa-v32 itself keeps all pairs, as keys are wider than values
     [("dsa", True), ("dsa", False), ("dsa-v32", True)],
 )
-def test_nothing_of_all_pairs_is_kept_for_the_backward_pass(arch: str, sparse: bool) -> None:
+def test_no_matrix_of_t_by_s_is_saved_for_backward(arch: str, sparse: bool) -> None:
     def size(context: int, backend: str) -> int:
         sizes = {"context": context, "num_layers": 1, "num_kept": 6, "width": 16, "ffn_width": 8}
         return largest_saved(network(arch, backend, **sizes), sparse, True)
@@ -272,10 +274,10 @@ def test_nothing_of_all_pairs_is_kept_for_the_backward_pass(arch: str, sparse: b
 
 
 class OwnAttention(DsaAttention):
-    """As a file of the user's may register it."""
+    """A subclass, as a user's file may register it."""
 
 
-def test_an_attention_of_another_form_is_left_to_the_mask() -> None:
+def test_an_attention_that_no_kernel_computes_is_refused() -> None:
     model = tiny_model("dsa")
     for block in model.blocks:
         block.attention.__class__ = OwnAttention
@@ -312,9 +314,7 @@ CPU = Engine("cpu", 1, "fp32")
         ("dsa", ["model.context=512", "machine.attention=masked"], "masked"),
     ],
 )
-def test_the_engine_says_how_attention_is_computed(
-    arch: str, sets: list[str], expected: str
-) -> None:
+def test_the_engine_names_the_attention_backend(arch: str, sets: list[str], expected: str) -> None:
     options = {"arch": (arch, "--arch")}
     resolved = resolve.resolve(preset="smoke", options=options, sets=sets).settings
     engine = backends.engine_for(resolved, CPU)
@@ -323,7 +323,7 @@ def test_the_engine_says_how_attention_is_computed(
     assert engine.described == f"fp32 on cpu, 1 thread{mentioned}"
 
 
-def test_a_manifest_from_before_is_read_as_masked() -> None:
+def test_a_manifest_without_a_backend_is_read_as_masked() -> None:
     assert Engine(*("cpu", 1, "fp32")).attention == "masked"
 
 
@@ -336,7 +336,7 @@ def test_triton_without_a_gpu_is_refused_in_one_line(monkeypatch: pytest.MonkeyP
         backends.engine_for(resolved, CPU)
 
 
-def test_a_run_is_the_same_run_whatever_computes_it_and_goes_on_as_it_began(
+def test_the_backend_is_no_part_of_the_identity_and_is_kept_on_resume(
     quick_home: Path,
 ) -> None:
     def job(*sets: str) -> Job:
@@ -362,7 +362,7 @@ def test_a_run_is_the_same_run_whatever_computes_it_and_goes_on_as_it_began(
     assert job("machine.attention=masked").engine == begun.engine
 
 
-def test_commands_compute_by_the_backend_they_are_told(
+def test_commands_use_the_backend_of_the_setting(
     quick_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used, use = [], backends.use

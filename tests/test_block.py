@@ -1,4 +1,4 @@
-"""Pooled windows against a reference that goes query by query; who sees what; what is refused.
+"""Pooled windows: a slow reference, causality, memory, sizes, refused settings.
 
 T query tokens, S key tokens, D width, H head width, R latent rank.
 """
@@ -42,7 +42,7 @@ def block_flow(size: int, num_local: int) -> BlockFlow:
 
 
 def slow_block(flow: BlockFlow, x_TD: Tensor, size: int, num_local: int) -> Tensor:
-    """One head, one query, one window at a time; a key is turned after it is pooled."""
+    """Head by head, query by query, window by window; a key is rotated after pooling."""
     c_TR = x_TD @ weight(flow.down).T
     c_TR = c_TR / (c_TR.square().mean(1, keepdim=True) + 1e-6).sqrt() * weight(flow.norm)
     k_position = x_TD @ weight(flow.k_rope).T
@@ -95,7 +95,7 @@ def test_sequences_about_as_long_as_one_window_equal_the_reference(
         close(y_TD, slow_block(flow, x_TD, 5, num_local))
 
 
-def test_every_parameter_learns() -> None:
+def test_every_parameter_has_a_gradient() -> None:
     flow = block_flow(5, 3)
     flow(noise(1, LENGTH, 32), rope_table(CONTEXT, HEAD)).square().sum().backward()
     for name, parameter in flow.named_parameters():
@@ -103,7 +103,7 @@ def test_every_parameter_learns() -> None:
         assert parameter.grad.abs().max() > 1e-4, name
 
 
-def test_a_new_gate_takes_positions_alike() -> None:
+def test_a_new_gate_weighs_all_positions_equally() -> None:
     flow = attentions(tiny_model("dsa", **BLOCK))[0].compressed
     assert torch.count_nonzero(flow.gate_bias) == 0
     torch.nn.init.zeros_(flow.gate.weight)
@@ -148,8 +148,8 @@ def test_later_tokens_never_change_earlier_logits(arch: str, overrides: dict[str
         close(model(a_BT[:, :first]), a_BTV[:, :first])
 
 
-def test_far_tokens_are_seen_by_window_and_near_ones_one_by_one() -> None:
-    """Tokens of a closed window whose gate logits and rows change places change no later output."""
+def test_distant_tokens_are_pooled_and_recent_ones_are_not() -> None:
+    """Exchanging two tokens of a closed window (without gate bias) changes no later output."""
     for num_local, same in ((0, True), (3, False)):
         flow = block_flow(5, num_local)
         flow.gate_bias.data.zero_()
@@ -162,7 +162,7 @@ def test_far_tokens_are_seen_by_window_and_near_ones_one_by_one() -> None:
         assert (moved[6] < 1e-5) == same
 
 
-def test_it_works_in_bf16() -> None:
+def test_bf16_is_close_to_fp32() -> None:
     model, tokens_BT = tiny_model("dsa", **BLOCK, block_local=3), some_tokens()
     with torch.autocast("cpu", torch.bfloat16):
         coarse_BTV = model(tokens_BT, sparse=False)
@@ -170,8 +170,8 @@ def test_it_works_in_bf16() -> None:
     assert (coarse_BTV - exact_BTV).abs().max() < 0.05 * exact_BTV.abs().max()
 
 
-def test_nothing_is_as_large_as_all_pairs_of_tokens() -> None:
-    """What autograd keeps of 2 heads is 2 T (S / M + 1 + 2 L) logits at most, and not 2 T S."""
+def test_no_matrix_of_t_by_s_is_saved_for_backward() -> None:
+    """For 2 heads, autograd saves at most 2 T (S / M + 1 + 2 L) logits, not 2 T S."""
     length, size, num_local = 512, 16, 8
     settings = Model(context=length, width=32, num_heads=4, block_size=size, block_local=num_local)
     flow, kept = BlockFlow(settings), []
@@ -185,7 +185,7 @@ def test_nothing_is_as_large_as_all_pairs_of_tokens() -> None:
     assert max(kept) == 2 * length * (length // size + 1 + 2 * num_local)
 
 
-def test_it_is_frozen_with_the_compressed_flow() -> None:
+def test_the_gate_belongs_to_the_compressed_flow() -> None:
     names = [name for name, _ in tiny_model("dsa", **BLOCK).named_parameters() if "gate" in name]
     gates = [name for name in names if "attention" in name]
     assert len(gates) == 4
@@ -197,7 +197,7 @@ def test_it_is_frozen_with_the_compressed_flow() -> None:
 
 
 @pytest.mark.parametrize("overrides", [{"block_size": 2}, {"block_size": CONTEXT}])
-def test_dense_is_matched_to_it(overrides: dict[str, int]) -> None:
+def test_dense_is_matched_in_parameters(overrides: dict[str, int]) -> None:
     settings = tiny_settings(width=64, compression="block", **overrides)
     assert sizes.mismatch(settings, 1000) < 0.01
     more = (
@@ -220,14 +220,16 @@ def test_dense_is_matched_to_it(overrides: dict[str, int]) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_said_in_one_line(arguments: tuple[str, ...], words: str) -> None:
+def test_settings_that_do_not_fit_are_refused_in_one_line(
+    arguments: tuple[str, ...], words: str
+) -> None:
     problem = cli("settings", *arguments).problem
     assert words in problem
     assert "[from --set" in problem
     assert len(problem.splitlines()) == 1
 
 
-def test_the_control_ignores_it() -> None:
+def test_dense_ignores_compression() -> None:
     chosen = ("settings", "--set", "model.compression=block", "--json")
     for arch in ("dense", "dsa", "dsa-full"):
         assert cli(*chosen, "--arch", arch).code == 0

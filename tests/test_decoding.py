@@ -1,4 +1,4 @@
-"""Fed in pieces, a network says what it says when fed at once."""
+"""Decoding with a cache gives the logits of one forward pass; sampling; the command generate."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +48,7 @@ CUTS: dict[str, Sequence[int]] = {
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
 @pytest.mark.parametrize(("arch", "overrides"), MODELS)
 @torch.no_grad()
-def test_logits_in_pieces_are_those_of_the_whole(
+def test_logits_of_pieces_equal_those_of_one_forward_pass(
     arch: str, overrides: dict[str, Any], cuts: Sequence[int]
 ) -> None:
     model, tokens_BT = tiny_model(arch, **overrides), some_tokens(3)
@@ -64,8 +64,8 @@ def test_logits_in_pieces_are_those_of_the_whole(
 
 @pytest.mark.parametrize("arch", ["dsa", "dsa-v32"])
 @torch.no_grad()
-def test_tied_scores_choose_the_same_keys(arch: str) -> None:
-    """Some scores tie, by zero weights of the indexer's heads in the first layer, or all do."""
+def test_with_tied_scores_decoding_selects_the_same_keys(arch: str) -> None:
+    """All scores of the first layer tie (head weights of zero), and some of the second."""
     model, tokens_BT = tiny_model(arch, force_local=1), some_tokens(3)
     attentions(model)[0].indexer.w.weight.zero_()
     decoder = Decoder(model)
@@ -75,7 +75,7 @@ def test_tied_scores_choose_the_same_keys(arch: str) -> None:
 
 @pytest.mark.parametrize("policy", ["window", "random", "oracle", "all"])
 @torch.no_grad()
-def test_a_control_is_asked_about_all_tokens(policy: str) -> None:
+def test_under_a_selection_policy_all_tokens_are_computed_again(policy: str) -> None:
     model, tokens_BT = tiny_model("dsa"), some_tokens()
     policies.use(model, policy)
     decoder = Decoder(model)
@@ -85,7 +85,7 @@ def test_a_control_is_asked_about_all_tokens(policy: str) -> None:
 
 
 def rows_of(*kept: object) -> list[RowBuffer]:
-    """All rows that a cache keeps."""
+    """All row buffers of a cache."""
     found = [part for part in kept if isinstance(part, RowBuffer)]
     several = (DenseCache, DsaCache, V32Cache, LatentCache, SelectedCache, IndexerCache, BlockCache)
     for part in kept:
@@ -94,7 +94,7 @@ def rows_of(*kept: object) -> list[RowBuffer]:
     return found
 
 
-def test_what_is_kept_of_a_token() -> None:
+def test_size_of_the_cache_per_token() -> None:
     head, heads, rank, indexer = 8, 4, 16, 8
     expected = {
         "dense": 2 * heads * head,
@@ -111,7 +111,7 @@ def test_what_is_kept_of_a_token() -> None:
 
 
 @pytest.mark.parametrize(("num_local", "waiting"), [(0, 2), (2, 2), (7, 6)])
-def test_of_a_closed_window_one_row_is_kept(num_local: int, waiting: int) -> None:
+def test_one_row_is_stored_for_a_closed_window(num_local: int, waiting: int) -> None:
     decoder = Decoder(tiny_model("dsa", **BLOCK, block_local=num_local))
     for length in (7, 9, 1):
         decoder.feed(some_tokens(1, length))
@@ -125,7 +125,7 @@ def test_of_a_closed_window_one_row_is_kept(num_local: int, waiting: int) -> Non
 
 
 @pytest.mark.parametrize(("arch", "overrides"), MODELS)
-def test_what_is_kept_stays_where_it_is(arch: str, overrides: dict[str, Any]) -> None:
+def test_cache_memory_is_allocated_once(arch: str, overrides: dict[str, Any]) -> None:
     decoder, tokens_BT = Decoder(tiny_model(arch, **overrides), 20), some_tokens(2)
     decoder.feed(tokens_BT[:, :1])
     places = [rows.storage.data_ptr() for cache in decoder.caches for rows in rows_of(cache)]
@@ -138,7 +138,7 @@ def test_what_is_kept_stays_where_it_is(arch: str, overrides: dict[str, Any]) ->
         decoder.feed(tokens_BT[:, 20:21])
 
 
-def test_a_full_context_is_said() -> None:
+def test_tokens_beyond_the_context_are_refused() -> None:
     decoder = Decoder(tiny_model("dsa"), 1000)
     decoder.feed(some_tokens(1))
     with pytest.raises(ValueError, match=f"{CONTEXT + 1} tokens exceed the capacity, {CONTEXT}"):
@@ -152,7 +152,7 @@ def told(model: Transformer, prompts: list[list[int]], **drawing: float) -> list
 
 
 @torch.no_grad()
-def test_without_temperature_the_likeliest_token_is_said() -> None:
+def test_temperature_zero_is_greedy_decoding() -> None:
     model, prompt = tiny_model("dsa"), some_tokens(1, 5)[0].tolist()
     ids = list(prompt)
     while len(ids) < 17 and (len(ids) == 5 or ids[-1]):
@@ -161,7 +161,7 @@ def test_without_temperature_the_likeliest_token_is_said() -> None:
     assert told(model, [prompt], **(DRAWN | {"top_p": 1e-6})) == [ids[5:]]
 
 
-def test_a_prompt_goes_on_alone_as_in_company() -> None:
+def test_a_continuation_does_not_depend_on_other_prompts() -> None:
     model, prompts = tiny_model("dsa"), some_tokens(4, 5).tolist()
     together = told(model, prompts, **DRAWN)
     for number, prompt in enumerate(prompts):
@@ -179,7 +179,7 @@ def test_a_story_ends_with_the_end_token_or_the_context(
     assert told(model, [[0, 1]], **(GREEDY | {"max_tokens": 500})) == [[always] * length]
 
 
-def test_top_p_leaves_out_the_tail() -> None:
+def test_top_p_excludes_unlikely_tokens() -> None:
     logits_V = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     for top_p, allowed in ((0.4, {0}), (0.6, {0, 1}), (0.9, {0, 1, 2}), (1.0, {0, 1, 2, 3})):
         generator = torch.Generator().manual_seed(1)
@@ -187,7 +187,7 @@ def test_top_p_leaves_out_the_tail() -> None:
         assert drawn == allowed
 
 
-def test_generate_tells_a_story_that_a_seed_repeats(tiny_home: TinyHome) -> None:
+def test_generate_repeats_a_story_with_the_same_seed(tiny_home: TinyHome) -> None:
     base, home = tiny_home.run("pretrain dsa").name, ("--home", tiny_home.home)
     common = ("generate", base, "--max-tokens", "20", "--prompt", "One day Mia", *home)
     story = cli(*common).out
@@ -201,7 +201,7 @@ def test_generate_tells_a_story_that_a_seed_repeats(tiny_home: TinyHome) -> None
     assert cli(*common, "--count", "3").out == "\n\n".join(value["stories"]) + "\n"
 
 
-def test_what_cannot_be_told_is_said(tiny_home: TinyHome) -> None:
+def test_prompts_and_runs_that_cannot_be_continued_are_refused(tiny_home: TinyHome) -> None:
     base, home = tiny_home.run("pretrain dsa").name, ("--home", tiny_home.home)
     unknown = cli("generate", base, "--prompt", "The quasar", *home)
     assert "contains unknown words" in unknown.problem

@@ -1,4 +1,4 @@
-"""What transformers makes of our weights is what we make of them."""
+"""Exported networks give the same logits in transformers."""
 
 import importlib.util
 import json
@@ -52,7 +52,7 @@ def no_code_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def network(arch: str, *, trained: bool, plan: Model = MODEL) -> Transformer:
-    """A tiny network; trained, it has had thirty steps, of the indexer as well."""
+    """A tiny network; `trained`: after thirty steps, which train the indexer too."""
     hidden = sizes.matched_ffn_width(arch, plan)
     model = Transformer(arch, plan, VOCABULARY, hidden, seed=1)
     for number, mixture in enumerate(mixtures(model)):
@@ -85,7 +85,7 @@ def there(arch: str, model: Transformer, folder: Path, plan: Model = MODEL) -> A
 
 
 def tie_free(model: Transformer, tokens_BT: Tensor) -> bool:
-    """Whether no query has two equal scores among its past keys, in any layer."""
+    """Whether in all layers the scores of each query's past keys are all different."""
     seen = []
 
     def look(attention: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -109,7 +109,7 @@ def tie_free(model: Transformer, tokens_BT: Tensor) -> bool:
     ids=["dense", "dsa-v32", "dsa-v32-moe"],
 )
 @torch.no_grad()
-def test_logits_are_those_of_transformers(
+def test_logits_equal_those_in_transformers(
     arch: str, settings: Model, trained: bool, tmp_path: Path
 ) -> None:
     with torch.enable_grad():
@@ -131,7 +131,7 @@ def test_logits_are_those_of_transformers(
 
 @pytest.mark.parametrize("arch", ["dense", "dsa-v32", "dsa"])
 @torch.no_grad()
-def test_an_output_matrix_a_rope_base_and_an_epsilon_go_along(arch: str, tmp_path: Path) -> None:
+def test_output_matrix_rope_base_and_epsilon_are_exported(arch: str, tmp_path: Path) -> None:
     other = OTHER if arch != "dsa-v32" else {**OTHER, "norm_eps": MODEL.norm_eps}
     plan = MODEL.model_copy(update=other)
     model, tokens_BT = network(arch, trained=False, plan=plan), some_tokens(3, CONTEXT, seed=9)
@@ -142,7 +142,7 @@ def test_an_output_matrix_a_rope_base_and_an_epsilon_go_along(arch: str, tmp_pat
 @pytest.mark.parametrize("trained", [False, True], ids=["random", "trained"])
 @pytest.mark.parametrize("arch", ["dsa", "dsa-full"])
 @torch.no_grad()
-def test_the_code_that_goes_with_dsa_says_what_dsa_says(
+def test_the_exported_code_of_dsa_gives_equal_logits(
     arch: str, trained: bool, tmp_path: Path
 ) -> None:
     # few indexer heads: their scores tie, and the tie goes the same way
@@ -159,7 +159,7 @@ def test_the_code_that_goes_with_dsa_says_what_dsa_says(
 
 
 @torch.no_grad()
-def test_dsa_goes_on_from_its_cache_and_past_padding(tmp_path: Path) -> None:
+def test_the_exported_code_of_dsa_supports_cache_and_padding(tmp_path: Path) -> None:
     plan = tiny_settings()
     model, tokens_BT = network("dsa", trained=False, plan=plan), some_tokens(3, CONTEXT, seed=9)
     other = there("dsa", model, tmp_path / "model", plan)
@@ -196,8 +196,8 @@ def test_dsa_is_written_with_its_code(tiny_home: TinyHome, tmp_path: Path) -> No
 
 
 @torch.no_grad()
-def test_the_indexer_is_that_of_transformers(tmp_path: Path) -> None:
-    """With queries read from the stream: ours has no query latent, theirs is given the stream."""
+def test_the_indexer_selects_the_keys_of_that_in_transformers(tmp_path: Path) -> None:
+    """Both indexers project queries from the layer's input: `dsa` has no query latent."""
     from transformers import DeepseekV32Config
     from transformers.models.deepseek_v32 import modeling_deepseek_v32 as deepseek
 
@@ -227,7 +227,9 @@ def test_the_indexer_is_that_of_transformers(tmp_path: Path) -> None:
     assert torch.equal(scattered & past_TS, selected_BTS)
 
 
-def test_an_exported_run_speaks_as_the_run_does(tiny_home: TinyHome, tmp_path: Path) -> None:
+def test_an_exported_run_generates_the_tokens_of_the_run(
+    tiny_home: TinyHome, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base, folder = tiny_home.run("pretrain dense"), tmp_path / "exported"
@@ -294,7 +296,7 @@ def test_a_run_without_a_network_is_refused(tiny_home: TinyHome, tmp_path: Path)
     assert not folder.exists()
 
 
-def test_settings_that_the_classes_cannot_say_are_refused() -> None:
+def test_settings_that_the_classes_do_not_support_are_refused() -> None:
     gelu = tiny_settings(activation="gelu")
     with pytest.raises(UserError, match="activation=gelu"):
         to_transformers.config(Settings(arch="dense", model=gelu), VOCABULARY, 48)
@@ -348,7 +350,7 @@ def test_the_card_is_one_that_a_hub_reads(tmp_path: Path) -> None:
     assert "license" not in to_transformers.card("x", Settings(model=MODEL), 1, "", toy=False)
 
 
-def test_an_export_says_what_older_releases_of_transformers_ask_for(tmp_path: Path) -> None:
+def test_an_export_has_the_keys_that_older_releases_read(tmp_path: Path) -> None:
     pieces = bpe_tokenizer(["Tom had a red ball."] * 50, 400)
     for arch in (*ARCHS, "dsa"):
         plan = MODEL.model_copy(update={"rope_base": 50_000.0})
@@ -405,7 +407,7 @@ def test_the_script_for_other_releases_says_that_this_one_is_right(
 
 @pytest.fixture
 def loaded(tmp_path: Path) -> Callable[[bool], tuple[Transformer, Any]]:
-    """The `dsa` network, and what transformers makes of its export."""
+    """The `dsa` network, and its export loaded by transformers."""
 
     def load(tied: bool) -> tuple[Transformer, Any]:
         plan = tiny_settings(tied=tied)
@@ -420,7 +422,9 @@ Loaded = Callable[[bool], tuple[Transformer, Any]]
 
 @pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
-def test_the_vocabulary_of_dsa_can_grow_there(tied: bool, loaded: Loaded, tmp_path: Path) -> None:
+def test_the_vocabulary_of_dsa_can_be_resized_in_transformers(
+    tied: bool, loaded: Loaded, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
     model, other = loaded(tied)
@@ -443,7 +447,7 @@ def test_the_vocabulary_of_dsa_can_grow_there(tied: bool, loaded: Loaded, tmp_pa
 
 
 @torch.no_grad()
-def test_dsa_refuses_a_static_cache_in_one_sentence(loaded: Loaded) -> None:
+def test_dsa_refuses_a_static_cache(loaded: Loaded) -> None:
     _, other = loaded(True)
     tokens_BT = some_tokens(1, 4, seed=9)
     how = {"attention_mask": torch.ones_like(tokens_BT), "max_new_tokens": 2}
@@ -451,7 +455,7 @@ def test_dsa_refuses_a_static_cache_in_one_sentence(loaded: Loaded) -> None:
         other.generate(tokens_BT, cache_implementation="static", **how)
 
 
-def test_dsa_has_the_loss_of_transformers(loaded: Loaded) -> None:
+def test_the_loss_of_dsa_equals_that_of_transformers(loaded: Loaded) -> None:
     from transformers.loss.loss_utils import ForCausalLMLoss
 
     _, other = loaded(True)
@@ -467,7 +471,7 @@ def test_dsa_has_the_loss_of_transformers(loaded: Loaded) -> None:
 
 
 @torch.no_grad()
-def test_dsa_reads_the_older_name_of_the_rotary_base_and_of_the_kind_of_number(
+def test_dsa_reads_the_older_names_of_rope_base_and_dtype(
     tmp_path: Path,
 ) -> None:
     from transformers import AutoModelForCausalLM

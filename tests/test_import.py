@@ -1,4 +1,4 @@
-"""A folder of transformers, imported, says here what it says there."""
+"""Imported networks give the same logits as in transformers; unsupported folders are refused."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ UNTIED = MODEL.model_copy(update={"tied": False, "rope_base": 5e5, "num_selected
 
 @pytest.mark.parametrize("plan", [MODEL, UNTIED], ids=["tied", "untied"])
 @pytest.mark.parametrize("arch", ["dense", "dsa", "dsa-full", "dsa-v32"])
-def test_what_was_exported_comes_back_bit_by_bit(arch: str, plan: Any, tmp_path: Path) -> None:
+def test_an_export_is_imported_bit_by_bit(arch: str, plan: Any, tmp_path: Path) -> None:
     model = network(arch, trained=False, plan=plan)
     resolved, tokenizer = Settings(arch=arch, model=plan), tokenizer_of()
     to_transformers.write(tmp_path / "there", model, resolved, tokenizer)
@@ -63,7 +63,7 @@ def test_what_was_exported_comes_back_bit_by_bit(arch: str, plan: Any, tmp_path:
     assert own.model.num_selected_heads == plan.num_selected_heads
 
 
-def test_experts_come_back_from_us_and_from_transformers(tmp_path: Path) -> None:
+def test_experts_exported_by_us_or_by_transformers_are_imported(tmp_path: Path) -> None:
     model = network("dsa-v32", trained=True, plan=MIXTURE)
     other = there("dsa-v32", model, tmp_path / "there", MIXTURE)
     tokens_BT = some_tokens(3, CONTEXT, seed=9)
@@ -82,7 +82,7 @@ def test_experts_come_back_from_us_and_from_transformers(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("trained", [False, True], ids=["random", "trained"])
 @pytest.mark.parametrize("arch", ["dense", "dsa", "dsa-v32"])
-def test_what_transformers_saves_again_is_the_same(
+def test_an_export_that_transformers_saves_again_is_imported_bit_by_bit(
     arch: str, trained: bool, tmp_path: Path
 ) -> None:
     model = network(arch, trained=trained)
@@ -113,7 +113,7 @@ def test_a_tokenizer_that_transformers_saves_again_is_the_same(tmp_path: Path) -
 
 @pytest.mark.parametrize("end", [0, 2])
 @pytest.mark.parametrize("num_shared", [1, 2, 4])
-def test_a_llama_says_the_same_here(num_shared: int, end: int, tmp_path: Path) -> None:
+def test_an_imported_llama_gives_equal_logits(num_shared: int, end: int, tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"num_key_value_heads": num_shared, "rms_norm_eps": 1e-3}
     rope = {"rope_type": "default", "rope_theta": 5e5}
     theirs = llama(tmp_path / "llama", end=end, rope_parameters=rope, **sizes)
@@ -121,7 +121,7 @@ def test_a_llama_says_the_same_here(num_shared: int, end: int, tmp_path: Path) -
     says_the_same(ours, theirs, end)
 
 
-def test_a_llama_goes_there_and_back(tmp_path: Path) -> None:
+def test_an_imported_llama_can_be_exported_again(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     theirs = llama(tmp_path / "llama", num_key_value_heads=2)
@@ -136,7 +136,7 @@ def test_a_llama_goes_there_and_back(tmp_path: Path) -> None:
     says_the_same(ours, AutoModelForCausalLM.from_pretrained(tmp_path / "again"))
 
 
-def test_a_matrix_that_is_used_twice_becomes_two(tmp_path: Path) -> None:
+def test_a_tied_embedding_becomes_two_matrices(tmp_path: Path) -> None:
     theirs = llama(tmp_path / "llama", tie_word_embeddings=True)
     assert "lm_head.weight" not in load_file(tmp_path / "llama" / "model.safetensors")
     ours = brought(tmp_path / "llama", notes="becomes two")
@@ -150,7 +150,7 @@ def test_shards_are_read(tmp_path: Path) -> None:
     says_the_same(brought(tmp_path / "llama"), theirs, end=2)
 
 
-def test_half_precision_is_read_as_it_is(tmp_path: Path) -> None:
+def test_half_precision_weights_are_read_exactly(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     llama(tmp_path / "llama").bfloat16().save_pretrained(tmp_path / "llama")
@@ -190,7 +190,7 @@ def trained_on_letters(kind: str) -> Tokenizer:
 
 
 @pytest.mark.parametrize("kind", ["bpe", "added", "unigram"])
-def test_what_ends_a_text_gets_id_0(kind: str) -> None:
+def test_the_end_of_text_token_gets_id_0(kind: str) -> None:
     before = trained_on_letters(kind)
     end = before.token_to_id("</s>")
     assert end
@@ -209,7 +209,7 @@ def test_what_ends_a_text_gets_id_0(kind: str) -> None:
     assert after.get_vocab_size() == before.get_vocab_size()
 
 
-def test_a_story_ends_where_the_folder_says(tmp_path: Path) -> None:
+def test_generation_ends_at_the_end_of_text_token_of_the_folder(tmp_path: Path) -> None:
     theirs = llama(tmp_path / "llama")
     with torch.no_grad():
         weight = theirs.get_parameter("lm_head.weight")
@@ -231,7 +231,7 @@ def test_a_story_ends_where_the_folder_says(tmp_path: Path) -> None:
     assert value["stories"] == [" ".join(words)]
 
 
-def test_the_same_folder_is_the_same_run_and_another_is_another(tmp_path: Path) -> None:
+def test_the_identity_of_an_import_depends_on_the_contents_of_the_folder(tmp_path: Path) -> None:
     llama(tmp_path / "llama")
     shutil.copytree(tmp_path / "llama", tmp_path / "copy")
     home = tmp_path / "home"
@@ -246,7 +246,7 @@ def test_the_same_folder_is_the_same_run_and_another_is_another(tmp_path: Path) 
     assert "import-dense" in cli("ls", "runs", "--home", home).out
 
 
-def test_the_context_is_the_folders_or_less(tmp_path: Path) -> None:
+def test_the_context_is_at_most_that_of_the_folder(tmp_path: Path) -> None:
     theirs = llama(tmp_path / "llama", max_position_embeddings=100_000)
     ours = brought(tmp_path / "llama", notes="context 2048 of 100000")
     assert ours.context == 2048
@@ -257,7 +257,7 @@ def test_the_context_is_the_folders_or_less(tmp_path: Path) -> None:
     assert "has positions up to 100000  [from --context]" in problem
 
 
-def test_the_end_may_be_named_beside_the_tokenizer(tmp_path: Path) -> None:
+def test_the_end_of_text_token_may_come_from_tokenizer_config(tmp_path: Path) -> None:
     theirs = llama(tmp_path / "llama")
     config_of(tmp_path / "llama", eos_token_id=None)
     beside = tmp_path / "llama" / "tokenizer_config.json"
@@ -265,7 +265,7 @@ def test_the_end_may_be_named_beside_the_tokenizer(tmp_path: Path) -> None:
     says_the_same(brought(tmp_path / "llama"), theirs, end=2)
 
 
-def test_text_is_packed_by_the_tokenizer_that_came_along(tmp_path: Path) -> None:
+def test_text_is_packed_with_the_imported_tokenizer(tmp_path: Path) -> None:
     tokenizer = tokens.bpe_tokenizer(["Tom had a red ball."] * 50, 400)
     resolved = Settings()
     few = resolved.data.model_copy(update={"num_stories": 20, "num_validation": 5})
@@ -281,7 +281,9 @@ def test_text_is_packed_by_the_tokenizer_that_came_along(tmp_path: Path) -> None
     assert again.folder == text.folder
 
 
-def test_an_imported_base_learns_as_the_one_it_was(tiny_home: TinyHome, tmp_path: Path) -> None:
+def test_fine_tuning_an_imported_base_equals_fine_tuning_the_original(
+    tiny_home: TinyHome, tmp_path: Path
+) -> None:
     base, home = tiny_home.run("pretrain dense"), tmp_path / "home"
     assert cli("export", base, "--to", tmp_path / "there").code == 0
     lines = tiny_home.config.read_text("utf-8").splitlines()
@@ -310,7 +312,7 @@ def test_an_imported_base_learns_as_the_one_it_was(tiny_home: TinyHome, tmp_path
     assert "imported from there (LlamaForCausalLM) and fine-tuned with ewc" in card
 
 
-def test_what_is_read_with_an_imported_base_makes_another_arm(
+def test_the_text_of_an_imported_base_is_part_of_the_identity_of_an_arm(
     tiny_home: TinyHome, tmp_path: Path
 ) -> None:
     base, home = tiny_home.run("pretrain dense"), tmp_path / "home"
@@ -327,7 +329,7 @@ def test_what_is_read_with_an_imported_base_makes_another_arm(
     assert len(arms) == 2
 
 
-def test_a_base_that_has_no_word_for_the_facts_is_told_so(tmp_path: Path) -> None:
+def test_a_base_without_words_for_the_facts_is_refused_by_make_tasks(tmp_path: Path) -> None:
     llama(tmp_path / "llama", max_position_embeddings=200)
     home = tmp_path / "home"
     run = cli("import", tmp_path / "llama", "--home", home).run
@@ -355,14 +357,16 @@ def texts_of(folder: Path) -> tuple[Path, list[str]]:
 
 @torch.no_grad()
 def nll_there(model: torch.nn.Module, rows: list[list[int]]) -> float:
-    """Nats per target, by transformers' own loss."""
+    """NLL in nats per target, by the loss of transformers."""
     lost = [model(torch.tensor([row]), labels=torch.tensor([row])).loss.item() for row in rows]
     sizes = [len(row) - 1 for row in rows]
     return sum(nats * size for nats, size in zip(lost, sizes)) / sum(sizes)
 
 
 @pytest.mark.parametrize(("begin", "end"), [(1, 2), (0, 2), (1, 0)])
-def test_a_document_is_opened_by_what_opened_it_there(begin: int, end: int, tmp_path: Path) -> None:
+def test_documents_begin_with_the_opener_of_the_folder(
+    begin: int, end: int, tmp_path: Path
+) -> None:
     theirs, home = llama(tmp_path / "llama", begin=begin, end=end), tmp_path / "home"
     data, texts = texts_of(tmp_path / "texts")
     there = tokenizer_of(end=end, begin=begin)
@@ -413,7 +417,7 @@ def test_a_document_is_opened_by_what_opened_it_there(begin: int, end: int, tmp_
     assert value["stories"] == [there.decode(said.tolist())]
 
 
-def test_an_opener_goes_there_and_back(tmp_path: Path) -> None:
+def test_an_opener_survives_export_and_import(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     llama(tmp_path / "llama", begin=1, end=2)
@@ -441,7 +445,7 @@ def test_an_opener_goes_there_and_back(tmp_path: Path) -> None:
         ({"bos_token_id": 99}, "</s>"),  # no text has it
     ],
 )
-def test_what_opens_a_text_is_found_as_what_ends_it(
+def test_the_opener_may_come_from_either_config_file(
     changes: dict[str, Any], opener: str, tmp_path: Path
 ) -> None:
     llama(tmp_path / "llama", begin=1, end=2)
@@ -453,7 +457,9 @@ def test_what_opens_a_text_is_found_as_what_ends_it(
     assert tokenizer.id_to_token(opener_of(tokenizer)) == opener
 
 
-def test_what_is_hashed_is_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_is_read_once_and_its_bytes_are_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another process that writes into the folder meanwhile cannot give one file two contents."""
     llama(tmp_path / "llama", shard="20KB")
     (tmp_path / "llama" / "tokenizer_config.json").write_text("{}", "utf-8")
@@ -502,7 +508,7 @@ def test_each_spelling_of_the_rotary_base_is_read(changes: dict[str, Any], tmp_p
     says_the_same(brought(tmp_path / "llama"), theirs, end=2)
 
 
-def test_a_key_that_is_missing_is_what_its_class_takes(tmp_path: Path) -> None:
+def test_a_missing_key_has_the_default_of_its_class(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, DeepseekV32Config, LlamaConfig
 
     for kind, name in (
@@ -526,7 +532,7 @@ def test_a_key_that_is_missing_is_what_its_class_takes(tmp_path: Path) -> None:
     says_the_same(ours, theirs, end=2)
 
 
-def test_a_scale_or_a_kind_of_layer_that_is_missing_is_not_guessed(tmp_path: Path) -> None:
+def test_missing_keys_of_a_mixture_have_the_defaults_of_its_class(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     plan = MIXTURE.model_copy(update={"routed_scale": 2.5, "num_shared_experts": 1})

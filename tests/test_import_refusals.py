@@ -16,7 +16,7 @@ from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.interop import to_transformers
 
 
-def test_settings_of_the_folder_are_not_for_setting(tmp_path: Path) -> None:
+def test_settings_that_contradict_the_folder_are_refused(tmp_path: Path) -> None:
     llama(tmp_path / "llama")
     problem = refused(tmp_path / "llama", "--set", "model.width=64", "--set", "model.rope_base=5.0")
     assert "model.width=64: " in problem
@@ -54,7 +54,7 @@ def test_settings_of_the_folder_are_not_for_setting(tmp_path: Path) -> None:
         ({"rms_norm_eps": -1.0}, "model.norm_eps=-1.0: input should be greater than 0"),
     ],
 )
-def test_what_cannot_be_said_here_is_refused(
+def test_unsupported_values_of_config_are_refused(
     changes: dict[str, Any], problem: str, tmp_path: Path
 ) -> None:
     llama(tmp_path / "llama")
@@ -65,7 +65,7 @@ def test_what_cannot_be_said_here_is_refused(
     assert len(said.splitlines()) == 1
 
 
-def test_a_mixture_of_deepseek_is_refused(tmp_path: Path) -> None:
+def test_a_deepseek_with_dense_and_sparse_layers_is_refused(tmp_path: Path) -> None:
     model = network("dsa-v32", trained=False)
     to_transformers.write(
         tmp_path / "v32", model, Settings(arch="dsa-v32", model=MODEL), tokenizer_of()
@@ -107,7 +107,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     assert "pytorch_model.bin is a pickle file, which can run code when opened; save it" in problem
 
 
-def test_a_shard_stands_beside_its_index(tmp_path: Path) -> None:
+def test_a_shard_must_be_in_the_folder_of_its_index(tmp_path: Path) -> None:
     folder = tmp_path / "llama"
     llama(folder, shard="20KB")
     shard = sorted(folder.glob("model-*.safetensors"))[-1]
@@ -121,7 +121,7 @@ def test_a_shard_stands_beside_its_index(tmp_path: Path) -> None:
     assert "weight_map is missing" in refused(folder)
 
 
-def test_what_is_no_folder_or_has_no_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_folder_config_or_tokenizer_is_refused(tmp_path: Path) -> None:
     assert "no-such: not a folder" in refused(tmp_path / "no-such")
     (tmp_path / "empty").mkdir()
     assert "config.json: no such file" in refused(tmp_path / "empty")
@@ -189,7 +189,7 @@ OLD = {"rope_parameters": None, "rope_scaling": None}
         ({"tie_word_embeddings": True}, "lm_head.weight is a matrix of its own, but tie_word"),
     ],
 )
-def test_what_releases_of_transformers_read_differently_is_refused(
+def test_values_that_releases_of_transformers_read_differently_are_refused(
     changes: dict[str, Any], problem: str, tmp_path: Path
 ) -> None:
     llama(tmp_path / "llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
@@ -198,7 +198,7 @@ def test_what_releases_of_transformers_read_differently_is_refused(
 
 
 @pytest.mark.parametrize("key", ["rms_norm_eps", "tie_word_embeddings", "hidden_act"])
-def test_null_is_no_default(key: str, tmp_path: Path) -> None:
+def test_null_is_refused(key: str, tmp_path: Path) -> None:
     llama(tmp_path / "llama")
     path = tmp_path / "llama" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), key: None}), "utf-8")

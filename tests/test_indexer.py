@@ -62,7 +62,7 @@ def ulps(center: float, num_steps: int) -> Tensor:
 
 
 def awkward_scores() -> dict[str, Tensor]:
-    """[B, T, S] scores that a careless selection ranks wrongly."""
+    """Scores [B, T, S] with ties, infinities and adjacent floats, by name."""
     shape = (2, LENGTH, LENGTH)
     normal_BTS, signs_BTS = noise(*shape), noise(*shape, seed=1).sign()
     tiny_BTS = torch.finfo(torch.float32).smallest_normal * normal_BTS
@@ -96,7 +96,7 @@ def test_selection_is_that_of_a_sort_by_score_and_then_position(name: str) -> No
 
 
 @pytest.mark.parametrize("name", awkward_scores())
-def test_every_query_gets_exactly_as_many_keys_as_it_may(name: str) -> None:
+def test_every_query_selects_k_keys_or_all_its_past_keys(name: str) -> None:
     scores_BTS = awkward_scores()[name]
     expected_T = torch.arange(1, LENGTH + 1).clamp(max=NUM_KEPT).expand(2, LENGTH)
     for forced in ((0, 0), (1, 1), (2, 3)):
@@ -115,7 +115,7 @@ def test_of_equal_scores_the_later_position_wins() -> None:
     assert select(scores_TS, 4)[0, -1].tolist() == [0, 1, 3, 4]
 
 
-def test_a_threshold_at_the_kth_score_would_keep_too_many() -> None:
+def test_a_threshold_at_the_kth_score_would_select_too_many_keys() -> None:
     scores_BTS = awkward_scores()["partly tied"]
     past_BTS = scores_BTS.masked_fill(~causal_mask(LENGTH), -torch.inf)
     threshold_BT1 = past_BTS.topk(NUM_KEPT, dim=-1).values[..., -1:]
@@ -127,7 +127,7 @@ def test_a_threshold_at_the_kth_score_would_keep_too_many() -> None:
 
 
 @pytest.mark.parametrize("name", awkward_scores())
-def test_a_row_is_selected_alone_as_in_a_batch(name: str) -> None:
+def test_selection_does_not_depend_on_the_batch(name: str) -> None:
     scores_BTS = torch.cat([awkward_scores()[name], awkward_scores()["random"]])
     together_BTK = select(scores_BTS, NUM_KEPT, 1, 1)
     for row in range(len(scores_BTS)):
@@ -135,7 +135,7 @@ def test_a_row_is_selected_alone_as_in_a_batch(name: str) -> None:
         assert torch.equal(alone_BTK[0], together_BTK[row])
 
 
-def test_sink_and_local_tokens_are_always_in_and_count_inside_k() -> None:
+def test_sink_and_local_tokens_are_always_selected_and_count_within_k() -> None:
     scores_BTS = noise(2, LENGTH, LENGTH)
     scores_BTS[:, :, :2] = -100.0
     scores_BTS -= 50.0 * torch.eye(LENGTH)
@@ -148,7 +148,7 @@ def test_sink_and_local_tokens_are_always_in_and_count_inside_k() -> None:
     assert not free_BTS[:, -1, :2].any()
 
 
-def test_an_id_of_a_later_token_is_never_kept() -> None:
+def test_an_id_of_a_later_token_is_not_in_the_mask() -> None:
     ids_BTK = torch.tensor([[[0, 2], [1, 2], [0, -1]]], dtype=torch.int32)
     expected_TS = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0]]).bool()
     assert torch.equal(selected_mask(ids_BTK, 3)[0], expected_TS)
@@ -199,7 +199,7 @@ def test_scores_are_fp32_under_autocast() -> None:
     torch.testing.assert_close(scores_BTS, indexer(x_BTD, x_BTD), rtol=0.1, atol=0.3)
 
 
-def test_no_gradient_reaches_what_the_indexer_reads() -> None:
+def test_no_gradient_reaches_the_input_of_the_indexer() -> None:
     x_BTD = noise(1, 10, 12).requires_grad_()
     scores_BTS = small_indexer()(x_BTD, x_BTD)
     assert torch.autograd.grad(scores_BTS.sum(), x_BTD, allow_unused=True)[0] is None
@@ -238,7 +238,7 @@ def test_the_indexers_loss_gives_the_trunk_no_gradient(sparse: bool, arch: str) 
 
 
 def a_teacher(support_BTS: Tensor) -> Tensor:
-    """Attention of some other network over the support, rows summing to one."""
+    """Random attention [B, T, S] over the support, in fp64; rows sum to one."""
     logits_BTS = noise(*support_BTS.shape, seed=30, dtype=torch.float64)
     return logits_BTS.masked_fill(~support_BTS, -torch.inf).softmax(-1)
 
@@ -271,7 +271,7 @@ def test_the_gradient_of_the_kl_is_softmax_minus_teacher(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", supports())
-def test_a_query_with_one_key_adds_exactly_nothing_to_the_kl(name: str) -> None:
+def test_the_kl_of_a_query_with_one_key_is_exactly_zero(name: str) -> None:
     support_BTS = supports()[name]
     scores_BTS = (10 * noise(2, LENGTH, LENGTH)).requires_grad_()
     kl_BT = indexer_kl(scores_BTS, a_teacher(support_BTS), support_BTS)
@@ -296,7 +296,7 @@ def test_the_kl_is_finite_whatever_the_masked_scores_are(name: str) -> None:
 
 
 @pytest.mark.parametrize("arch", INDEXED)
-def test_the_sparse_loss_compares_over_the_selected_keys_only(arch: str) -> None:
+def test_the_sparse_loss_is_over_the_selected_keys_only(arch: str) -> None:
     tokens_BT = some_tokens()
     whole, sparse = (
         tiny_model(arch).hidden(tokens_BT, sparse=s, train_indexer=True)[1] for s in (False, True)
@@ -315,7 +315,7 @@ def test_with_k_not_below_t_sparse_and_dense_losses_agree(num_kept: int, arch: s
     torch.testing.assert_close(torch.stack(whole), torch.stack(sparse), rtol=1e-5, atol=1e-6)
 
 
-def test_figures_of_a_layer_by_hand() -> None:
+def test_diagnostics_of_a_layer_equal_values_computed_by_hand() -> None:
     past_BTS = causal_mask(2)[None]
     teacher_BTS = torch.tensor([[[1.0, 0.0], [0.9, 0.1]]])
     scores_BTS = torch.tensor([[[0.3, 0.0], [0.5, 0.2]]])
@@ -358,7 +358,7 @@ def test_tie_rate_counts_ties_among_the_keys_that_compete(
     assert row["tie_rate"] == pytest.approx(rate * beyond)
 
 
-def test_the_health_of_a_network_has_a_row_per_layer_and_leaves_no_hook() -> None:
+def test_indexer_health_has_a_row_per_layer_and_leaves_no_hook() -> None:
     model = tiny_model("dsa")
     rows = indexer_health(model, documents(31, 20, 9), sparse=True)
     assert len(rows) == 2
@@ -370,7 +370,7 @@ def test_the_health_of_a_network_has_a_row_per_layer_and_leaves_no_hook() -> Non
     assert math.isnan(full[0]["overlap"])  # nothing was left out
 
 
-def test_overlap_by_hand_leaves_out_forced_keys_and_queries_without_a_choice() -> None:
+def test_overlap_excludes_forced_keys_and_queries_that_select_all_keys() -> None:
     selected_BTS = torch.tensor(
         [[[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 0, 1, 1, 0]]]
     ).bool()

@@ -1,4 +1,4 @@
-"""Sparse attention is what its definition says, whatever computes it; so is the indexer at length.
+"""Backends of sparse attention equal the definition; chunked indexer losses equal the core's.
 
 A new backend is one entry of BACKENDS.
 
@@ -52,7 +52,7 @@ SHAPES = [
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight queries each."""
+    """Chunks of eight queries, the smallest size."""
     monkeypatch.setitem(chunked.BLOCK, "cpu", 1)
 
 
@@ -91,12 +91,12 @@ def test_output_lse_and_gradients_are_those_of_the_definition(backend: str, shap
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_in_bf16_they_are_close(backend: str, shape: Shape) -> None:
+def test_in_bf16_backends_are_close_to_the_definition(backend: str, shape: Shape) -> None:
     problem = Problem(shape, torch.bfloat16)
     close(problem.run(backend), problem.run("reference"), 2e-2)
 
 
-def test_the_definition_written_out_for_one_query() -> None:
+def test_the_reference_equals_sums_over_one_query() -> None:
     problem = Problem(SHAPES[2])
     o, lse, *_ = problem.run("reference")
     q, k, v = (x.detach().double() for x in problem.qkv)
@@ -108,7 +108,7 @@ def test_the_definition_written_out_for_one_query() -> None:
         torch.testing.assert_close(lse[1, head, 7], logits.exp().sum().log().float())
 
 
-def test_the_gradients_of_gather_are_those_of_differences() -> None:
+def test_the_gradients_of_gather_equal_finite_differences() -> None:
     problem = Problem(Shape(1, 9, 9, 2, 4, 4, 2))
     qkv = [x.detach().double().requires_grad_() for x in problem.qkv]
 
@@ -119,7 +119,7 @@ def test_the_gradients_of_gather_are_those_of_differences() -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
-def test_with_all_the_past_kept_it_is_dense_attention(backend: str) -> None:
+def test_with_all_past_keys_selected_it_is_dense_attention(backend: str) -> None:
     problem = Problem(Shape(2, 24, 24, 3, 8, 8, 24))
     q, k, v = problem.qkv
     k, v = (x.unsqueeze(1).expand(-1, 3, -1, -1) for x in (k, v))
@@ -129,7 +129,7 @@ def test_with_all_the_past_kept_it_is_dense_attention(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
-def test_a_query_depends_on_its_ids_and_on_nothing_else(backend: str) -> None:
+def test_a_query_depends_on_the_keys_at_its_ids_only(backend: str) -> None:
     problem = Problem(Shape(1, 20, 20, 2, 8, 8, 3))
     o, _ = attention.sparse_attention(*problem.qkv, problem.ids, scale=0.3, backend=backend)
     for query in range(20):
@@ -158,7 +158,7 @@ def test_a_query_without_ids_has_no_output_and_no_gradient(backend: str, shape: 
 
 
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
-def test_a_query_with_one_id_has_its_value(backend: str) -> None:
+def test_the_output_of_a_query_with_one_id_is_the_value_at_this_id(backend: str) -> None:
     problem = Problem(SHAPES[2])
     o, _, dq, dk, _ = problem.run(backend)
     ids_BTK = problem.ids.long().expand(-1, -1, 8).detach()
@@ -170,7 +170,9 @@ def test_a_query_with_one_id_has_its_value(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_repeats_bit_for_bit_alone_and_in_a_batch(backend: str, shape: Shape) -> None:
+def test_results_are_bit_equal_when_repeated_and_do_not_depend_on_the_batch(
+    backend: str, shape: Shape
+) -> None:
     problem = Problem(shape)
     first = problem.run(backend)
     assert all(torch.equal(a, b) for a, b in zip(first, problem.run(backend)))
@@ -203,7 +205,7 @@ def saved_bytes(problem: Problem, backend: str) -> int:
     return sum(sizes.values())
 
 
-def test_gather_keeps_inputs_ids_and_output_alone() -> None:
+def test_gather_saves_only_inputs_ids_and_output_for_backward() -> None:
     for length in (40, 80):
         problem = Problem(Shape(1, length, length, 2, 8, 8, 4))
         inputs = (2 + 1 + 1) * 8 * length * 4  # q of two heads, k, v
@@ -215,7 +217,7 @@ def test_gather_keeps_inputs_ids_and_output_alone() -> None:
 
 
 @pytest.mark.parametrize("block", [1, 4000, 2**20])
-def test_a_chunk_fits_its_block_and_no_query_is_left_out(
+def test_chunks_fit_into_a_block_and_cover_all_queries(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     monkeypatch.setitem(chunked.BLOCK, "cpu", block)
@@ -232,7 +234,7 @@ def test_a_chunk_fits_its_block_and_no_query_is_left_out(
 
 
 class Indexed:
-    """Queries, weights and keys of an indexer over T tokens, and a flow that teaches it."""
+    """Queries, head weights and keys of an indexer over T tokens, and a flow as its teacher."""
 
     def __init__(self, length: int = 50, num_kept: int = 6, batch: int = 2) -> None:
         sizes = [(batch, 3, length, 8), (batch, length, 3), (batch, length, 8)]
@@ -250,19 +252,19 @@ class Indexed:
         return (w_BTI.transpose(1, 2).unsqueeze(-1) * relu_BITS).sum(1)
 
     def teacher(self, support_BTS: Tensor) -> tuple[Tensor, Tensor]:
-        """Its attention [B, T, S] over the support, and its lse."""
+        """The teacher's attention [B, T, S] over the support, and its lse [B, N, T]."""
         x_BNTS = self.scale * self.q @ self.k.transpose(-1, -2).unsqueeze(1)
         x_BNTS = x_BNTS.masked_fill(~support_BTS.unsqueeze(1), -torch.inf)
         return x_BNTS.softmax(-1).mean(1), x_BNTS.logsumexp(-1)
 
     def gradients(self, kl: Tensor) -> list[Tensor]:
-        """Of a sum with weights that are all different, and not all positive."""
+        """Gradients of a weighted sum of `kl`; the weights are all different, some negative."""
         weights = torch.arange(kl.numel(), dtype=torch.float32).view_as(kl) / kl.numel() - 0.2
         return [*torch.autograd.grad((kl * weights).sum(), self.parts, retain_graph=True)]
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_ids_are_those_of_select_ties_and_all(seed: int) -> None:
+def test_selection_on_a_cpu_equals_select_with_ties(seed: int) -> None:
     for length, num_queries, num_kept, sink, local in (
         (30, 30, 5, 1, 2),
         (30, 7, 12, 0, 0),
@@ -280,7 +282,7 @@ def test_ids_are_those_of_select_ties_and_all(seed: int) -> None:
 
 
 @pytest.mark.parametrize("num_kept", [3, 20, 60])
-def test_a_chunked_selection_is_that_of_all_scores_at_once(num_kept: int) -> None:
+def test_a_chunked_selection_equals_select_on_all_scores(num_kept: int) -> None:
     indexed = Indexed()
     ids_BTK, scores_BTK = select_chunked(indexed.scorer, num_kept, 1, 2)
     assert ids_BTK.dtype == torch.int32
@@ -293,7 +295,7 @@ def test_a_chunked_selection_is_that_of_all_scores_at_once(num_kept: int) -> Non
 
 
 @pytest.mark.parametrize("num_kept", [1, 3, 14, 50])
-def test_the_loss_over_selected_ids_is_that_of_all_scores_and_a_mask(num_kept: int) -> None:
+def test_the_loss_over_selected_ids_equals_the_masked_loss_of_the_core(num_kept: int) -> None:
     indexed = Indexed(num_kept=max(num_kept, 3))
     selection = select_chunked(indexed.scorer, num_kept)
     selected_BTS = selected_mask(selection.ids_BTK, 50)
@@ -306,7 +308,7 @@ def test_the_loss_over_selected_ids_is_that_of_all_scores_and_a_mask(num_kept: i
     close(indexed.gradients(kl_BT), indexed.gradients(expected_BT))
 
 
-def test_the_loss_over_all_the_past_is_that_of_all_scores() -> None:
+def test_the_loss_over_all_past_keys_equals_that_of_the_core() -> None:
     indexed = Indexed()
     expected_BT = indexer_kl(indexed.scores, indexed.teacher(indexed.past)[0], indexed.past)
     kl_BT = dense_kl(indexed.scorer, Teacher(indexed.q, indexed.k, indexed.scale))
@@ -314,7 +316,7 @@ def test_the_loss_over_all_the_past_is_that_of_all_scores() -> None:
     close(indexed.gradients(kl_BT), indexed.gradients(expected_BT))
 
 
-def test_with_all_the_past_selected_both_losses_are_one() -> None:
+def test_with_all_past_keys_selected_sparse_and_dense_loss_are_equal() -> None:
     indexed = Indexed()
     selection = select_chunked(indexed.scorer, 50)
     teacher = Teacher(indexed.q, indexed.k, indexed.scale, indexed.teacher(indexed.past)[1])
@@ -324,7 +326,7 @@ def test_with_all_the_past_selected_both_losses_are_one() -> None:
     close(indexed.gradients(sparse_BT), indexed.gradients(dense_BT))
 
 
-def test_some_queries_have_the_losses_and_gradients_of_all_with_the_rest_left_out() -> None:
+def test_losses_of_some_queries_equal_those_of_all_at_these_queries() -> None:
     indexed = Indexed()
     queries_Q = torch.tensor([2, 0, 31, 48, 17, 18, 49, 30, 9, 4])  # in any order
     scorer, selection = indexed.scorer, indexed.selection
@@ -362,7 +364,7 @@ def test_the_gradient_of_a_score_is_softmax_minus_teacher() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_gather_says_of_its_weights_is_what_their_lse_says(backend: str) -> None:
+def test_attention_returned_by_gather_equals_attention_from_the_lse(backend: str) -> None:
     problem = Problem(SHAPES[0])
     q, k, v = (x.detach() for x in problem.qkv)
     _, lse = attention.sparse_attention(q, k, v, problem.ids, scale=0.3, backend=backend)
@@ -371,7 +373,7 @@ def test_what_gather_says_of_its_weights_is_what_their_lse_says(backend: str) ->
     torch.testing.assert_close(weights_BTK.sum(-1), torch.ones(2, 70))
 
 
-def test_the_losses_keep_k_numbers_of_a_query_and_nothing_of_all_pairs() -> None:
+def test_losses_save_k_numbers_per_query_for_backward() -> None:
     def kept(length: int) -> tuple[int, int]:
         indexed, sizes = Indexed(length, 4, batch=1), [0, 0]
         teacher = Teacher(indexed.q, indexed.k, 0.3, torch.zeros(1, 2, length))
@@ -404,5 +406,7 @@ def test_the_losses_keep_k_numbers_of_a_query_and_nothing_of_all_pairs() -> None
         (8192, 64, "mps", "masked"),
     ],
 )
-def test_the_backend_of_auto(length: int, num_kept: int, device: str, expected: str) -> None:
+def test_auto_chooses_the_backend_by_length_k_and_device(
+    length: int, num_kept: int, device: str, expected: str
+) -> None:
     assert attention.choose(length, num_kept, device) == expected

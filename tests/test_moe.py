@@ -1,4 +1,4 @@
-"""Experts against one token after another; who chooses them, what keeps them in use, what moves.
+"""Mixtures of experts: a slow reference, routing, load balance, training, sizes.
 
 B batch, T tokens, M tokens of a batch, D width, E experts, F hidden width of one, K experts of a
 token.
@@ -40,7 +40,7 @@ MOE: dict[str, Any] = {"ffn": "moe", "num_experts": NUM_EXPERTS, "ffn_width": HI
 
 
 def mixture(seed: int = 0, **overrides: Any) -> Mixture:
-    """A mixture whose parameters, and bias, are random."""
+    """A mixture with random parameters and a random bias."""
     layer = Mixture(tiny_settings(**(MOE | overrides)), HIDDEN)
     for number, parameter in enumerate(layer.parameters()):
         scale = parameter.shape[-1] ** -0.5
@@ -98,7 +98,7 @@ def test_a_mixture_equals_a_slow_reference_token_by_token(num_active: int, scale
             )
 
 
-def test_the_choice_is_that_of_topk_on_affinity_and_bias_ties_included() -> None:
+def test_experts_are_the_topk_of_affinity_and_bias_with_ties() -> None:
     layer, x_MD = mixture(), noise(50, WIDTH, seed=3)
     affinity_ME = F.linear(x_MD, layer.router.weight).sigmoid()
     ids_MK, _ = layer.route(x_MD)
@@ -112,7 +112,7 @@ def test_the_choice_is_that_of_topk_on_affinity_and_bias_ties_included() -> None
     assert (weights_MK == 0.5).all()
 
 
-def test_the_bias_changes_the_choice_and_never_a_weight() -> None:
+def test_the_bias_changes_the_chosen_experts_and_no_weight() -> None:
     layer, x_MD = mixture(routed_scale=3.0), noise(50, WIDTH, seed=3)
     layer.bias.copy_(torch.tensor([5.0, 0.0, 2.0, 0.0]))
     ids_MK, weights_MK = layer.route(x_MD)
@@ -125,7 +125,7 @@ def test_the_bias_changes_the_choice_and_never_a_weight() -> None:
     assert torch.equal(layer(x_MD), before_MD)
 
 
-def test_half_precision_does_not_reach_the_choice() -> None:
+def test_routing_is_in_fp32_under_autocast() -> None:
     layer, x_MD = mixture(), noise(50, WIDTH, seed=3)
     expected = layer.route(x_MD)
     with torch.autocast("cpu", torch.bfloat16):
@@ -136,7 +136,7 @@ def test_half_precision_does_not_reach_the_choice() -> None:
     torch.testing.assert_close(y_MD.float(), layer(x_MD), rtol=0.05, atol=0.05)
 
 
-def test_a_token_comes_out_alike_alone_and_in_company() -> None:
+def test_the_output_of_a_token_does_not_depend_on_the_batch() -> None:
     layer, x_BTD = mixture(), noise(3, 9, WIDTH, seed=4)
     together_BTD = layer(x_BTD)
     for row in range(3):
@@ -156,7 +156,7 @@ def test_later_tokens_and_other_sequences_never_change_a_logit(arch: str) -> Non
     torch.testing.assert_close(model(a_BT[1:2])[0], before_BTV[1], rtol=1e-5, atol=1e-5)
 
 
-def test_an_expert_that_nobody_chose_has_a_gradient_of_zeros() -> None:
+def test_an_expert_without_tokens_has_a_gradient_of_zeros() -> None:
     model = tiny_model("dsa", **MOE)
     for layer in mixtures(model):
         layer.bias.copy_(torch.tensor([0.0, -9.0, 0.0, 0.0]))
@@ -177,7 +177,7 @@ def load_max(layer: Mixture, x_MD: Tensor) -> float:
     return float(load_E.max() / load_E.mean())
 
 
-def test_a_skewed_router_is_evened_out_by_its_bias_alone() -> None:
+def test_the_bias_alone_balances_a_skewed_router() -> None:
     layer = mixture()
     layer.bias.zero_()
     x_BTD = noise(4, 50, WIDTH, seed=5) + 0.5 * layer.router.weight[0].detach() * WIDTH**0.5
@@ -193,7 +193,7 @@ def test_a_skewed_router_is_evened_out_by_its_bias_alone() -> None:
     assert all(torch.equal(p, before[name]) for name, p in layer.named_parameters())
 
 
-def test_a_bias_moves_by_the_sign_of_what_its_load_lacks_in_the_whole_step() -> None:
+def test_a_bias_moves_by_the_sign_of_mean_load_minus_load_of_the_whole_step() -> None:
     layer, x_BTD = mixture(), noise(4, 10, WIDTH, seed=5)
     real_BT = torch.arange(10) < torch.tensor([10, 3, 7, 1])[:, None]
     x_BTD[~real_BT] = 9 * layer.router.weight[1].detach()  # padding likes experts of its own
@@ -213,7 +213,7 @@ def test_a_bias_moves_by_the_sign_of_what_its_load_lacks_in_the_whole_step() -> 
     assert torch.equal(layer.bias, before_E + 0.25 * sign_E)
 
 
-def test_health_is_that_of_real_tokens() -> None:
+def test_expert_health_excludes_padding() -> None:
     model, rows = tiny_model("dsa", **MOE), documents(30, 12, 20)
     found = expert_health(model, rows, sparse=True)
     assert len(found) == 2
@@ -255,7 +255,7 @@ def test_biases_move_in_pre_training_while_the_trunk_learns(quick_home: Path) ->
     torch.testing.assert_close(bias_E.abs(), one_step_E, rtol=1e-5, atol=0)
 
 
-def test_fine_tuning_leaves_biases_and_what_is_frozen_bit_equal(quick_home: Path) -> None:
+def test_fine_tuning_leaves_biases_and_frozen_parameters_bit_equal(quick_home: Path) -> None:
     base = cli("pretrain", "--arch", "dsa", *QUICK_MOE, "--home", quick_home).run
     for strategy, sets in (("acft", ["acft.moves=experts"]), ("sgd", [])):
         resolved = resolving.resolve(
@@ -278,7 +278,7 @@ def test_fine_tuning_leaves_biases_and_what_is_frozen_bit_equal(quick_home: Path
             assert moved >= {"experts", "router", "feedforward", "selected"}
 
 
-def test_acft_moves_experts_where_it_is_told_to() -> None:
+def test_acft_moves_decides_whether_experts_are_trained() -> None:
     model = tiny_model("dsa", **MOE)
     flow = {"flow": {"selected"}, "experts": {"experts"}, "both": {"selected", "experts"}}
     for what, groups in flow.items():
@@ -295,7 +295,7 @@ def test_acft_moves_experts_where_it_is_told_to() -> None:
 
 @pytest.mark.parametrize("preset", preset_names())
 @pytest.mark.parametrize("num_experts", [4, 8, 16])
-def test_with_experts_all_networks_have_the_parameters_of_dsa_without(
+def test_networks_with_experts_have_as_many_parameters_as_dsa_without(
     preset: str, num_experts: int
 ) -> None:
     sets = ["model.ffn=moe", f"model.num_experts={num_experts}"]
@@ -338,14 +338,14 @@ def test_experts_that_do_not_fit_are_refused(sets: list[str], problem: str) -> N
 
 
 @pytest.mark.parametrize("key", ["model.num_experts=16", "train.balance_rate=0.1"])
-def test_settings_of_experts_are_refused_where_there_are_none(key: str) -> None:
+def test_settings_of_experts_are_refused_without_moe(key: str) -> None:
     with pytest.raises(UserError) as refused:
         resolve(sets=[key])
     assert str(refused.value) == (f"{key}: belongs to model.ffn=moe, but it is mlp  [from --set]")
     assert resolve(sets=[key, "model.ffn=moe"]).sources[key.partition("=")[0]] == "--set"
 
 
-def test_acft_on_experts_of_a_network_without_any_is_one_line(
+def test_acft_on_experts_is_refused_for_a_network_without_experts(
     tiny_home: TinyHome, tmp_path: Path
 ) -> None:
     answer = cli(

@@ -1,4 +1,4 @@
-"""Controls in the place of the indexer: what they choose, and that nothing else changes."""
+"""Selection policies: the keys that controls select, and that nothing else changes."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ NUM_KEPT = 6
 
 
 def chosen(model: Transformer, tokens_BT: Tensor) -> list[Tensor]:
-    """Which keys [B, T, S] each layer keeps."""
+    """The mask [B, T, S] of the keys that each layer selects."""
     found = []
 
     def look(attention: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -39,7 +39,7 @@ def chosen(model: Transformer, tokens_BT: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("arch", ["dsa", "dsa-v32"])
 @pytest.mark.parametrize("policy", policies.CONTROLS)
-def test_every_query_keeps_as_many_keys_as_with_the_indexer(policy: str, arch: str) -> None:
+def test_every_query_selects_as_many_keys_as_with_the_indexer(policy: str, arch: str) -> None:
     model = tiny_model(arch)
     policies.use(model, policy)
     for selected_BTS in chosen(model, some_tokens()):
@@ -58,7 +58,7 @@ def test_the_window_is_the_last_tokens() -> None:
         assert torch.equal(selected_BTS[0], (age_TS >= 0) & (age_TS < NUM_KEPT))
 
 
-def test_the_oracle_keeps_what_dense_heads_attend_to_most() -> None:
+def test_the_oracle_selects_the_keys_with_most_dense_attention() -> None:
     model, tokens_BT = tiny_model("dsa", force_sink=0, force_local=0), some_tokens()
     policies.use(model, "oracle")
     seen = []
@@ -75,7 +75,7 @@ def test_the_oracle_keeps_what_dense_heads_attend_to_most() -> None:
         assert (least_kept_BT >= best_left_BT).all()
 
 
-def test_random_keys_are_drawn_anew_for_each_query_and_content() -> None:
+def test_random_keys_differ_between_queries_and_contents() -> None:
     model, tokens_BT = tiny_model("dsa", force_sink=0, force_local=0), some_tokens(64)
     policies.use(model, "random")
     first, second = chosen(model, tokens_BT)
@@ -93,7 +93,7 @@ def test_random_keys_are_drawn_anew_for_each_query_and_content() -> None:
 
 @pytest.mark.parametrize("ffn", ["mlp", "moe"])
 @pytest.mark.parametrize("policy", ["window", "random", "oracle", "all", "learned"])
-def test_no_later_token_changes_what_is_said_before_it(policy: str, ffn: str) -> None:
+def test_later_tokens_never_change_earlier_logits(policy: str, ffn: str) -> None:
     model, tokens_BT = tiny_model("dsa", ffn=ffn, ffn_width=80), some_tokens()
     policies.use(model, policy)
     other_BT = tokens_BT.clone()
@@ -102,7 +102,7 @@ def test_no_later_token_changes_what_is_said_before_it(policy: str, ffn: str) ->
     torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-5)
 
 
-def test_all_is_attention_without_a_selection_and_learned_is_what_was() -> None:
+def test_all_is_dense_attention_and_learned_restores_the_indexer() -> None:
     model, tokens_BT = tiny_model("dsa"), some_tokens()
     learned_BTV, full_BTV = model(tokens_BT), model(tokens_BT, sparse=False)
     policies.use(model, "all")
@@ -115,14 +115,16 @@ def test_all_is_attention_without_a_selection_and_learned_is_what_was() -> None:
     assert torch.equal(dense(tokens_BT), before)
 
 
-def test_where_a_control_chooses_nothing_is_taught() -> None:
+def test_the_indexer_is_not_trained_under_a_control() -> None:
     phases = phase_of(Train(steps=100, selection="window"), True, False)
     assert [phases(step).sparse for step in (0, 64, 65, 99)] == [False, False, True, True]
     assert not any(phases(step).train_indexer for step in range(100))
     assert all(phases(step).trunk for step in range(100))
 
 
-def test_selection_in_training_and_measuring_is_apart(tiny_home: TinyHome, tmp_path: Path) -> None:
+def test_finetune_selection_and_eval_selection_are_independent(
+    tiny_home: TinyHome, tmp_path: Path
+) -> None:
     base, tasks = tiny_home.run("pretrain dsa"), tiny_home.run("make-tasks") / "tasks.jsonl"
     shutil.copytree(tiny_home.home / "cache", tmp_path / "cache")
     common = [base, "--strategy", "sgd", "--tasks", tasks, "--home", tmp_path, "--quiet"]
@@ -142,7 +144,7 @@ def test_selection_in_training_and_measuring_is_apart(tiny_home: TinyHome, tmp_p
     assert first["neither"] == first["learning"] != first["measuring"]
 
 
-def test_a_base_is_measured_with_any_policy(tiny_home: TinyHome) -> None:
+def test_a_base_is_evaluated_with_any_policy(tiny_home: TinyHome) -> None:
     base, home = tiny_home.run("pretrain dsa"), ("--home", tiny_home.home)
     losses = {}
     for policy in ("learned", "all", "random"):
@@ -157,7 +159,7 @@ def test_a_base_is_measured_with_any_policy(tiny_home: TinyHome) -> None:
     )
 
 
-def test_an_indexer_that_learned_nothing_is_not_asked(tiny_home: TinyHome, tmp_path: Path) -> None:
+def test_an_untrained_indexer_is_refused(tiny_home: TinyHome, tmp_path: Path) -> None:
     shutil.copytree(tiny_home.home / "cache", tmp_path / "cache")
     home = ("--home", tmp_path, "--config", tiny_home.config, "--quiet")
     quick = ("--set", "train.steps=4", "--set", "train.selection=window")
@@ -173,7 +175,7 @@ def test_an_indexer_that_learned_nothing_is_not_asked(tiny_home: TinyHome, tmp_p
     assert cli("eval", base, "--selection", "all", "--json", *home[:2]).code == 0
 
 
-def test_heldout_text_is_scored_as_the_policy_says() -> None:
+def test_heldout_nll_depends_on_the_policy() -> None:
     model, rows = tiny_model("dsa"), documents(30, 20, 32)
     scored = []
     for policy in ("learned", "window", "all"):

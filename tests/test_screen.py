@@ -93,7 +93,7 @@ def test_the_glossary_names_figures_by_their_names() -> None:
     assert "olumn `" not in GLOSSARY
 
 
-@pytest.mark.parametrize("unit", {figure.unit for figure in arm.FIGURES.values()})
+@pytest.mark.parametrize("unit", sorted({figure.unit for figure in arm.FIGURES.values()}))
 def test_every_unit_has_a_form_and_no_value_is_a_dash(unit: Any) -> None:
     assert numbers.in_unit(math.nan, unit) == numbers.in_unit(None, unit) == "-"
     assert numbers.in_unit(0.5, unit)[0].isdigit()

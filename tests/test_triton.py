@@ -22,7 +22,7 @@ ATOMIC, BY_KEY = False, True  # torch.are_deterministic_algorithms_enabled()
 
 
 class Case(NamedTuple):
-    """B 2 always. None is a multiple of what a kernel works in, where it need not be."""
+    """Sizes of a problem with B = 2; not multiples of tile sizes where they need not be."""
 
     num_heads: int
     key_width: int
@@ -43,7 +43,7 @@ CASES = (
 
 
 class Inputs(NamedTuple):
-    """What an attention is given, and the gradient that comes back to it."""
+    """Inputs of an attention, and the gradient of its output."""
 
     q_BNTH: Tensor
     k_BSH: Tensor
@@ -130,14 +130,16 @@ def test_output_logarithm_and_gradients_equal_a_slower_reference(
 
 
 @pytest.mark.parametrize("case", CASES[:5])
-def test_the_same_holds_in_deterministic_mode(case: Case) -> None:
+def test_deterministic_mode_equals_the_reference_too(case: Case) -> None:
     inputs = random_inputs(case)
     assert_near(computed(inputs, 0.2, BY_KEY), reference(inputs, 0.2), 1e-5)
 
 
 @pytest.mark.parametrize("by_key", [ATOMIC, BY_KEY])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_short_numbers_come_back_as_they_went_in(dtype: torch.dtype, by_key: bool) -> None:
+def test_outputs_and_gradients_have_the_dtype_of_the_inputs(
+    dtype: torch.dtype, by_key: bool
+) -> None:
     inputs = random_inputs(CASES[1], dtype)
     found = computed(inputs, 0.2, by_key)
     assert [x.dtype for x in found] == [dtype, torch.float32, dtype, dtype, dtype]
@@ -145,7 +147,7 @@ def test_short_numbers_come_back_as_they_went_in(dtype: torch.dtype, by_key: boo
 
 
 @pytest.mark.parametrize("by_key", [ATOMIC, BY_KEY])
-def test_a_row_without_ids_gives_nothing_and_teaches_nothing(by_key: bool) -> None:
+def test_a_query_without_ids_has_no_output_and_no_gradient(by_key: bool) -> None:
     inputs = random_inputs(CASES[0])
     o_BNTW, lse_BNT, dq_BNTH, dk_BSH, dv_BSW = computed(inputs, 0.2, by_key)
     assert not o_BNTW[0, :, 3].any()
@@ -178,7 +180,7 @@ def test_packing_does_not_change_results(num_rows: int, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("num_heads", "num_packed"), [(6, 2), (4, 4), (1, 16), (16, 1), (17, 1)])
-def test_the_union_has_each_key_once_and_knows_who_holds_it(
+def test_the_union_has_each_key_once_and_a_bit_for_each_query(
     num_heads: int, num_packed: int
 ) -> None:
     ids_BTK = random_ids(11, 14, 5)
@@ -207,7 +209,7 @@ def test_the_inverse_map_lists_the_queries_of_each_key_in_order() -> None:
 
 
 @pytest.mark.parametrize("by_key", [ATOMIC, BY_KEY])
-def test_memory_may_lie_in_any_order(by_key: bool) -> None:
+def test_inputs_may_have_any_strides(by_key: bool) -> None:
     inputs = random_inputs(CASES[1])
     q, k, v, ids_BTK, grad_BNTW = inputs
     wide_BSF = torch.cat([k, v], dim=-1).detach()
@@ -225,7 +227,7 @@ def test_memory_may_lie_in_any_order(by_key: bool) -> None:
 
 
 @pytest.mark.parametrize("learner", ["q", "k", "v"])
-def test_one_input_may_learn_alone(learner: str) -> None:
+def test_gradients_of_a_single_input_are_correct(learner: str) -> None:
     inputs = random_inputs(CASES[0])
     number = "qkv".index(learner)
     states = [x.detach() for x in inputs[:3]]
@@ -235,7 +237,7 @@ def test_one_input_may_learn_alone(learner: str) -> None:
     torch.testing.assert_close(gradient, computed(inputs, 0.2)[2 + number])
 
 
-def test_only_inputs_output_and_logarithm_are_kept_for_backward() -> None:
+def test_only_inputs_output_and_lse_are_saved_for_backward() -> None:
     q, k, v, ids_BTK, _ = random_inputs(CASES[0])
     o_BNTW, lse_BNT = sparse_attention(q, k, v, ids_BTK, scale=0.2)
     assert not lse_BNT.requires_grad
@@ -286,7 +288,7 @@ print("compiled")
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the other tests compile them")
-def test_the_kernels_compile_for_gpus_and_know_that_there_is_none(tmp_path: Path) -> None:
+def test_the_kernels_compile_for_gpus_without_a_gpu(tmp_path: Path) -> None:
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
     del environment["TRITON_INTERPRET"]
     command = [sys.executable, "-c", COMPILE]
