@@ -27,6 +27,7 @@ base=$(sandbox pretrain --arch dsa --json "${tiny[@]}" | field 'value["run"]')
 teach=(
     finetune "$base" --tasks "$here/stream.jsonl" --json
     --set finetune.max_steps=4 --set finetune.batch=4 --set eval.num_heldout=8
+    --set eval.stories=0 --set eval.recovery_tasks=0
 )
 sgd=$(sandbox "${teach[@]}" --strategy sgd | field 'value["run"]')
 anchor=$(sandbox "${teach[@]}" --include "$here/anchor.py" --strategy anchor \

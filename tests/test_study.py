@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +58,18 @@ def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(tmp_path / "study")
 
 
+def here(arguments: Sequence[str], threads: int | None = None) -> "subprocess.Popen[bytes]":
+    """A cell run in this process; what it said comes from a child that has nothing to import."""
+    answer = cli(*arguments)
+    code = "import sys; sys.stderr.write(sys.argv[1]); print(end=sys.argv[2]); "
+    code += "sys.exit(int(sys.argv[3]))"
+    return subprocess.Popen(
+        [sys.executable, "-S", "-c", code, answer.err, answer.out, str(answer.code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 def runs_of(home: Path) -> dict[str, Run]:
     return {run.name: run for run in all_runs(home)}
 
@@ -78,6 +91,7 @@ def failing(arguments: list[str], threads: int) -> "subprocess.Popen[bytes]":
 def test_a_forced_study_makes_each_run_once_and_goes_on_where_it_was_interrupted(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(children, "start", here)
     home = made.home
     before = runs_of(home)
     with monkeypatch.context() as patch:
