@@ -1,25 +1,25 @@
-"""What a command tells while it works. The command line draws it; a notebook may ignore it."""
+"""Notes, warnings and progress of a running command, for a terminal or a notebook."""
 
 from contextlib import AbstractContextManager, nullcontext
 
 
 class Listener:
-    """Hears notes, warnings and progress, and may ask to stop. This one is deaf."""
+    """Receives notes, warnings and progress, and may ask to stop; this class ignores them."""
 
-    stop_signal: int = 0  # not 0: finish the step, save, and raise Interrupted
+    stop_signal: int = 0  # not 0: the command finishes its step, saves, and raises Interrupted
 
     def note(self, text: str) -> None:
-        """Something worth knowing."""
+        """A message that needs no action."""
 
     def warn(self, text: str) -> None:
-        """Something the user should act on."""
+        """A message that the user should act on."""
 
     def deferred(self) -> AbstractContextManager[None]:
-        """Around work that looks at `stop_signal` itself: a signal raises nothing there."""
+        """A context in which work checks `stop_signal` itself, and a signal raises no exception."""
         return nullcontext()
 
     def progress(self, label: str, done: int, total: int, detail: str = "") -> None:
-        """`done` of `total` units of the work called `label` are finished."""
+        """`done` of `total` units of the work named `label` are finished."""
 
 
 SILENT = Listener()
