@@ -1,25 +1,25 @@
-"""Notes, warnings and progress of a command at work: the command line draws them."""
+"""Notes, warnings and progress of a running command, for a terminal or a notebook."""
 
 from contextlib import AbstractContextManager, nullcontext
 
 
 class Listener:
-    """Receives notes, warnings and progress, and may ask to stop; this base class ignores them."""
+    """Receives notes, warnings and progress, and may ask to stop; this class ignores them."""
 
-    stop_signal: int = 0  # not 0: finish the step, save, and raise Interrupted
+    stop_signal: int = 0  # not 0: the command finishes its step, saves, and raises Interrupted
 
     def note(self, text: str) -> None:
-        """A fact for the user's information."""
+        """A message that needs no action."""
 
     def warn(self, text: str) -> None:
-        """A fact that the user should act on."""
+        """A message that the user should act on."""
 
     def deferred(self) -> AbstractContextManager[None]:
-        """A context for work that reads `stop_signal` itself: inside, a signal raises nothing."""
+        """A context in which work checks `stop_signal` itself, and a signal raises no exception."""
         return nullcontext()
 
     def progress(self, label: str, done: int, total: int, detail: str = "") -> None:
-        """`done` of `total` units of the work called `label` are finished."""
+        """`done` of `total` units of the work named `label` are finished."""
 
 
 SILENT = Listener()

@@ -1,4 +1,4 @@
-"""One writer for each run: a lock that dies with its process, and who holds it."""
+"""Locks that end with their process: one writer for each run, and the name of the writer."""
 
 import contextlib
 import errno
@@ -14,14 +14,14 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout, lock_descrip
 from dsa_sandbox.errors import UserError, reason
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system
-PATIENCE_S = 0.2  # `being_written` holds a lock for an instant
+PATIENCE_S = 0.2  # longer than `being_written` holds a lock
 Told = Callable[[str], None]
 
 
 @contextlib.contextmanager
 def only_writer(folder: Path, waits: Told | None = None) -> Iterator[None]:
-    """Hold the run's lock. Where another has it: UserError naming it, or with `waits` it is told
-    that and waited for.
+    """Hold the run's lock. If another process holds it: UserError that names it; with `waits`,
+    call that with its name and wait.
     """
     owner = folder / ".owner.json"
     try:
@@ -42,7 +42,7 @@ def only_writer(folder: Path, waits: Told | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def waited_for(path: Path, told: Told = lambda who: None) -> Iterator[None]:
-    """Hold the lock at `path`; while another holds it, say so once and wait."""
+    """Hold the lock at `path`; if another process holds it, call `told` once and wait."""
     lock = acquired(path, path.with_suffix(".softlock"), told, lambda: "another process")
     try:
         yield
@@ -53,10 +53,10 @@ def waited_for(path: Path, told: Told = lambda who: None) -> Iterator[None]:
 def acquired(
     path: Path, soft_path: Path, waits: Told | None, holder: Callable[[], str]
 ) -> BaseFileLock:
-    """The lock, held; Timeout where another holds it and nobody is to be told that we wait.
+    """The lock, held; Timeout where another process holds it and `waits` is None.
 
-    A file system without locks gets one by existence: `soft_path` names its holder, and filelock
-    takes over from a dead process of this host.
+    On a file system without locks, the existence of the file `soft_path` is the lock; filelock
+    takes it over from a dead process of this host.
     """
     try:
         return patient(FileLock(path, fallback_to_soft=False), waits, holder)
@@ -69,7 +69,7 @@ def acquired(
 
 
 def patient(lock: BaseFileLock, waits: Told | None, holder: Callable[[], str]) -> BaseFileLock:
-    """The lock, acquired at once or, where somebody hears that we wait, in the end."""
+    """The lock, held: at once, or after `waits` was called with the holder's name."""
     try:
         lock.acquire(timeout=PATIENCE_S)
     except Timeout:
@@ -81,10 +81,10 @@ def patient(lock: BaseFileLock, waits: Told | None, holder: Callable[[], str]) -
 
 
 def who_holds(folder: Path) -> str:
-    """`pid 123 on host, for 40 s`, as far as the run's files tell."""
+    """The holder as in `pid 123 on host, for 40 s`, or `unknown`."""
     soft = folder / ".softlock"
     try:
-        if soft.exists():  # filelock writes there who holds it
+        if soft.exists():  # filelock writes pid and host into it
             pid, host = soft.read_text("utf-8").splitlines()[:2]
             host, since = host.partition("?")[0], soft.stat().st_mtime  # without its namespace
         else:
@@ -96,24 +96,24 @@ def who_holds(folder: Path) -> str:
 
 
 def being_written(folder: Path) -> bool:
-    """Whether some process holds the run's lock now. Nothing is written to find out."""
+    """Whether a process holds the run's lock now; nothing is written."""
     path = folder / ".lock"
     try:
         descriptor = opened(path)
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # we cannot tell
+        return True  # not known: the safe answer
     try:
         return not lock_descriptor(descriptor, blocking=False)
     except OSError as error:
         return error.errno not in NO_LOCKS or softly_held(folder / ".softlock")
     finally:
-        os.close(descriptor)  # and the lock is free again
+        os.close(descriptor)  # this releases the lock
 
 
 def opened(path: Path) -> int:
-    """A descriptor to lock; where the file may only be read, that is enough."""
+    """A descriptor of the lock file, read-only where writing is not allowed."""
     try:
         return os.open(path, os.O_RDWR)
     except PermissionError:
@@ -125,7 +125,7 @@ def opened(path: Path) -> int:
 
 
 def softly_held(path: Path) -> bool:
-    """Whether a lock by existence is held; one of a dead process goes."""
+    """Whether a lock by existence is held; the file of a dead process is removed."""
     if not path.exists():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Names that settings may choose from: architectures, strategies, families of tasks.
+"""Registered names: architectures, strategies, task families, plots.
 
 A kind's built-in names are known without importing torch, so help and did-you-mean are quick; the
 module behind a name is imported when the name is used. `--include FILE` adds more.
@@ -19,7 +19,7 @@ INCLUDED = "dsa_sandbox_include"  # what the names of included modules begin wit
 
 
 class Unknown(LookupError):
-    """A name that is not there; the message names the nearest and lists what is."""
+    """An unknown name; the message has the nearest known name and lists all."""
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -30,8 +30,8 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 Entries = list[tuple["Registry[Any]", str]]
-ADDED: Entries = []  # what the file that is being included has registered so far
-FILES: dict[Path, tuple[str, Entries]] = {}  # included ones: sha256, and what they have registered
+ADDED: Entries = []  # entries of the file that is being included
+FILES: dict[Path, tuple[str, Entries]] = {}  # included files: sha256 and entries
 
 
 class Registry(Generic[T]):
@@ -55,7 +55,7 @@ class Registry(Generic[T]):
         return add
 
     def forget(self, name: str) -> None:
-        """Let an included entry go, if it is still there."""
+        """Remove an included entry, if there is one."""
         self.entries.pop(name, None)
 
     def __iter__(self) -> Iterator[str]:
@@ -83,17 +83,17 @@ class Architecture:
     """Facts about an architecture that commands need before its network is made."""
 
     sentence: str = ""  # shown by `ls archs`
-    has_indexer: bool | None = None  # None: its layers tell (sizes.has_indexer)
+    has_indexer: bool | None = None  # None: found from its layers (sizes.has_indexer)
     defaults: Mapping[str, Any] = field(default_factory=dict)  # settings, in place of the preset's
-    keeps_all: bool = False  # K is the whole context, whatever model.num_kept is
-    # of an included one: the file that registers it, and the run whose manifest led to that file
+    keeps_all: bool = False  # K is the whole context; model.num_kept is ignored
+    # of an included architecture: its file, and the run whose manifest names that file
     file: str = ""
     sha256: str = ""
     brought_by: str = ""
 
 
 class Architectures(Registry[Callable[[Any], Any]]):
-    """Attention layers by name, each made from `Model` settings; and facts, known without torch."""
+    """Attention layers by name, each made from `Model` settings; their facts need no torch."""
 
     def __init__(self, kind: str, builtin: dict[str, tuple[str, Architecture]]) -> None:
         super().__init__(kind, {name: module for name, (module, _) in builtin.items()})
@@ -109,8 +109,8 @@ class Architectures(Registry[Callable[[Any], Any]]):
     ) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
         """Decorator: make a class (or function) that gives an attention layer the entry `name`.
 
-        The first line of its docstring is shown by `ls archs`. The facts of a built-in one stand
-        below, since its module is imported only where a network is made.
+        `ls archs` prints the first line of its docstring. Facts of built-in architectures are in
+        this file, since their modules are imported only when a network is made.
         """
         add = super().register(name)
 
@@ -205,9 +205,9 @@ compressions: Registry[Any] = Registry(
 def include(path: Path, code: bytes) -> None:
     """Run a user's Python file, which may register entries of its own.
 
-    `code` is what the file holds: it is compiled as it was read, since Python's own loader takes
-    bytecode of an earlier version where size and time of the file are the same. Raises whatever the
-    code raises. The same code of one file is run once; other code replaces what it registered.
+    `code` is the content of the file. It is compiled here: Python's loader would take the bytecode
+    of an earlier version with the same size and time. Exceptions of the code are raised. The same
+    code of a file runs once; changed code replaces the entries of the file.
     """
     file, sha256 = path.resolve(), hashlib.sha256(code).hexdigest()
     name = f"{INCLUDED}:{file}"

@@ -37,7 +37,7 @@ def dense_attention(model: Model) -> dict[str, int]:
 
 
 def dsa_attention(model: Model) -> dict[str, int]:
-    """The same of `dsa` and `dsa-full`."""
+    """Parameters of each group of a layer of `dsa` and `dsa-full`."""
     width, head = model.width, model.width // model.num_heads
     selected = model.num_selected_heads * head
     compressed, rank, half = width - selected, model.latent_rank, head // 2
@@ -57,7 +57,7 @@ def dsa_attention(model: Model) -> dict[str, int]:
 
 
 def v32_attention(model: Model) -> dict[str, int]:
-    """The same of `dsa-v32`."""
+    """Parameters of each group of a layer of `dsa-v32`."""
     width, half = model.width, model.width // model.num_heads // 2
     rotary, rank = model.num_heads * half, model.latent_rank
     ranks = model.query_rank + rank

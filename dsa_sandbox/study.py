@@ -1,4 +1,4 @@
-"""The study: a grid whose cells are command lines; the store is all that they share."""
+"""A study: a grid of arms. Each cell is a command line; cells share only the home of runs."""
 
 import json
 import subprocess
@@ -25,49 +25,49 @@ from dsa_sandbox.tasks.schema import Task
 from dsa_sandbox.workers import Cell, run_cells
 
 REGISTRIES = {"archs": archs, "strategies": strategies}
-ANEW = ".study-"  # files of the home: what a study with --force has made so far
-# settings that mean nothing to networks without an indexer
+FORCED = ".study-"  # prefix of files in the home: runs that a study with --force has made so far
+# settings that only networks with an indexer have
 FOR_INDEXED = (*INDEXER_KEYS, "train.dense_fraction")
-FOR_TAUGHT = ("finetune.indexer", "finetune.indexer_learning_rate")  # and those of its arms
+FOR_TAUGHT = ("finetune.indexer", "finetune.indexer_learning_rate")  # and only their arms
 
 
 class Rows(NamedTuple):
-    """Tasks that the user brings along."""
+    """Tasks given by --tasks: a file, or a make-tasks run."""
 
-    where: str  # as it was typed
+    where: str  # the value of --tasks
     name: str
     tasks: list[Task]
 
 
 class Plan(NamedTuple):
-    """The whole grid before it begins."""
+    """All that a study needs to start its cells."""
 
     archs: list[str]
     strategies: list[str]
-    common: list[str]  # options of every cell
-    strategy_sets: list[str]  # --set values that belong to one strategy
-    indexed_sets: list[str]  # and to networks with an indexer, for build and pretrain
-    taught_sets: list[str]  # or for their arms
+    common: list[str]  # options of all cells
+    strategy_sets: list[str]  # --set values of the strategies' own sections
+    indexed_sets: list[str]  # --set values for build and pretrain of networks with an indexer
+    taught_sets: list[str]  # --set values for finetune of networks with an indexer
     making: list[str]  # options of make-tasks
-    read: list[str]  # where the text lies: options of build, pretrain and finetune
-    included: list[str]  # options of all
+    read: list[str]  # --data, an option of build, pretrain and finetune
+    included: list[str]  # --include, an option of all cells
     home: Path
     jobs: int
     threads: int
     num_tasks: int
     context: int
     rows: Rows | None
-    anew: Path | None = None  # of a study with --force: the file of what it has made so far
-    indexed: tuple[str, ...] = ()  # those of `archs` that have an indexer
+    forced: Path | None = None  # with --force: the file that lists the runs made so far
+    indexed: tuple[str, ...] = ()  # the architectures that have an indexer
 
-    def of_base(self, arch: str) -> list[str]:
-        """What build and pretrain are told of a network."""
+    def base_options(self, arch: str) -> list[str]:
+        """Options of build and pretrain for an architecture."""
         sets = self.indexed_sets if arch in self.indexed else []
         indexed = [part for text in sets for part in ("--set", text)]
         return ["--arch", arch, *self.common, *indexed, *self.read, *self.included]
 
-    def of_arm(self, arch: str, strategy: str) -> list[str]:
-        """What finetune is told, beside its base and its tasks."""
+    def arm_options(self, arch: str, strategy: str) -> list[str]:
+        """Options of finetune for an arm, besides its base and its tasks."""
         parts = strategy.split("+")
         own = [text for text in self.strategy_sets if text.partition(".")[0] in parts]
         own += self.taught_sets if arch in self.indexed else []
@@ -75,7 +75,7 @@ class Plan(NamedTuple):
         return ["--strategy", strategy, *self.common, *self.read, *sets, *self.included]
 
     def described(self) -> dict[str, Any]:
-        """What --dry-run says of it."""
+        """The values that --dry-run prints."""
         cells = [f"{arch} {strategy}" for arch in self.archs for strategy in self.strategies]
         return {
             "arch": ", ".join(self.archs),
@@ -84,19 +84,19 @@ class Plan(NamedTuple):
             "tasks": self.num_tasks,
             "jobs": self.jobs,
             "threads": self.threads,
-            "force": self.anew is not None,
+            "force": self.forced is not None,
         }
 
 
 class Outcome(NamedTuple):
-    """The runs that a study stands on."""
+    """The runs of a study."""
 
     bases: list[Run]
     stream: Run
     arms: list[Run]
 
     def paths(self) -> dict[str, Any]:
-        """Where they are."""
+        """Paths of the runs, for `--json`."""
         return {
             "bases": [str(run.path) for run in self.bases],
             "stream": str(self.stream.path),
@@ -104,8 +104,8 @@ class Outcome(NamedTuple):
         }
 
 
-def names(text: str, kind: str) -> list[str]:
-    """A comma-separated list of registered names; UserError for one that is not there."""
+def chosen_names(text: str, kind: str) -> list[str]:
+    """The registered names in a comma-separated list; UserError for unknown ones."""
     chosen = [name.strip() for name in text.split(",") if name.strip()]
     chosen = list(dict.fromkeys(map(in_order, chosen) if kind == "strategies" else chosen))
     problems = []
@@ -116,7 +116,8 @@ def names(text: str, kind: str) -> list[str]:
         except Unknown as error:
             problems.append(f"--{kind}: {error.args[0]}")
     if not chosen:
-        problems.append(f"--{kind}: names nothing")
+        known = ", ".join(REGISTRIES[kind])
+        problems.append(f"--{kind}: is empty; name at least one of {known}")
     if problems:
         raise UserError(*problems)
     return chosen
@@ -125,7 +126,7 @@ def names(text: str, kind: str) -> list[str]:
 def check_strategies(
     chosen: list[str], preset: str | None, config: Path | None, sets: Sequence[str]
 ) -> None:
-    """UserError, before anything is trained, for what a cell would refuse in the end."""
+    """UserError, before any training, for strategy settings that a cell would refuse."""
     sections = "+".join(chosen).split("+")
     for name in chosen:
         others = set(sections) - set(name.split("+"))
@@ -139,22 +140,24 @@ def check_strategies(
         finetune.make_strategy(resolved.settings)
 
 
-def rows_of(home: Path, where: str | None) -> Rows | None:
-    """The tasks of a file, or of a make-tasks run; UserError for what is wrong with them."""
+def read_rows(home: Path, where: str | None) -> Rows | None:
+    """The tasks of a file or of a make-tasks run; UserError where they are not valid."""
     if where is None:
         return None
     stream = make_tasks.read_tasks(home, where)
     return Rows(where, stream.name, stream.tasks)
 
 
-def check(resolved: Settings, networks: list[str], home: Path, rows: Rows | None = None) -> None:
-    """UserError, before anything is trained, for what arms or their stream would refuse."""
+def check_study(
+    resolved: Settings, networks: list[str], home: Path, rows: Rows | None = None
+) -> None:
+    """UserError, before any training, for settings that arms or make-tasks would refuse."""
     machine.resolve(resolved.machine, resolved.preset)
     if rows is None:
         orders.check(resolved.tasks.order, resolved.tasks.count)
     else:
         orders.arranged(rows.tasks, resolved.tasks.order)
-        if resolved.data.tokenizer == "words":  # known without a text to learn it from
+        if resolved.data.tokenizer == "words":  # other tokenizers are learned from the text
             tokenizer = tokens.word_tokenizer()
             checking.check(rows.tasks, tokenizer, resolved.model.context, rows.name)
     finetune.check_dense(resolved, len(rows.tasks) if rows else resolved.tasks.count)
@@ -184,7 +187,7 @@ def plan(
     jobs: int | None,
     force: bool = False,
 ) -> Plan:
-    """Turn options into the command lines of the grid."""
+    """The options of a study, sorted by the commands that take them; jobs and threads decided."""
     common = ["--home", str(home)]
     for option, value in (
         ("--preset", preset),
@@ -200,9 +203,9 @@ def plan(
     shared: list[str] = []
     for text in sets:
         key = text.partition("=")[0].strip()
-        of_strategy = text.partition(".")[0] in "+".join(strategies).split("+")
+        of_a_strategy = text.partition(".")[0] in "+".join(strategies).split("+")
         kind = indexed if key in FOR_INDEXED else taught if key in FOR_TAUGHT else shared
-        (own if of_strategy else kind).append(text)
+        (own if of_a_strategy else kind).append(text)
     for text in shared:
         common += ["--set", text]
     cores = machine.physical_cores()
@@ -219,11 +222,11 @@ def plan(
     if not resolved.machine.threads and resolved.preset != "smoke":
         threads = max(1, cores // jobs)
     common += ["--set", f"machine.threads={threads}"]
-    anew = None
+    forced = None
     if force:
         files = [*include, *([config] if config else [])]
         cells = [archs, strategies, own, rows and [task.model_dump() for task in rows.tasks]]
-        anew = home / f"{ANEW}{study_digest(resolved, cells, files)}.json"
+        forced = home / f"{FORCED}{study_digest(resolved, cells, files)}.json"
     making: list[str] = []
     for option, value in (
         ("--count", count),
@@ -248,13 +251,13 @@ def plan(
         resolved.tasks.count if rows is None else len(rows.tasks),
         resolved.model.context,
         rows,
-        anew,
+        forced,
         tuple(arch for arch in archs if sizes.has_indexer(arch, resolved.model)),
     )
 
 
 def study_digest(resolved: Settings, cells: list[Any], files: Sequence[Path]) -> str:
-    """What makes a study with --force the one that was interrupted: all but the machine."""
+    """Digest of all options but the machine: equal for an interrupted study and its repetition."""
     asked = resolved.model_dump(exclude={"machine"})
     read = [file_digest(path) for path in files]
     text = corpus.resolve(resolved.data).digest
@@ -263,25 +266,27 @@ def study_digest(resolved: Settings, cells: list[Any], files: Sequence[Path]) ->
 
 
 def run(plan: Plan, listener: Listener) -> Outcome:
-    """All stages; what the store has is not made again, but by a study with --force.
+    """Run all stages. Finished runs of the home are taken; a study with --force makes all again.
 
-    That makes each cell once: interrupted, it goes on with what it has made itself.
+    An interrupted study with --force continues with the runs that it has made itself.
     """
-    if plan.anew is not None:
+    if plan.forced is not None:
         make_home(plan.home)
-        for path in plan.home.glob(f"{ANEW}*.json"):
-            if read_anew(path).get("source") != provenance.source_digest():
-                path.unlink()  # of other source code: it can never go on
-        if made := read_anew(plan.anew).get("made"):
-            listener.note(f"goes on with the study that --force began: {len(made)} runs are made")
+        for path in plan.home.glob(f"{FORCED}*.json"):
+            if read_forced(path).get("source") != provenance.source_digest():
+                path.unlink()  # made by other source code: it cannot be continued
+        if made := read_forced(plan.forced).get("made"):
+            listener.note(
+                f"continues the interrupted study with --force: {len(made)} runs are finished"
+            )
     outcome = all_stages(plan, listener)
-    if plan.anew is not None:
-        plan.anew.unlink(missing_ok=True)  # the next --force makes all of it once more
+    if plan.forced is not None:
+        plan.forced.unlink(missing_ok=True)  # the next --force makes all runs again
     return outcome
 
 
-def read_anew(path: Path) -> dict[str, Any]:
-    """What a study with --force noted; nothing where there is no such file."""
+def read_forced(path: Path) -> dict[str, Any]:
+    """Content of the file of a study with --force; empty where there is no valid file."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -292,7 +297,7 @@ def read_anew(path: Path) -> dict[str, Any]:
 def all_stages(plan: Plan, listener: Listener) -> Outcome:
     """Build and pretrain all bases, make their tasks, then fine-tune all arms."""
     builds, pretrainings = (
-        [Cell(f"{verb} {arch}", [verb, *plan.of_base(arch)]) for arch in plan.archs]
+        [Cell(f"{verb} {arch}", [verb, *plan.base_options(arch)]) for arch in plan.archs]
         for verb in ("build", "pretrain")
     )
     for cell in builds[:-1]:
@@ -309,7 +314,7 @@ def all_stages(plan: Plan, listener: Listener) -> Outcome:
         for strategy in plan.strategies:
             arguments = [
                 *("finetune", str(base), "--tasks", str(stream)),
-                *plan.of_arm(arch, strategy),
+                *plan.arm_options(arch, strategy),
             ]
             finetunings.append(Cell(f"{arch} {strategy}", arguments))
     arms = run_stage(plan, finetunings, listener)
@@ -317,9 +322,9 @@ def all_stages(plan: Plan, listener: Listener) -> Outcome:
 
 
 def run_stage(plan: Plan, cells: list[Cell], listener: Listener) -> list[Path]:
-    """The run of each cell; with --force, those that this study has made already are taken."""
-    force = [] if plan.anew is None else ["--force"]
-    made: dict[str, str] = read_anew(plan.anew).get("made", {}) if plan.anew else {}
+    """The run of each cell, in order; with --force, runs that this study has made are taken."""
+    force = [] if plan.forced is None else ["--force"]
+    made: dict[str, str] = read_forced(plan.forced).get("made", {}) if plan.forced else {}
     paths = {cell.label: plan.home / made[cell.label] for cell in cells if cell.label in made}
     paths = {label: path for label, path in paths.items() if is_finished(path)}
 
@@ -327,9 +332,9 @@ def run_stage(plan: Plan, cells: list[Cell], listener: Listener) -> list[Path]:
         return children.start([*cell.arguments, *force], plan.threads)
 
     def finished(cell: Cell, path: Path) -> None:
-        if plan.anew is not None:  # without --force the home itself tells what is made
+        if plan.forced is not None:  # without --force, finished runs are found in the home
             made[cell.label] = path.name
-            write_json(plan.anew, {"source": provenance.source_digest(), "made": made})
+            write_json(plan.forced, {"source": provenance.source_digest(), "made": made})
 
     missing = [cell for cell in cells if cell.label not in paths]
     paths |= run_cells(missing, plan.jobs, start, listener, finished)
@@ -337,10 +342,10 @@ def run_stage(plan: Plan, cells: list[Cell], listener: Listener) -> list[Path]:
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a run is there and finished."""
+    """Whether a path holds a finished run."""
     return folder.readable_manifest(Run(path)).get("state") == "finished"
 
 
 def evaluate(outcome: Outcome) -> dict[str, dict[str, Any]]:
-    """Figures of every arm."""
+    """Figures of every arm, by the name of its run."""
     return transfer.against({run.name: arm.figures_of(run) for run in outcome.arms})

@@ -175,14 +175,14 @@ def test_a_study_tells_what_is_for_an_indexer_only_to_those_that_have_one(tmp_pa
     assert cli("ls", *files).code == 0
     sets = ["train.indexer_clip=0.5", "finetune.indexer=kl"]
     settings = resolve(sets=sets).settings
-    study.check(settings, networks, tmp_path)
+    study.check_study(settings, networks, tmp_path)
     plan = study.plan(
         settings, tmp_path, archs=networks, strategies=["sgd"], preset=None, config=None,
         sets=sets, include=[], data=None, device=None, count=None, seed=None, jobs=1,
     )  # fmt: skip
-    told = [arch for arch in networks if "train.indexer_clip=0.5" in plan.of_base(arch)]
+    told = [arch for arch in networks if "train.indexer_clip=0.5" in plan.base_options(arch)]
     assert told == ["shifted", "dsa"]
-    arms = [arch for arch in networks if "finetune.indexer=kl" in plan.of_arm(arch, "sgd")]
+    arms = [arch for arch in networks if "finetune.indexer=kl" in plan.arm_options(arch, "sgd")]
     assert arms == ["shifted", "dsa"]
     rows = cli("ls", "archs", "--json", *files).value["rows"]
     assert rows[-1] == {"arch": "shifted", "what": "dsa with another K."}

@@ -137,7 +137,7 @@ def test_the_clock_of_the_processor_does_not_count_what_others_take() -> None:
     rows = [turns.Row("waits", partial(time.sleep, 0.05), 0)]
     assert turns.take_turns(rows, setup, "")["waits"][0] >= 0.05
     assert turns.take_turns(rows, setup._replace(clock="processor"), "")["waits"][0] < 0.05
-    with pytest.raises(UserError, match="sees the CPU alone, not --device=cuda"):
+    with pytest.raises(UserError, match="measures the CPU alone, not cuda; use --clock wall"):
         run.check(["training"], Engine("cuda", 1, "fp32"), "processor")
 
 
@@ -174,8 +174,11 @@ def test_every_strategy_has_a_row_beside_sgd_with_what_it_remembers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("trainig",), "KIND=trainig: none of training, decoding, memory, strategies; did"),
-        (("--clock", "cpu"), "--clock=cpu: none of wall, processor"),
+        (
+            ("trainig",),
+            "KIND=trainig: unknown; did you mean training?  (there are: training, decoding,",
+        ),
+        (("--clock", "cpu"), "--clock=cpu: unknown  (there are: wall, processor)"),
         (("--length", "1k"), "--length=1k: write whole numbers, as in 256,1024"),
         (("--length", "256,8"), "--length=8: must be at least 16"),
         (("decoding", "--length", "64"), "--length=64: decoding needs more than the 64 tokens"),

@@ -110,7 +110,7 @@ def test_a_grid_with_an_indexer_in_it_passes_and_keeps_its_settings_from_dense()
         preset=None, config=None, sets=sets, include=[], data=None, device=None, count=None,
         seed=None, jobs=1,
     )  # fmt: skip
-    told = {arch: plan.of_base(arch) for arch in plan.archs}
+    told = {arch: plan.base_options(arch) for arch in plan.archs}
     assert [text for text in sets if text in told["dense"]] == ["train.steps=100"]
     assert all(text in told["dsa"] for text in sets)
     assert [text for text in sets if text in plan.common] == ["train.steps=100"]

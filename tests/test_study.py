@@ -103,7 +103,7 @@ def test_a_forced_study_makes_each_run_once_and_goes_on_where_it_was_interrupted
     assert all(name.endswith("-2") for name in halfway)
 
     second = made.study("--force")
-    assert "goes on with the study that --force began: 3 runs are made" in second.err
+    assert "continues the interrupted study with --force: 3 runs are finished" in second.err
     new = {name: run for name, run in runs_of(home).items() if name not in before}
     assert halfway < new.keys()
     assert len(new) == 4
@@ -144,7 +144,7 @@ def test_a_forced_study_of_other_settings_or_source_does_not_go_on_with_another(
     def anew(*more: str) -> Path:
         answer = made.study("--force", *more)
         assert answer.code == 3
-        path = plans[-1].anew
+        path = plans[-1].forced
         assert path is not None
         return path
 

@@ -42,7 +42,7 @@ def start(cell: Cell) -> "subprocess.Popen[bytes]":
     )
 
 
-class Heard(Listener):
+class Recorder(Listener):
     """Keeps notes, and may stop or fail at a note that contains a text."""
 
     def __init__(self, stop_at: str = "", fail_at: str = "") -> None:
@@ -70,36 +70,36 @@ class Heard(Listener):
 def test_a_study_reads_whatever_its_cells_print() -> None:
     code = "import sys; b = sys.stderr.buffer; b.write('gr\\u00fc\\u00df \\u2603'.encode()); "
     code += "b.write(b' \\xff\\n'); b.flush(); sys.stdout.buffer.write(b'/a/\\xc3\\xbc\\xff\\n')"
-    heard = Heard()
-    paths = run_cells([Cell("one", [code])], 1, start, heard)
+    recorder = Recorder()
+    paths = run_cells([Cell("one", [code])], 1, start, recorder)
     assert os.fsencode(paths["one"]) == b"/a/\xc3\xbc\xff"
-    assert heard.notes == ["[one] gr\u00fc\u00df \u2603 \ufffd"]
+    assert recorder.notes == ["[one] gr\u00fc\u00df \u2603 \ufffd"]
 
 
 def test_more_output_than_a_pipe_holds_does_not_stop_a_cell() -> None:
     code = "import sys\nprint('x' * 500_000, file=sys.stderr)\nprint('y' * 500_000)"
-    heard = Heard()
-    assert len(str(run_cells([Cell("one", [code])], 1, start, heard)["one"])) == 500_000
-    assert heard.notes == ["[one] " + "x" * 500_000]
+    recorder = Recorder()
+    assert len(str(run_cells([Cell("one", [code])], 1, start, recorder)["one"])) == 500_000
+    assert recorder.notes == ["[one] " + "x" * 500_000]
 
 
 def test_notes_come_while_a_cell_runs_and_in_the_thread_of_the_caller(tmp_path: Path) -> None:
     """A notebook's widgets, and the bar of a terminal, belong to that thread."""
 
-    class Answers(Heard):
+    class Answers(Recorder):
         def note(self, text: str) -> None:
             super().note(text)
-            (tmp_path / "heard").touch()
+            (tmp_path / "recorder").touch()
 
     code = f"import sys\nprint('begins', file=sys.stderr, flush=True)\n{WAITS}\nprint('/run')"
-    heard, finished = Answers(), []
+    recorder, finished = Answers(), []
 
     def note_finished(cell: Cell, path: Path) -> None:
         finished.append((cell.label, path))
 
-    run_cells([Cell("one", [code, str(tmp_path / "heard")])], 1, start, heard, note_finished)
-    assert heard.notes == ["[one] begins"]
-    assert heard.threads == {threading.main_thread()}
+    run_cells([Cell("one", [code, str(tmp_path / "recorder")])], 1, start, recorder, note_finished)
+    assert recorder.notes == ["[one] begins"]
+    assert recorder.threads == {threading.main_thread()}
     assert finished == [("one", Path("/run"))]
 
 
@@ -107,7 +107,7 @@ def test_no_more_cells_run_at_once_than_jobs_and_the_last_is_first(tmp_path: Pat
     code = "import sys, time; f = open(sys.argv[1], 'a'); f.write(sys.argv[2]); f.flush(); "
     code += "time.sleep(0.2); f.write('.'); print(sys.argv[2])"
     cells = [Cell(name, [code, str(tmp_path / "order"), name]) for name in "abc"]
-    paths = run_cells(cells, 1, start, Heard())
+    paths = run_cells(cells, 1, start, Recorder())
     assert (tmp_path / "order").read_text() == "c.b.a."
     assert {label: str(path) for label, path in paths.items()} == {"a": "a", "b": "b", "c": "c"}
 
@@ -126,15 +126,15 @@ def test_a_failure_ends_the_other_cells_after_they_have_saved(
     said = str(tmp_path / "said")
     cells = [Cell("bad", [WAITS + code, said]), Cell("good", [SAVES, said])]
     with pytest.raises(kind, match=f"^{message}"):
-        run_cells(cells, 2, start, Heard())
+        run_cells(cells, 2, start, Recorder())
     assert (tmp_path / "said").read_text() == "begun saved "
 
 
 def test_a_signal_is_passed_on_once_and_all_cells_are_waited_for(tmp_path: Path) -> None:
     cells = [Cell(name, [SAVES, str(tmp_path / name)]) for name in ("one", "two", "three")]
-    heard = Heard(stop_at="[two] works")
+    recorder = Recorder(stop_at="[two] works")
     with pytest.raises(Interrupted) as raised:
-        run_cells(cells, 2, start, heard)
+        run_cells(cells, 2, start, recorder)
     assert raised.value.exit_code == 130
     assert (tmp_path / "two").read_text() == "begun saved "
     assert not (tmp_path / "one").exists()  # it waited for a place and was not started
@@ -142,12 +142,16 @@ def test_a_signal_is_passed_on_once_and_all_cells_are_waited_for(tmp_path: Path)
 
 def test_a_signal_while_no_cell_waits_is_an_interruption(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        run_cells([Cell("one", [SAVES, str(tmp_path / "said")])], 1, start, Heard(stop_at="works"))
+        run_cells(
+            [Cell("one", [SAVES, str(tmp_path / "said")])], 1, start, Recorder(stop_at="works")
+        )
     assert (tmp_path / "said").read_text() == "begun saved "
 
 
 def test_cells_end_where_nobody_reads_their_notes(tmp_path: Path) -> None:
     """`dsa-sandbox run 2>&1 | head`: the study ends and leaves no process behind."""
     with pytest.raises(BrokenPipeError):
-        run_cells([Cell("one", [SAVES, str(tmp_path / "said")])], 1, start, Heard(fail_at="works"))
+        run_cells(
+            [Cell("one", [SAVES, str(tmp_path / "said")])], 1, start, Recorder(fail_at="works")
+        )
     assert (tmp_path / "said").read_text() == "begun saved "

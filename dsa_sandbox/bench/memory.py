@@ -1,4 +1,4 @@
-"""What one training step adds to the memory of a process, by length."""
+"""Memory that one training step adds to a process, by sequence length."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ def memory(setup: Setup) -> list[dict[str, Any]]:
 
 
 def exponent(sizes_by_length: Mapping[int, float | None]) -> float | None:
-    """The least-squares slope of log size over log length; None of fewer than two sizes."""
+    """Least-squares slope of log size over log length; None for fewer than two sizes."""
     points = [(math.log(x), math.log(y)) for x, y in sizes_by_length.items() if y]
     if len(points) < 2:
         return None
@@ -48,7 +48,7 @@ def exponent(sizes_by_length: Mapping[int, float | None]) -> float | None:
 
 
 def step_megabytes(setup: Setup, backend: str, length: int) -> float | None:
-    """Peak of one step in a fresh process; None, with a warning, where it came to no end."""
+    """Peak of one step in a new process, MB; None, with a warning, where that process failed."""
     order = {
         "shape": setup.shape._asdict(),
         "engine": setup.engine._asdict(),
@@ -69,7 +69,7 @@ def step_megabytes(setup: Setup, backend: str, length: int) -> float | None:
 
 
 def child() -> None:
-    """In a process of its own: print the MB that one step adds to what it stands on."""
+    """Entry of the new process: print the MB that one step adds."""
     order = json.loads(sys.argv[1])
     setup = Setup(Shape(**order["shape"]), Engine(**order["engine"]), rounds=1)
     machine.start(setup.engine)
@@ -77,14 +77,14 @@ def child() -> None:
     network = own_network(setup, "dsa", length, backend=order["backend"])
     batches = [random_batch(setup, 1, 16), random_batch(setup, 1, length)]
     step = own_step(setup, network, batches, Phase(1.0, train_indexer=True))
-    step()  # the optimiser's state, and what libraries set up once, are no part of it
+    step()  # optimiser state and buffers of libraries are allocated before the measured step
     before = peak_bytes(device, from_now=True)
     step()
     print(max(0, peak_bytes(device) - before) / 1e6)
 
 
 def peak_bytes(device: str, *, from_now: bool = False) -> int:
-    """The most that has been held: by torch on CUDA, else by the process."""
+    """Peak memory in bytes: of torch on CUDA, else of the process."""
     if device.startswith("cuda"):
         if from_now:
             torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""Networks of random weights, ours and those of transformers, and what is timed of them.
+"""Networks with random weights, of this package and of transformers, and their timed calls.
 
 B batch, T tokens.
 """
@@ -33,12 +33,12 @@ CLIP = 1.0
 
 
 def has_transformers() -> bool:
-    """Whether there are peers to compare with."""
+    """Whether transformers is installed."""
     return importlib.util.find_spec("transformers") is not None
 
 
 def training_rows(setup: Setup, length: int) -> Iterator[Row]:
-    """Ours as the loop trains them, and the peers by an equally lean loop."""
+    """A training step of each network: by the package's loop, or the same steps for peers."""
     num_rows = max(1, setup.shape.tokens // length)
     batch = random_batch(setup, num_rows, length)
     taught = Phase(1.0, train_indexer=True)
@@ -63,7 +63,7 @@ def training_rows(setup: Setup, length: int) -> Iterator[Row]:
 
 
 def decoding_rows(setup: Setup, length: int) -> Iterator[Row]:
-    """Each network has read all but the last tokens; a call feeds it those, one at a time."""
+    """One-token steps at the end of the context, after a prompt of all other tokens."""
     tokens_BT = random_batch(setup, 1, length).tokens_BT
     own = partial(own_network, setup, length=length)
     cases = {
@@ -80,12 +80,12 @@ def decoding_rows(setup: Setup, length: int) -> Iterator[Row]:
 
 
 def decoding_row(name: str, network: nn.Module, state: Any, feed: Feed, tokens_BT: Tensor) -> Row:
-    """Each call goes on from a copy of the state after the prompt."""
+    """A row whose calls each start from a copy of the state after the prompt."""
     current: dict[str, Any] = {}
     own = (*network.modules(), *network.parameters(), *network.buffers())
 
     @torch.inference_mode()
-    def prepare() -> None:  # the network is no part of what is copied
+    def prepare() -> None:  # the network itself is not copied
         current["state"] = copy.deepcopy(state, {id(part): part for part in own})
 
     @torch.inference_mode()
@@ -97,7 +97,7 @@ def decoding_row(name: str, network: nn.Module, state: Any, feed: Feed, tokens_B
 
 
 def own_reader(network: Transformer, tokens_BT: Tensor) -> tuple[Decoder, Feed]:
-    """A decoder that has read the prompt, and how to feed it."""
+    """A decoder after the prompt, and its one-token step."""
     decoder = Decoder(network.eval())
     decoder.feed(tokens_BT[:, :-NUM_DECODED])
     return decoder, Decoder.feed
@@ -105,26 +105,26 @@ def own_reader(network: Transformer, tokens_BT: Tensor) -> tuple[Decoder, Feed]:
 
 @torch.inference_mode()
 def peer_reader(network: nn.Module, tokens_BT: Tensor) -> tuple[Any, Feed]:
-    """A cache that holds the prompt, and how to go on with it."""
+    """A cache of transformers after the prompt, and its one-token step."""
     prompt_BT = tokens_BT[:, :-NUM_DECODED]
     answer = network.eval()(input_ids=prompt_BT, use_cache=True, logits_to_keep=1)
     return answer.cache, lambda cache, new: network(input_ids=new, cache=cache, use_cache=True)
 
 
 def peers() -> tuple[str, ...]:
-    """Architectures that transformers has as well."""
+    """Architectures that transformers also has."""
     return tuple(PEERS) if has_transformers() else ()
 
 
 def backends(engine: Engine) -> list[str]:
-    """Ways to compute a selection that work here and are meant to be quick."""
+    """Backends of the selected flow that work on this device, without the slow reference."""
     names = ["masked", "gather", "triton"]
     on_gpu = engine.device.startswith("cuda") and no_triton(engine.device) is None
     return names if on_gpu else names[:2]
 
 
 def attention_for(setup: Setup, length: int) -> str:
-    """What `machine.attention=auto` chooses."""
+    """The backend that `machine.attention=auto` chooses."""
     model = setup.shape.resolved("dsa", length).model
     return choose(length, model.num_kept, setup.engine.device)
 
@@ -138,14 +138,14 @@ def random_batch(setup: Setup, num_rows: int, length: int) -> Batch:
 
 
 def num_parameters(network: nn.Module) -> int:
-    """Tied matrices count once."""
+    """Number of parameters; tied matrices count once."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def own_network(
     setup: Setup, arch: str, length: int, *, backend: str = "masked", compression: str = "latent"
 ) -> Transformer:
-    """Random weights; feed-forwards matched as in a run."""
+    """A network with random weights, its feed-forward matched as in a run."""
     fields = {} if compression == "latent" else {"model.compression": compression}
     model = setup.shape.resolved(arch, length, **fields).model
     hidden = sizes.matched_ffn_width(arch, model)
@@ -157,7 +157,7 @@ def own_network(
 def own_step(
     setup: Setup, network: Transformer, batches: list[Batch], phase: Phase
 ) -> Callable[[], object]:
-    """The next step of the training loop, on the batches in turn."""
+    """A call that takes the next step of the training loop, over the batches in turn."""
     steps = train(
         network,
         make_optimizer(network, settings.Train()),
@@ -172,7 +172,7 @@ def own_step(
 
 
 def peer_network(setup: Setup, arch: str, length: int) -> nn.Module:
-    """The class of transformers with our shape: as `export` maps it, but tied as ours is."""
+    """The network of transformers with this shape: as `export` maps it, with tied embeddings."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -188,7 +188,7 @@ def peer_network(setup: Setup, arch: str, length: int) -> nn.Module:
 
 
 def peer_step(setup: Setup, network: nn.Module, batch: Batch) -> Callable[[], object]:
-    """The same step: optimiser, clipping and precision of the loop."""
+    """A training step of a peer with the optimiser, clipping and precision of the loop."""
     optimizer = make_optimizer(network, settings.Train())
     device, dtype = setup.engine.device, setup.engine.autocast
     tokens_BT, targets_BT = batch

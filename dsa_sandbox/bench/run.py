@@ -1,4 +1,4 @@
-"""Speed and memory of networks of random weights, side by side, in one run."""
+"""Speed and memory of networks with random weights, measured in one process."""
 
 import contextlib
 import importlib.metadata
@@ -34,7 +34,7 @@ def run(
 ) -> dict[str, Any]:
     """The machine, and each kind's shape, tables and notes; `options` replace fields of shapes.
 
-    UserError for a kind, a clock or sizes that there are not.
+    UserError for unknown kinds or clocks, and for sizes that do not fit.
     """
     kinds = list(dict.fromkeys(kinds)) or ["training"]
     check(kinds, engine, clock)
@@ -54,18 +54,20 @@ def run(
 
 
 def check(kinds: list[str], engine: Engine, clock: str) -> None:
-    """UserError for names that there are not, and for a clock that would not see the device."""
+    """UserError for unknown names, and for a clock that does not measure the device."""
     named = [("KIND", kind, list(SHAPES)) for kind in kinds] + [("--clock", clock, list(CLOCKS))]
     for what, name, known in named:
         if name not in known:
             hint = registry.nearest(name, known)
-            raise UserError(f"{what}={name}: none of {', '.join(known)}{hint}")
+            raise UserError(f"{what}={name}: unknown{hint}  (there are: {', '.join(known)})")
     if clock == "processor" and engine.device != "cpu":
-        raise UserError(f"--clock=processor sees the CPU alone, not --device={engine.device}")
+        raise UserError(
+            f"--clock=processor: measures the CPU alone, not {engine.device}; use --clock wall"
+        )
 
 
 def check_shape(kind: str, shape: Shape) -> None:
-    """UserError where sizes do not fit each other, before anything is measured."""
+    """UserError, before any measurement, for sizes that do not fit each other."""
     for length in shape.lengths:
         if length < 16:
             raise UserError(f"--length={length}: must be at least 16")
@@ -78,7 +80,7 @@ def check_shape(kind: str, shape: Shape) -> None:
 
 
 def notes(kind: str, engine: Engine) -> list[str]:
-    """What was left out, or is not as asked."""
+    """Remarks on rows that are left out and on ignored settings."""
     found = [] if kind not in ("training", "decoding") or has_transformers() else [NO_PEERS]
     if kind == "strategies" and not has_avalanche():
         found.append("avalanche-lib is not installed: its EWC is left out")
@@ -100,7 +102,7 @@ def product_limit(setup: Setup) -> float:
 
 
 def machine_of(setup: Setup) -> dict[str, Any]:
-    """Where it was measured."""
+    """Description of the machine and the libraries."""
     peer = importlib.metadata.version("transformers") if has_transformers() else None
     cuda = setup.engine.device.startswith("cuda")
     return {
@@ -115,7 +117,7 @@ def machine_of(setup: Setup) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """As the processor calls itself."""
+    """The model name of the processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""Training steps and decoding, timed side by side."""
+"""Time of training steps and of decoding."""
 
 import statistics
 from typing import Any
@@ -8,7 +8,7 @@ from dsa_sandbox.bench.turns import Setup, speeds, take_turns
 
 
 def training(setup: Setup) -> list[dict[str, Any]]:
-    """A table for each length: ms a step, tokens/s, share of the limit, ratios."""
+    """A table for each length: ms per step, tokens/s, share of the limit, ratios."""
     shape, tables = setup.shape, []
     for length in shape.lengths:
         rows = list(training_rows(setup, length))

@@ -1,4 +1,4 @@
-"""What a step of each strategy takes, and what it remembers, beside `sgd` on the same network.
+"""Time of a step and kept memory of each strategy, relative to `sgd` on the same network.
 
 Each strategy has seen pre-training text and has one task behind it, so that what it remembers, it
 has. `avalanche-lib`'s EWC penalty is timed in the same step, where it is installed.
@@ -23,17 +23,17 @@ from dsa_sandbox.strategies.base import NoSettings, Strategy, Trainee
 from dsa_sandbox.training.trainer import Trainer
 
 ARCHS = ("dense", "dsa")
-NUM_SEQUENCES = 32  # of pre-training text and of the task behind: enough for every kind of memory
+NUM_SEQUENCES = 32  # of pre-training text and of the earlier task: enough for every kind of memory
 PEER = "avalanche ewc (online)"
 
 
 def has_avalanche() -> bool:
-    """Whether its EWC can be timed."""
+    """Whether avalanche-lib is installed, whose EWC is timed too."""
     return importlib.util.find_spec("avalanche") is not None
 
 
 class AvalancheEwc(Strategy):
-    """The penalty of avalanche-lib's EWCPlugin, as its own code computes it."""
+    """The penalty of avalanche-lib's EWCPlugin, computed by its own code."""
 
     def finish_task(self, trainee: Trainee, batches: Iterable[Batch], seed: int) -> None:
         from avalanche.training.plugins import EWCPlugin
@@ -57,7 +57,7 @@ class AvalancheEwc(Strategy):
 
 
 def strategies(setup: Setup) -> list[dict[str, Any]]:
-    """A table per length: ms a step, times that of `sgd`, and what is remembered, by strategy."""
+    """A table per length: ms per step, ratio to `sgd`, and kept memory, by strategy."""
     return [of_length(setup, length) for length in setup.shape.lengths]
 
 
@@ -88,7 +88,7 @@ def of_length(setup: Setup, length: int) -> dict[str, Any]:
 def at_work(
     setup: Setup, arch: str, length: int, batch: Batch
 ) -> Iterator[tuple[str, tuple[Trainer, Any]]]:
-    """Every strategy but the bounds, in its second task, and the call that takes its next step."""
+    """A row for every strategy but the bounds: its next step in the second of two tasks."""
     several = random_batch(setup, NUM_SEQUENCES, length)
     singles = [Batch(tokens_T[None], targets_T[None]) for tokens_T, targets_T in zip(*several)]
     plan = Finetune(warmup_steps=0, max_steps=10**9)

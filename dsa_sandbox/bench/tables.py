@@ -1,4 +1,4 @@
-"""What `bench` has measured, as text."""
+"""Tables of `bench` as text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +38,7 @@ def text(result: Mapping[str, Any], width: int) -> str:
 
 
 def speed_table(rows: list[dict[str, Any]]) -> Table:
-    """A row each; ratios above 1 are faster than what the column names."""
+    """A row for each network; a ratio above 1 is faster than the column's network."""
     drawn = plain()
     drawn.add_column("network")
     known = [key for key in HEADINGS if any(row["speed"][key] is not None for row in rows)]
@@ -58,7 +58,7 @@ def speed_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def memory_table(rows: list[dict[str, Any]]) -> Table:
-    """MB by length, and the power of the length by which they grow."""
+    """MB by length, and the exponent of their growth with length."""
     drawn = plain()
     drawn.add_column("dsa, attention")
     for length in rows[0]["megabytes"]:
@@ -71,7 +71,7 @@ def memory_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def strategy_table(rows: list[dict[str, Any]]) -> Table:
-    """A strategy each: its step beside that of `sgd` on the same network, and what it remembers."""
+    """A row for each strategy: its step relative to that of `sgd`, and the memory that it keeps."""
     drawn = plain()
     drawn.add_column("network and strategy")
     for heading in ("moves", "ms", "x sgd", "remembers MB", "x weights"):

@@ -1,4 +1,4 @@
-"""Rows that take turns, one call each a round, so that a busy machine hurts all alike.
+"""Rows are timed in turns, one call of each per round, so that other load affects all alike.
 
 A time is the median of its rounds; a ratio is the median of the ratios within a round.
 """
@@ -62,7 +62,7 @@ SHAPES = {
 
 
 class Setup(NamedTuple):
-    """How to measure."""
+    """Conditions of a measurement."""
 
     shape: Shape
     engine: Engine
@@ -73,7 +73,7 @@ class Setup(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What is called in turn."""
+    """A row of a table: the call to time."""
 
     name: str
     call: Callable[[], object]
@@ -101,7 +101,7 @@ def take_turns(rows: list[Row], setup: Setup, label: str) -> dict[str, list[floa
 
 
 def synchronise(device: str) -> None:
-    """Wait until the device has done what it was told."""
+    """Wait until the device has finished all queued work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     elif device == "mps":
@@ -109,7 +109,7 @@ def synchronise(device: str) -> None:
 
 
 def speeds(times: dict[str, list[float]], name: str) -> dict[str, float | None]:
-    """How many times as fast as each reference; None where that was not measured."""
+    """Speed relative to each reference; None where the reference was not measured."""
     return {
         short: statistics.median(there / here for there, here in zip(times[long], times[name]))
         if long in times

@@ -88,13 +88,13 @@ def run(
     for key, option in (("arch", "--archs"), ("strategy", "--strategies")):
         if resolved.sources.get(key) == "--set":
             raise UserError(f"--set {key}: a study names several; use {option}")
-    networks = study.names(archs, "archs")
+    networks = study.chosen_names(archs, "archs")
     resolve.check_training(resolved, networks)
-    chosen = study.names(strategies, "strategies")
+    chosen = study.chosen_names(strategies, "strategies")
     study.check_strategies(chosen, call.preset, call.config, sets)
     make_tasks.check_unasked(tasks, {"--count": count, "--family": family}, resolved)
-    rows = study.rows_of(home, tasks)
-    study.check(call.settings, networks, home, rows)
+    rows = study.read_rows(home, tasks)
+    study.check_study(call.settings, networks, home, rows)
     plan = study.plan(
         call.settings,
         home,
