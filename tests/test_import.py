@@ -524,7 +524,7 @@ def test_a_missing_key_has_the_default_of_its_class(tmp_path: Path) -> None:
     gone = ("rope_parameters", "num_key_value_heads", "head_dim")
     config_of(
         tmp_path / "llama",
-        **dict.fromkeys((*gone, *from_transformers.DEFAULTS[from_transformers.LLAMA])),
+        **dict.fromkeys((*gone, *hf_config.DEFAULTS[hf_config.LLAMA])),
     )
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "llama").eval()
     ours = brought(tmp_path / "llama")

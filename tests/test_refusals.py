@@ -106,7 +106,7 @@ def test_a_selection_that_no_probe_fits_is_refused_before_training(quick_home: P
         (("finetune", "--set", "finetune.selection=rand"), "finetune.selection=rand"),
         (
             ("finetune", "--strategy", "random-mask+gpm", "--tasks", STREAM),
-            "--strategy random-mask+gpm: gpm holds whole matrices, and random-mask moves parts",
+            "--strategy random-mask+gpm: gpm needs whole matrices, but random-mask trains parts",
         ),
         (
             ("finetune", "--strategy", "agem", "--tasks", STREAM, "--set", "agem.size=1000000000"),
