@@ -12,10 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-import typer
 from home import ANCHOR, BIN, BRIEF, QUICK, ROOT, STREAM, Answer, TinyHome, cli, inside
 
-from dsa_sandbox.cli.main import app
+from dsa_sandbox.cli.main import click_group
 from dsa_sandbox.config import resolve
 
 COMMANDS = (
@@ -36,7 +35,7 @@ def test_help_shows_every_command() -> None:
     assert answer.code == 0
     for name in COMMANDS:
         assert f" {name} " in answer.out
-    assert set(COMMANDS) == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert set(COMMANDS) == set(click_group().commands)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -51,7 +50,7 @@ def test_help_of_a_command_ends_with_an_example_of_it(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_every_word_that_was_written_for_it(name: str) -> None:
     shown = cli(name, "--help").out.split()  # brackets would be taken for markup, and vanish
-    for parameter in typer.main.get_command(app).commands[name].params:  # type: ignore[attr-defined]
+    for parameter in click_group().commands[name].params:
         help_text = getattr(parameter, "help", None) or ""
         missing = [word for word in help_text.split() if word not in shown]
         assert not missing, f"{parameter.name}: {help_text}"
@@ -60,8 +59,8 @@ def test_help_shows_every_word_that_was_written_for_it(name: str) -> None:
 @pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_help_says_what_is_to_be_typed_and_no_type_of_python(name: str) -> None:
     assert not re.findall(r"<[\w\[\].]+>", cli(*name.split(), "--help").out)
-    group = typer.main.get_command(app)
-    command = group.commands[name] if name else group  # type: ignore[attr-defined]
+    group = click_group()
+    command = group.commands[name] if name else group
     for parameter in command.params:
         if not getattr(parameter, "is_flag", False):
             assert parameter.metavar, parameter.name
@@ -70,7 +69,7 @@ def test_help_says_what_is_to_be_typed_and_no_type_of_python(name: str) -> None:
 def test_help_and_completion_import_nothing_heavy_and_commands_no_compiler() -> None:
     script = f"""
 import os, sys
-from dsa_sandbox.cli.main import app, run_app
+from dsa_sandbox.cli.main import commands, run_app
 for name in ("", *{COMMANDS!r}):
     assert run_app([*name.split(), "--help"]) == 0
 assert run_app(["--version"]) == 0
