@@ -366,7 +366,7 @@ def test_acft_refuses_an_architecture_without_a_selected_flow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Plain(nn.Module):
-        def forward(self, x_BTD: Tensor, table: Any, **_: bool) -> tuple[Tensor, None]:
+        def forward(self, x_BTD: Tensor, table: Any, *_: bool) -> tuple[Tensor, None]:
             return x_BTD, None
 
     monkeypatch.setitem(archs.entries, "plain", lambda model: Plain())

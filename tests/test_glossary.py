@@ -2,18 +2,17 @@
 
 import re
 
-import typer
 from home import ROOT
 
 from dsa_sandbox import registry
-from dsa_sandbox.cli.main import app
+from dsa_sandbox.cli.main import click_group
 from dsa_sandbox.config import resolve
 from dsa_sandbox.report.plots import KINDS, OF_BASES
 
 TEXT = (ROOT / "docs" / "glossary.md").read_text("utf-8")
 TERMS = re.findall(r"^\* \*\*(.+?)\*\*", TEXT, re.MULTILINE)
 NAMES = [" ".join(name.split()) for name in re.findall(r"`([^`]+)`", TEXT)]
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = click_group().commands
 
 
 def test_terms_stand_in_the_order_of_the_alphabet_and_once() -> None:

@@ -29,7 +29,7 @@ from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.data.opening import opener_of
 from dsa_sandbox.evaluation import base_quality, scoring, story_quality
-from dsa_sandbox.interop import from_transformers, to_transformers
+from dsa_sandbox.interop import from_transformers, hf_config, to_transformers
 from dsa_sandbox.interop import tokenizer as vocabulary
 from dsa_sandbox.runs import load, saved
 from dsa_sandbox.runs.folder import Run
@@ -512,13 +512,13 @@ def test_a_missing_key_has_the_default_of_its_class(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, DeepseekV32Config, LlamaConfig
 
     for kind, name in (
-        (LlamaConfig, from_transformers.LLAMA),
-        (DeepseekV32Config, from_transformers.DEEPSEEK),
+        (LlamaConfig, hf_config.LLAMA),
+        (DeepseekV32Config, hf_config.DEEPSEEK),
     ):
         own = kind().to_dict()
-        for key, value in from_transformers.DEFAULTS[name].items():
+        for key, value in hf_config.DEFAULTS[name].items():
             assert own[key] == value, (name, key)
-        assert own["rope_parameters"]["rope_theta"] == from_transformers.ROPE_BASE
+        assert own["rope_parameters"]["rope_theta"] == hf_config.ROPE_BASE
     sizes: dict[str, Any] = {"max_position_embeddings": 2048, "num_key_value_heads": 4}
     llama(tmp_path / "llama", **sizes)
     gone = ("rope_parameters", "num_key_value_heads", "head_dim")

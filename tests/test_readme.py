@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import typer
 from home import BRIEF, QUICK, ROOT, TINY_EWC, TinyHome, cli, inside
 
 from dsa_sandbox import registry
-from dsa_sandbox.cli.main import ClickException, app
+from dsa_sandbox.cli.main import ClickException, click_group
 from dsa_sandbox.config import resolve
 from dsa_sandbox.data import grammar
 
@@ -53,10 +52,10 @@ def commands(line: str, program: str) -> list[list[str]]:
 
 def check(arguments: list[str]) -> None:
     """Raise where a command, an option, a setting or a name is not there."""
-    root = typer.main.get_command(app)
+    root = click_group()
     if not arguments or arguments[0].startswith("-"):
         return
-    command = root.commands.get(arguments[0])  # type: ignore[attr-defined]
+    command = root.commands.get(arguments[0])
     assert command is not None, f"no such command: {arguments[0]}"
     if "--help" in arguments or "-h" in arguments:
         return

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from home import QUICK, STREAM, TinyHome, cli, inside
 
-from dsa_sandbox.cli.main import app
+from dsa_sandbox.cli.main import click_group
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = click_group().commands
 VALUES = {
     "empty": "",
     "negative": "-1",

@@ -1,6 +1,7 @@
 """The command line as a whole: all commands, and how errors become one line and an exit code."""
 
 import difflib
+import functools
 import os
 import sys
 from typing import Annotated, Any, NoReturn
@@ -72,6 +73,12 @@ def top(
     """Options before the command."""
 
 
+@functools.cache
+def click_group() -> Any:
+    """All commands as Click knows them: `app(...)` would make them anew for each line."""
+    return typer.main.get_command(app)
+
+
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
     from dsa_sandbox.cli import console
@@ -87,7 +94,9 @@ def run_app(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
         check_text(arguments)
-        code = app(arguments or ["--help"], prog_name="dsa-sandbox", standalone_mode=False)
+        code = click_group()(
+            arguments or ["--help"], prog_name="dsa-sandbox", standalone_mode=False
+        )
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except ClickException as error:
