@@ -19,7 +19,14 @@ from tiny import (
 )
 from torch import Tensor
 
-from dsa_sandbox.core.indexer import Indexer, causal_mask, indexer_kl, select, selected_mask
+from dsa_sandbox.core.indexer import (
+    Indexer,
+    causal_mask,
+    forced_mask,
+    indexer_kl,
+    select,
+    selected_mask,
+)
 from dsa_sandbox.core.transformer import nll_sum
 from dsa_sandbox.evaluation.diagnostics import indexer_health, indexer_means, overlap
 from dsa_sandbox.selection import policies
@@ -146,6 +153,11 @@ def test_sink_and_local_tokens_are_always_selected_and_count_within_k() -> None:
         assert (selected_BTS[:, query].sum(-1) == min(query + 1, NUM_KEPT)).all()
     free_BTS = selected_mask(select(scores_BTS, NUM_KEPT), LENGTH)
     assert not free_BTS[:, -1, :2].any()
+
+
+def test_forced_keys_are_the_first_and_the_last_tokens_of_the_last_queries() -> None:
+    forced_TS = forced_mask(2, 5, 1, 2, torch.device("cpu")) & causal_mask(5)[-2:]
+    assert forced_TS.int().tolist() == [[1, 0, 1, 1, 0], [1, 0, 0, 1, 1]]
 
 
 def test_an_id_of_a_later_token_is_not_in_the_mask() -> None:
