@@ -426,9 +426,9 @@ class Machine(Frozen):
     )
     compile: bool = Field(
         False,
-        description="Use torch.compile, which needs a C++ compiler; results differ by rounding. `dsa` "
-        "at smoke on one Xeon core: 5 minutes to compile (75 s with cached kernels), then steps in "
-        "about half the time or less.",
+        description="Use torch.compile, which needs a C++ compiler; results differ by rounding. "
+        "`dsa` at smoke on one Xeon core: 5 minutes to compile (75 s with cached kernels), then "
+        "steps in about half the time or less.",
     )
     save_every_s: float = Field(30.0, gt=0, description="Seconds between checkpoints.")
     micro_tokens: int = Field(
