@@ -232,7 +232,8 @@ def check_hooks(strategy: type[Strategy]) -> None:
     used: set[str] = set()
     for cls in reversed(classes):
         for name, entry in vars(cls).items():
-            function = inspect.unwrap(entry.fget if isinstance(entry, property) else entry)
+            function: Any = entry.fget if isinstance(entry, property) else entry
+            function = inspect.unwrap(function)  # a decorator hides what its method uses
             if isinstance(function, FunctionType):
                 used |= names_in(function.__code__)
             if isinstance(entry, FunctionType):
