@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from dsa_sandbox.registry import archs
 from dsa_sandbox.runs.session import Session
 
 if TYPE_CHECKING:  # pydantic takes time that help does not need
@@ -29,7 +30,7 @@ def path(text: str) -> Path:
 SETTINGS, OUTPUT = "Settings", "Output"
 Arch = Annotated[
     str | None,
-    typer.Option("--arch", help="Architecture: dense, dsa, dsa-full or dsa-v32.", metavar="NAME"),
+    typer.Option("--arch", help=f"Architecture: {', '.join(archs)}.", metavar="NAME"),
 ]
 Strategy = Annotated[
     str | None,

@@ -31,7 +31,7 @@ from dsa_sandbox.runs.load import (
 )
 from dsa_sandbox.runs.session import Session
 from dsa_sandbox.selection import backends, policies
-from dsa_sandbox.strategies.base import Strategy, Trainee
+from dsa_sandbox.strategies.base import Strategy, Trainee, check_hooks
 from dsa_sandbox.strategies.combined import Combined
 from dsa_sandbox.tasks import checking, schema
 from dsa_sandbox.tasks.schema import TaskStream
@@ -40,10 +40,17 @@ from dsa_sandbox.training.trainer import Trainer
 
 
 def make_strategy(settings: Settings) -> Strategy:
-    """The chosen strategy, or several combined; UserError where they cannot be combined."""
+    """The chosen strategy, or several combined.
+
+    UserError where they cannot be combined, or where a class misspells a hook.
+    """
     parts = {}
     for name in settings.strategy.split("+"):
         cls = strategies[name]
+        try:
+            check_hooks(cls)
+        except ValueError as error:
+            raise UserError(f"--strategy {name}: {error}") from None
         parts[name] = cls(settings.chosen.get(name) or cls.Settings())
     if len(parts) == 1:
         return next(iter(parts.values()))

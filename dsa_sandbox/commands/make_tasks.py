@@ -170,6 +170,12 @@ def made_tasks(
         tasks: list[schema.Task] = make(writer, usable, wanted.count, settings.seed)
     except ValueError as error:
         raise UserError(f"tasks: {error}; choose a larger model.context or smaller K") from None
+    if not isinstance(tasks, list) or len(tasks) != wanted.count:
+        made = f"{len(tasks)} tasks" if isinstance(tasks, list) else f"{type(tasks).__name__}"
+        raise UserError(
+            f"tasks.family={wanted.family}: its function returned {made}, not a list of "
+            f"{wanted.count} (tasks.count)"
+        )
     checking.check(tasks, writer.tokenizer, writer.context, f"tasks.family={wanted.family}")
     facts = {(task.relation, task.subject) for task in tasks}
     figures |= {"usable": len(usable), "reused_facts": len(tasks) - len(facts)}

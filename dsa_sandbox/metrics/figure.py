@@ -42,7 +42,7 @@ def defined(
 ) -> dict[str, float]:
     """The values, NaN where the protocol does not define a figure.
 
-    `together` learns all tasks at once (rows 0 and T); `apart` learns each task from the base
+    `joint` learns all tasks at once (rows 0 and T); `independent` learns each task from the base
     (row j + 1 measures task j alone).
     """
     allowed = DEFINED.get(protocol)

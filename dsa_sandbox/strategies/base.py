@@ -12,9 +12,11 @@ language loss plus `auxiliary_loss` and their gradients, `penalty` and its gradi
 `transform_gradients`, clipping, the optimiser, `after_step`.
 """
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import CodeType, FunctionType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from dsa_sandbox.config.settings import Frozen
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import Batch
+from dsa_sandbox.registry import nearest
 from dsa_sandbox.sizes import group_of
 
 
@@ -61,6 +64,17 @@ class Trainee:
     """
 
     def __init__(self, model: Transformer, trainable: Trainable) -> None:
+        """Raises ValueError where a name is no parameter of the network."""
+        if not isinstance(trainable, Trainable):
+            got = type(trainable).__name__
+            raise ValueError(f"trainable has to return a Trainable, not a {got}")
+        known = [name for name, _ in model.named_parameters()]
+        for name in [*trainable.lr_scales, *trainable.masks]:
+            if name not in known:
+                raise ValueError(
+                    f"trainable names {name}, which is no parameter of this network"
+                    f"{nearest(name, known)}"
+                )
         self.model = model
         self.lr_scales, self.masks = trainable.lr_scales, trainable.masks
         self.parameters: dict[str, nn.Parameter] = {
@@ -173,7 +187,10 @@ class Strategy:
         return None
 
     def transform_gradients(self, trainee: Trainee) -> None:
-        """Change the gradients of a step in place, before they are clipped."""
+        """Change the gradients of a step in place, before they are clipped.
+
+        A parameter's `.grad` may be None. Entries that `masks` excludes are set to 0 afterwards.
+        """
 
     def after_step(self, trainee: Trainee, learning_rate: float) -> None:
         """After the optimiser's step; `learning_rate` is the step's, without `lr_scales`."""
@@ -197,3 +214,48 @@ class Strategy:
         Yields each one's coordinates while the network holds its weights.
         """
         return iter(())
+
+
+def check_hooks(strategy: type[Strategy]) -> None:
+    """ValueError where a method would never be called, or not with the arguments that it takes.
+
+    A public method that no other method uses is taken for a misspelt hook where its name is close
+    to that of a hook.
+    """
+    hooks = {
+        name: hook
+        for name, hook in vars(Strategy).items()
+        if isinstance(hook, FunctionType) and not name.startswith("_")
+    }
+    classes = [cls for cls in strategy.__mro__ if issubclass(cls, Strategy) and cls is not Strategy]
+    methods: dict[str, FunctionType] = {}
+    used: set[str] = set()
+    for cls in reversed(classes):
+        for name, entry in vars(cls).items():
+            function: Any = entry.fget if isinstance(entry, property) else entry
+            function = inspect.unwrap(function)  # a decorator hides what its method uses
+            if isinstance(function, FunctionType):
+                used |= names_in(function.__code__)
+            if isinstance(entry, FunctionType):
+                methods[name] = entry
+    for name, method in methods.items():
+        if name in hooks:
+            wanted = inspect.signature(hooks[name])
+            try:
+                inspect.signature(method).bind(*wanted.parameters)
+            except TypeError:
+                arguments = ", ".join(wanted.parameters)
+                raise ValueError(
+                    f"its hook {name} has to take the arguments ({arguments})"
+                ) from None
+        elif not name.startswith("_") and name not in used and (near := nearest(name, [*hooks])):
+            raise ValueError(
+                f"{name} is no hook, and no method of the class uses it{near}  "
+                f"(hooks: {', '.join(hooks)}; a helper's name may begin with _)"
+            )
+
+
+def names_in(code: CodeType) -> set[str]:
+    """Names of the globals and attributes that a function uses, with the functions inside it."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return {*code.co_names}.union(*map(names_in, inner))
