@@ -161,7 +161,7 @@ def evaluate(
     """
     from dsa_sandbox.commands import evaluate as command
     from dsa_sandbox.metrics import arm
-    from dsa_sandbox.verdict import contrasts
+    from dsa_sandbox.verdict import summary
 
     found = command.evaluate_all(
         _session(session),
@@ -171,7 +171,7 @@ def evaluate(
         data=data,
     )
     about = {"command": "eval", "runs": found, "figures": arm.described()}
-    return about | contrasts.as_json(found)
+    return about | summary.as_json(found)
 
 
 def generate(

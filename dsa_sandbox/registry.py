@@ -1,4 +1,4 @@
-"""Registered names: architectures, strategies, task families, plots.
+"""Registered names: architectures, strategies, task families, plots, statistics.
 
 A kind's built-in names are known without importing torch, so help and did-you-mean are quick; the
 module behind a name is imported when the name is used. `--include FILE` adds more.
@@ -196,6 +196,7 @@ plots: Registry[Any] = Registry(
         ),
     },
 )
+statistics: Registry[Any] = Registry("statistic", {"seeds": "dsa_sandbox.verdict.seeds"})
 feedforwards: Registry[Any] = Registry("feed-forward", {"mlp": CORE, "moe": f"{VARIANTS}.moe"})
 compressions: Registry[Any] = Registry(
     "compression", {"latent": "dsa_sandbox.core.attention", "block": f"{VARIANTS}.block"}

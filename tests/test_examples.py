@@ -1,4 +1,4 @@
-"""The examples of a task family and of a metric with its plot do what they say.
+"""The examples of a task family, of a metric with its plot and of a statistic do what they say.
 
 anchor.py runs in test_resume.py, linear_attention.py in test_architectures.py, minimal.py in
 test_minimal.py, and ci.sh in package.sh.
@@ -54,3 +54,22 @@ def test_a_plot_of_the_name_of_another_is_refused(tmp_path: Path) -> None:
     registered = dict(registry.plots.entries)
     assert "plot kl is registered twice" in cli("plot", "--include", path).problem
     assert registry.plots.entries == registered
+
+
+def test_the_sign_test_pairs_arms_by_seed_and_prints_its_p(tmp_path: Path) -> None:
+    home = tmp_path / "runs"
+    for arch, strategy, fall in (("dsa", "acft", 0.3), ("dense", "ewc", 0.4)):
+        stored.arm(home, strategy, arch=arch, fall=fall)
+    asked = ["eval", "--home", home, "--include", EXAMPLES / "sign_test.py"]
+    (row,) = cli(*asked, "--json").value["statistics"]["sign-test"]
+    assert row == {"contrast": "dsa acft - dense ewc", "seeds": 1, "first_less": 1, "p": 1.0}
+    assert "first less" in cli(*asked, "--all").out
+
+
+def test_a_two_sided_sign_test_adds_up_both_tails() -> None:
+    file = EXAMPLES / "sign_test.py"
+    registry.include(file, file.read_bytes())
+    two_sided_p = registry.statistics["sign-test"].__globals__["two_sided_p"]
+    assert two_sided_p(6, 6) == two_sided_p(0, 6) == 2 / 64
+    assert two_sided_p(5, 6) == 2 * (1 + 6) / 64
+    assert two_sided_p(3, 6) == 1

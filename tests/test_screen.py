@@ -16,7 +16,7 @@ from dsa_sandbox.report import numbers, plots, screen
 from dsa_sandbox.report.names import arm_name
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import chosen_runs
-from dsa_sandbox.verdict import contrasts, matching
+from dsa_sandbox.verdict import contrasts, matching, summary
 
 GLOSSARY = " ".join((ROOT / "docs" / "glossary.md").read_text("utf-8").split())
 STYLE = {"width": 80, "colour": False, "unicode": True}
@@ -153,7 +153,7 @@ def test_bases_of_unequal_quality_are_said_to_be_so() -> None:
     assert "no other architecture" in remarks(results(near))[0]
     other_seed = figures("dense", "sgd", base_nll=1.4, seed=1)
     assert remarks(results(near, ours, other_seed))[0].startswith("Bases equal: ")
-    assert contrasts.as_json(results(far, figures("dsa", "sgd")))["equal_bases"]["equal"] is False
+    assert summary.as_json(results(far, figures("dsa", "sgd")))["equal_bases"]["equal"] is False
 
 
 def test_the_sentence_names_the_few_arms_that_may_or_may_not_be_compared() -> None:
@@ -200,7 +200,7 @@ def test_an_arm_is_named_by_what_sets_it_apart() -> None:
 def test_no_key_of_the_comparison_hides_one_of_a_study() -> None:
     paths = study.Outcome([], Run(Path("stream")), []).paths()
     about = {"command", "runs", "figures", *paths}
-    assert not about & contrasts.as_json(results(figures("dsa", "sgd"))).keys()
+    assert not about & summary.as_json(results(figures("dsa", "sgd"))).keys()
 
 
 # the end of a study
@@ -245,3 +245,29 @@ def test_a_finished_arm_is_summed_up_although_its_manifest_names_figures_otherwi
     assert answer.run.name == run.name
     assert "already exists" in answer.err
     assert "held-out dNLL +" in answer.err or "held-out dNLL -" in answer.err
+
+
+# statistics
+
+
+def test_arms_of_several_seeds_have_a_row_with_mean_and_sd() -> None:
+    falls = (0.25, 0.75, 0.5)
+    seeds = [figures("dsa", "sgd", seed=n, heldout_dnll=y) for n, y in enumerate(falls)]
+    twice = [figures("dense", "sgd", stream=name) for name in ("one", "two")]  # two experiments
+    found = results(*seeds, *twice, figures("dsa", "ewc"))
+    (row,) = summary.as_json(found)["statistics"]["seeds"]
+    assert (row["arm"], row["seeds"]) == ("dsa sgd", 3)
+    assert (row["heldout_dnll_mean"], row["heldout_dnll_sd"]) == (0.5, 0.25)
+    (table,) = screen.statistic_tables(found, 80)
+    assert table.startswith("Seeds")
+    assert re.search(r"dsa sgd +3 +0\.500 +0\.250 +1\.000 +0\.000", table)
+    assert "Seeds" not in screen.screen(found, width=80)
+    seeds[0]["heldout_dnll"] = math.inf
+    (row,) = summary.as_json(results(*seeds))["statistics"]["seeds"]
+    assert math.isnan(row["heldout_dnll_mean"])
+
+
+def test_without_several_seeds_no_statistic_says_anything() -> None:
+    found = results(figures("dsa", "sgd"), figures("dense", "sgd"))
+    assert summary.as_json(found)["statistics"] == {}
+    assert screen.statistic_tables(found, 80) == []

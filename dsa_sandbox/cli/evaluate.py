@@ -41,14 +41,14 @@ def evaluate(
     from dsa_sandbox.commands import evaluate as command
     from dsa_sandbox.metrics import arm
     from dsa_sandbox.report.screen import screen
-    from dsa_sandbox.verdict import contrasts
+    from dsa_sandbox.verdict import summary
 
     results = command.evaluate_all(
         call.session, runs or [], tasks=tasks, selection=selection, data=data
     )
     if call.as_json:
         about = {"command": "eval", "runs": results, "figures": arm.described()}
-        console.emit_json(about | contrasts.as_json(results))
+        console.emit_json(about | summary.as_json(results))
         return
     width = console.width_of(sys.stdout)
     console.emit(screen(results, width=width, everything=everything, formulas=formulas))

@@ -80,7 +80,7 @@ def run(
     from dsa_sandbox.report import plots, summaries
     from dsa_sandbox.report.screen import screen
     from dsa_sandbox.report.wrapping import folded
-    from dsa_sandbox.verdict import contrasts
+    from dsa_sandbox.verdict import summary
 
     sets, home = call.sets, call.session.home
     call.sets = [text for text in sets if not is_strategy_key(text, strategies)]
@@ -120,7 +120,7 @@ def run(
     results = study.evaluate(outcome)
     if call.as_json:
         about = {"command": "run", **outcome.paths(), "runs": results, "figures": arm.described()}
-        console.emit_json(about | contrasts.as_json(results))
+        console.emit_json(about | summary.as_json(results))
         return
     style: dict[str, Any] = {
         "width": min(console.width_of(sys.stdout), 160),

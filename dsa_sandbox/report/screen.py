@@ -1,10 +1,12 @@
 """The end of `eval` and `run`: one table of arms with three remarks, and the rest by --all."""
 
+from typing import Any
+
 from dsa_sandbox.metrics import drift, forgetting, items, stability_gap, transfer
 from dsa_sandbox.metrics.arm import COSTS, FIGURES
 from dsa_sandbox.report import summaries
 from dsa_sandbox.report.names import arm_name, distinct, diverged_remark, with_remarks
-from dsa_sandbox.report.numbers import in_unit, signed
+from dsa_sandbox.report.numbers import in_unit, number, signed
 from dsa_sandbox.report.wrapping import folded, plain, rendered
 from dsa_sandbox.verdict.contrasts import SEEDS_NEEDED, Contrast, all_contrasts
 from dsa_sandbox.verdict.matching import (
@@ -20,6 +22,7 @@ from dsa_sandbox.verdict.matching import (
     comparable,
     streams_and_seeds,
 )
+from dsa_sandbox.verdict.summary import statistics_of
 
 FIRST = ("learned", "heldout_dnll", "final_exact_match", "steps", "time_s")
 SIGNED = ("heldout_dnll", "log_odds_fall", "bwt")  # figures whose sign matters most
@@ -64,6 +67,7 @@ def screen(
     if everything and arms:
         parts += all_tables(arms, width)
         parts += contrast_parts(arms, width)
+        parts += statistic_tables(arms, width)
     if formulas or (everything and arms):
         parts.append(formula_table(width))
     return "\n\n".join(parts)
@@ -208,6 +212,24 @@ def contrast_parts(arms: Results, width: int) -> list[str]:
         parts.append(folded(reading(contrasts), width))
     parts += [folded(reason, width) for reason in comparable(arms).left_out]
     return parts
+
+
+def statistic_tables(arms: Results, width: int) -> list[str]:
+    """A table for each statistic that has rows; its columns are the keys of the first row."""
+    parts = []
+    for name, rows in statistics_of(arms).items():
+        drawn = plain(GAP)
+        for key in rows[0]:
+            drawn.add_column(key.replace("_", " "), no_wrap=True)
+        for row in rows:
+            drawn.add_row(*(formatted_value(value) for value in row.values()))
+        parts.append(f"{name.capitalize()}\n\n{rendered(drawn, width)}")
+    return parts
+
+
+def formatted_value(value: Any) -> str:
+    """A value of a statistic's row as text."""
+    return number(value, 3) if isinstance(value, float) else str(value)
 
 
 def contrast_table(contrasts: list[Contrast], width: int) -> str:

@@ -1,18 +1,14 @@
-"""The planned contrasts between arms, and what `--json` says of them; no torch."""
+"""The planned contrasts between arms; no torch."""
 
 from itertools import combinations
 from typing import Any, NamedTuple
 
 from dsa_sandbox.metrics.transfer import parts
 from dsa_sandbox.verdict.matching import (
-    EQUAL_BASES,
     Matching,
     Reason,
     Results,
     Strategies,
-    all_pairs,
-    arms_of,
-    bases_of,
     comparable,
     competes,
     equal_learning,
@@ -130,27 +126,3 @@ def all_contrasts(results: Results) -> list[Contrast]:
         if all(arm in arms for arm in four):
             found.append(interaction(arms, control))
     return found
-
-
-def as_json(results: Results) -> dict[str, Any]:
-    """Everything that `--json` says of the comparison of arms, as plain values."""
-    arms = arms_of(results)
-    bases = bases_of(results)
-    pairs = []
-    for pair in all_pairs(results):
-        match = {"equal_learning": pair.matching.equal, "differs": pair.matching.texts}
-        pairs.append({"first": pair.first, "second": pair.second, **match})
-    seeds = len({figures["seed"] for figures in arms.values()})
-    return {
-        "equal_bases": {
-            "nll": bases.nll,
-            "difference": bases.difference,
-            "limit": EQUAL_BASES,
-            "equal": bases.equal,
-        },
-        "pairs": pairs,
-        "contrasts": [contrast.as_json() for contrast in all_contrasts(results)],
-        "left_out": comparable(results).left_out,
-        "seeds": seeds,
-        "verdict": "one seed decides nothing" if seeds == 1 else "seeds are not put together",
-    }
