@@ -107,3 +107,12 @@ def test_a_family_that_returns_too_few_tasks_is_refused(
     assert problem == (
         f"error: tasks.family=few: its function returned {told}, not a list of 2 (tasks.count)"
     )
+
+
+def test_a_class_that_is_no_strategy_is_refused_by_name(tmp_path: Path) -> None:
+    code = "from dsa_sandbox.registry import strategies\n\n\n"
+    code += '@strategies.register("mine")\nclass Mine:\n    pass\n'
+    (tmp_path / "mine.py").write_text(code, "utf-8")
+    answer = cli("settings", "--include", tmp_path / "mine.py", "--strategy", "mine")
+    told = "error: strategy mine: Mine is no subclass of dsa_sandbox.strategies.base.Strategy"
+    assert answer.problem == told

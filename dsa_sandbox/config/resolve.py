@@ -227,6 +227,11 @@ def validated(
     classes: dict[str, Any] = {}
     for part in parts:
         if with_strategy or any(key.startswith(f"{part}.") for key in merged):
+            if not hasattr(strategies[part], "Settings"):
+                raise UserError(
+                    f"strategy {part}: {strategies[part].__name__} is no subclass of "
+                    "dsa_sandbox.strategies.base.Strategy"
+                )
             classes[part] = strategies[part].Settings
             keys += [f"{part}.{name}" for name in classes[part].model_fields]
     nested: dict[str, Any] = {}
