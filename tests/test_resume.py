@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from home import ANCHOR, QUICK, STREAM, StopAfter, TinyHome, cli
+from home import ANCHOR, QUICK, STREAM, StopAfter, TinyHome, cli, with_cache
 
 from dsa_sandbox import registry
 from dsa_sandbox.commands import finetune, pretrain
@@ -150,13 +150,6 @@ def test_fine_tuning_stopped_at_any_step_ends_in_the_same_bytes(
     assert (1, 0) in seen  # between two tasks as well
     run = tune(other, base, strategy, *more).run
     assert contents(run.path) == expected
-
-
-def with_cache(home: Path, other: Path) -> Path:
-    """A new home with the packed text of another."""
-    home.mkdir()
-    (home / "cache").symlink_to(other / "cache", target_is_directory=True)
-    return home
 
 
 def test_checkpoints_never_change_the_result(tiny_home: TinyHome, tmp_path: Path) -> None:
