@@ -189,6 +189,10 @@ class TinyHome(NamedTuple):
     def config(self) -> Path:
         return self.folder / "tiny.toml"
 
+    def copy(self, folder: Path) -> "TinyHome":
+        """The same study in a folder that nobody else has."""
+        return TinyHome(Path(shutil.copytree(self.folder, folder)), self.said)
+
     def run(self, name: str) -> Path:
         """The run of a command, absolute."""
         path = self.folder / self.said[name].out.removesuffix("\n")
@@ -264,9 +268,15 @@ def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyHome]:
     before = snapshot(folder)
     said = json.loads((folder / "said.json").read_text("utf-8"))
     yield TinyHome(folder, {name: Answer(*answer) for name, answer in said.items()})
-    after = snapshot(folder)
-    written = [path for path in sorted(before | after) if before.get(path) != after.get(path)]
-    assert written == []
+    now = snapshot(folder)
+    changed = {path for path in now.keys() | before if now.get(path) != before.get(path)}
+    assert not changed, changed
+
+
+def with_cache(home: Path, other: Path) -> Path:
+    """A new home with what another has read and packed."""
+    shutil.copytree(other / "cache", home / "cache")
+    return home
 
 
 def make_warm_cache(home: Path) -> None:
@@ -282,9 +292,7 @@ def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quick_home(tmp_path: Path, warm_cache: Path) -> Path:
     """A home without runs in which QUICK networks are made in no time."""
-    home = tmp_path / "home"
-    shutil.copytree(warm_cache, home / "cache")
-    return home
+    return with_cache(tmp_path / "home", warm_cache.parent)
 
 
 @pytest.fixture

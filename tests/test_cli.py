@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
-from home import ANCHOR, BIN, BRIEF, QUICK, STREAM, Answer, TinyHome, cli, inside
+from home import ANCHOR, BIN, BRIEF, QUICK, STREAM, Answer, TinyHome, cli, inside, snapshot
 
 from dsa_sandbox.cli.main import click_group
 from dsa_sandbox.config import resolve
@@ -70,7 +70,7 @@ def test_help_says_what_is_to_be_typed_and_no_type_of_python(name: str) -> None:
 def test_help_and_completion_import_nothing_heavy_and_commands_no_compiler() -> None:
     script = f"""
 import os, sys
-from dsa_sandbox.cli.main import commands, run_app
+from dsa_sandbox.cli.main import app, run_app
 for name in ("", *{COMMANDS!r}):
     assert run_app([*name.split(), "--help"]) == 0
 assert run_app(["--version"]) == 0
@@ -234,14 +234,15 @@ def test_results_of_every_command_are_plain_text_on_a_pipe(tiny_home: TinyHome) 
 
 
 def test_a_dry_run_changes_nothing(tiny_home: TinyHome, tmp_path: Path) -> None:
-    before = sorted(tiny_home.folder.rglob("*"))
-    for name, arguments in everything(tiny_home).items():
+    own = tiny_home.copy(tmp_path / "tiny")
+    before = snapshot(own.folder)
+    for name, arguments in everything(own).items():
         if "--dry-run" in arguments:
-            assert cli(*arguments, "--home", tiny_home.home).code == 0, name
-    assert sorted(tiny_home.folder.rglob("*")) == before
+            assert cli(*arguments, "--home", own.home).code == 0, name
+    assert snapshot(own.folder) == before
     for command in ("build", "pretrain", "run"):
         assert cli(command, "--dry-run", "--home", tmp_path / "home").code == 0
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
 def test_what_an_architecture_sets_by_itself_is_no_demand_on_the_base(quick_home: Path) -> None:

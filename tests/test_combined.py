@@ -1,14 +1,13 @@
 """Several strategies at once: what moves, what is remembered, what is refused; and the indexer."""
 
 import copy
-import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from home import BRIEF, TinyHome, cli
+from home import BRIEF, TinyHome, cli, with_cache
 from streams import stream_of
 from test_memories import pretraining, state, story
 from tiny import tiny_model, trainee_of
@@ -132,8 +131,7 @@ def test_the_order_of_names_makes_no_other_run(tiny_home: TinyHome, tmp_path: Pa
     sets = ("--set", "acft.rate=1", "--set", "ewc.strength=1", "--set", "ewc.passes=2")
     plan = ("--set", "finetune.max_steps=1", "--set", "ewc.task_passes=1", *BRIEF)
     home = tmp_path / "home"
-    home.mkdir()
-    shutil.copytree(tiny_home.home / "cache", home / "cache")
+    with_cache(home, tiny_home.home)
     answers = [
         cli("finetune", base, "--tasks", tasks, "--home", home, "--strategy", name, *sets, *plan)
         for name in ("acft+ewc", "ewc+acft")
@@ -262,8 +260,7 @@ def test_the_run_of_wise_keeps_the_network_that_was_measured(
     tiny_home: TinyHome, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
-    home.mkdir()
-    shutil.copytree(tiny_home.home / "cache", home / "cache")
+    with_cache(home, tiny_home.home)
     base, tasks = tiny_home.run("pretrain dsa"), tiny_home.run("make-tasks")
     brief = BRIEF[2:]  # losses of all held-out texts
     plan = ("--tasks", tasks, "--home", home, "--config", tiny_home.config, *brief)

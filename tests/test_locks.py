@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from home import BRIEF, QUICK, TinyHome, cli, snapshot
+from home import BRIEF, QUICK, TinyHome, cli, snapshot, with_cache
 
 from dsa_sandbox import children, locks
 from dsa_sandbox.errors import UserError
@@ -184,7 +183,7 @@ def test_a_folder_that_refuses_a_lock_is_one_line(
 
 
 def test_what_only_reads_changes_nothing_in_the_home(tiny_home: TinyHome, tmp_path: Path) -> None:
-    home, base = tiny_home.home, tiny_home.run("pretrain dsa").name
+    home, base = tiny_home.copy(tmp_path / "tiny").home, tiny_home.run("pretrain dsa").name
     before = snapshot(home)
     for command in (
         ["eval"],
@@ -226,8 +225,7 @@ if os.geteuid() == 0:
 assert not os.access(".", os.W_OK)
 measured()
 """
-    home = tmp_path / "home"
-    shutil.copytree(tiny_home.home, home)
+    home = tiny_home.copy(tmp_path / "tiny").home
     folders = [home, *(path for path in home.rglob("*") if path.is_dir())]
     command = [sys.executable, "-c", script, tiny_home.run("pretrain dsa").name]
     try:
@@ -327,8 +325,7 @@ def test_two_arms_in_a_home_without_tasks_share_the_stream(
     tiny_home: TinyHome, tmp_path: Path, started: list["subprocess.Popen[bytes]"]
 ) -> None:
     home, base = tmp_path / "home", tiny_home.run("pretrain dsa")
-    home.mkdir()
-    shutil.copytree(tiny_home.home / "cache", home / "cache")
+    with_cache(home, tiny_home.home)
     shared = ["finetune", str(base), "--home", str(home), "--config", str(tiny_home.config)]
     shared += ["--count", "2", "--set", "finetune.max_steps=1", *BRIEF]
     started += [children.start([*shared, "--strategy", name]) for name in ("sgd", "acft")]

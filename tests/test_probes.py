@@ -4,7 +4,6 @@ B batch, T tokens, S keys, M places, V vocabulary.
 """
 
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import streams
 import torch
-from home import QUICK, TinyHome, cli
+from home import QUICK, TinyHome, cli, with_cache
 from tiny import CONTEXT, VOCABULARY, documents, some_tokens, tiny_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -456,9 +455,8 @@ def test_relearning_happens_on_a_copy(words: Tokenizer) -> None:
 
 def tuned(home: TinyHome, to: Path, *sets: str) -> Run:
     """The tiny study's sgd arm once more, with other measures."""
-    to.mkdir(exist_ok=True)
     if not (to / "cache").exists():
-        shutil.copytree(home.home / "cache", to / "cache")
+        with_cache(to, home.home)
     answer = cli(
         *("finetune", home.run("pretrain dsa"), "--strategy", "sgd", "--home", to),
         *("--tasks", home.run("make-tasks"), "--config", home.config),

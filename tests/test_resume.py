@@ -1,7 +1,6 @@
 """Killed in the middle and started again: the same bytes as without the interruption."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from home import ANCHOR, QUICK, STREAM, StopAfter, TinyHome, cli
+from home import ANCHOR, QUICK, STREAM, StopAfter, TinyHome, cli, with_cache
 
 from dsa_sandbox import registry
 from dsa_sandbox.commands import finetune, pretrain
@@ -152,13 +151,6 @@ def test_fine_tuning_stopped_at_any_step_ends_in_the_same_bytes(
     assert (1, 0) in seen  # between two tasks as well
     run = tune(other, base, strategy, *more).run
     assert contents(run.path) == expected
-
-
-def with_cache(home: Path, other: Path) -> Path:
-    """A new home with the packed text of another."""
-    home.mkdir()
-    shutil.copytree(other / "cache", home / "cache")
-    return home
 
 
 def test_checkpoints_never_change_the_result(tiny_home: TinyHome, tmp_path: Path) -> None:
