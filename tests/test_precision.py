@@ -44,9 +44,9 @@ def test_fp64_gives_the_loss_of_fp32_and_its_own_derivative(
     values = []
     with torch.no_grad():
         for step in (1e-6, -1e-6):
-            weights += step * direction
+            weights.add_(step * direction)
             values.append(loss_of(double, tokens_BT, train_indexer=False))
-            weights -= step * direction
+            weights.sub_(step * direction)
     torch.testing.assert_close((values[0] - values[1]) / 2e-6, slope, rtol=1e-6, atol=1e-7)
 
 
