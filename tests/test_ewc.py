@@ -4,6 +4,7 @@ B batch, T tokens, M targets, D width, V vocabulary.
 """
 
 import copy
+import json
 from collections.abc import Iterator
 from itertools import cycle, islice, repeat
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from home import TinyHome
+from safetensors import safe_open
 from tiny import documents, noise, some_tokens, tiny_model, trainee_of
 from torch import Tensor, nn
 
@@ -18,6 +21,7 @@ from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
 from dsa_sandbox.registry import archs
+from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.acft import Acft, AcftSettings
 from dsa_sandbox.strategies.base import NoSettings, Strategy, Trainee
@@ -387,3 +391,13 @@ def test_each_sequence_counts_alike_however_long() -> None:
     exact = torch.stack([flat(exact_fisher(model, one)) for one in singles]).mean(0)
     seen = exact > 0
     assert ((found - exact).abs()[seen] / exact[seen]).mean() < 0.03
+
+
+def test_the_file_of_a_fisher_says_what_it_was_measured_on(tiny_home: TinyHome) -> None:
+    arm, base = Run(tiny_home.run("ewc")), Run(tiny_home.run("pretrain dsa"))
+    with safe_open(tiny_home.home / arm.manifest["prepared"], "pt") as file:
+        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
+    assert metadata["model"] == base.manifest["files"]["model.safetensors"]
+    assert metadata["mask"] == arm.manifest["mask"]["sha256"]
+    assert (metadata["passes"], metadata["fisher"], metadata["seed"]) == (8, "sampled", 0)
+    assert len(metadata["data"]) == 64

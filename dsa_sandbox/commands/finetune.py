@@ -1,6 +1,7 @@
 """The verb `finetune`: an arm, that is, one strategy learns a stream of tasks on one base."""
 
 import copy
+import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,9 @@ def finetune(
         at_work.learning, at_work.measuring = learning, measuring
         try:
             if checkpoints.newest_checkpoint(job.run) is None:
-                prepare(trainer, mask["sha256"], text, base, settings, session)
+                prepared = prepare(trainer, mask["sha256"], text, base, settings, session)
+                if prepared is not None:
+                    job.run.update(prepared=str(prepared.relative_to(session.home)))
             policies.use(frozen, measuring)
             policies.use(model, learning)
             with listener.deferred():
@@ -305,10 +308,11 @@ def prepare(
     base: SavedNetwork,
     settings: Settings,
     session: Session,
-) -> None:
+) -> Path | None:
     """Let the strategy measure the base before the first task, or take the result of the cache.
 
-    The cache is used where the strategy gives a key for it.
+    The path of the cached file, where the strategy gives a key for it; its metadata holds the key:
+    the hashes of base, text and mask, the seed, and settings such as the number of passes.
     """
     strategy, model = trainer.strategy, trainer.base
     trainee = trainer.trainee.on(model)
@@ -330,7 +334,7 @@ def prepare(
 
     if key is None:
         measure()
-        return
+        return None
     label = f"finetune {settings.strategy}"
     session.listener.progress(label, 0, 1, "measuring pre-training (F0)")
     key |= {"model": base.sha256, "data": text.digest, "seed": settings.seed, "mask": mask_sha}
@@ -341,7 +345,9 @@ def prepare(
         if path.exists():
             loaded = checkpoints.load_tensors(path)
             strategy.memory = {k: v.to(device, copy=True) for k, v in loaded.items()}
-            return
+            return path
         measure()
         if strategy.memory:
-            files.write_atomic(path, checkpoints.tensors_bytes(strategy.memory))
+            metadata = {name: json.dumps(value) for name, value in key.items()}
+            files.write_atomic(path, checkpoints.tensors_bytes(strategy.memory, metadata))
+    return path if strategy.memory else None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.indexer import Indexer, causal_mask, indexer_kl, select, selected_mask
-from dsa_sandbox.core.rope import rotate
+from dsa_sandbox.core.rope import at_least_fp32, rotate
 from dsa_sandbox.registry import compressions
 
 # for which queries the indexer is trained: all, none, or those at the positions [Q]
@@ -136,7 +136,7 @@ class CompressedFlow(nn.Module):
         content, position = split_heads(q_BTF, self.head_width).chunk(2, dim=-1)
         q_BNTH = torch.cat([content, rotate(position, rope_2TH)], dim=-1)
         # in fp32, for under autocast the projection is in half precision
-        return q_BNTH, self.norm(latent_BTR.float()), rotate(k_rope_BTH, rope_2TH)
+        return q_BNTH, self.norm(at_least_fp32(latent_BTR)), rotate(k_rope_BTH, rope_2TH)
 
     def mix(
         self, q_BNTH: Tensor, latent_BSR: Tensor, k_rope_BSH: Tensor, mask_BTS: Tensor | None
@@ -195,7 +195,7 @@ class SelectedFlow(nn.Module):
         # All heads share the key: M = N * T queries meet it in one product. The fused kernel of
         # `attend` would not return the attention weights.
         q_BMH = q_BNTH.flatten(1, 2) * self.head_width**-0.5
-        logits_BMS = (q_BMH @ k_B1SH.squeeze(1).transpose(-1, -2)).float()
+        logits_BMS = at_least_fp32(q_BMH @ k_B1SH.squeeze(1).transpose(-1, -2))
         mask_B1TS = torch.where(support_BTS, 0.0, -torch.inf).unsqueeze(1)
         weights_BNTS = logits_BMS.unflatten(1, shape_NT).add_(mask_B1TS).softmax(-1)
         y_BMH = weights_BNTS.to(v_B1SH.dtype).flatten(1, 2) @ v_B1SH.squeeze(1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsa_sandbox.config.settings import Model
-from dsa_sandbox.core.rope import rope_table, rotate_partially
+from dsa_sandbox.core.rope import at_least_fp32, rope_table, rotate_partially
 
 
 class Indexer(nn.Module):
@@ -46,11 +46,11 @@ class Indexer(nn.Module):
         # detached: the KL loss trains nothing but the indexer
         x_BTD = x_BTD.detach()
         q_BTIH = self.q(query_BTR.detach()).unflatten(-1, (self.num_heads, self.head_width))
-        k_BSH = self.k_norm(self.k(x_BTD).float())
+        k_BSH = self.k_norm(at_least_fp32(self.k(x_BTD)))
         # fp32 from here on: in half precision many scores would be equal
-        q_BITH = rotate_partially(q_BTIH.transpose(1, 2).float(), self.rope_2TH)
-        k_BSH = rotate_partially(k_BSH.float(), self.rope_2TH)
-        w_BTI = self.w(x_BTD).float() * (self.num_heads * self.head_width) ** -0.5
+        q_BITH = rotate_partially(at_least_fp32(q_BTIH.transpose(1, 2)), self.rope_2TH)
+        k_BSH = rotate_partially(at_least_fp32(k_BSH), self.rope_2TH)
+        w_BTI = at_least_fp32(self.w(x_BTD)) * (self.num_heads * self.head_width) ** -0.5
         return q_BITH, w_BTI, k_BSH
 
     def score(self, q_BITH: Tensor, w_BTI: Tensor, k_BSH: Tensor) -> Tensor:

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """`x` in fp32, or in fp64 if it is that already; sums and exponentials need the precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def rope_table(length: int, width: int, base: float = 10_000.0) -> Tensor:
     """Cosines and sines [2, T, width / 2] for heads of `width`, fp32 (RoFormer, eq. 15)."""
     # in fp64, since the error of an angle grows with the position

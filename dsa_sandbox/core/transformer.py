@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.attention import DenseAttention, DsaAttention, Output, Queries, linear
-from dsa_sandbox.core.rope import rope_table
+from dsa_sandbox.core.rope import at_least_fp32, rope_table
 from dsa_sandbox.registry import archs, feedforwards
 
 archs.register("dense")(DenseAttention)
@@ -112,7 +112,7 @@ class Transformer(nn.Module):
 
 def nll_sum(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
     """Summed negative log-likelihood of M targets, in nats, computed in fp32."""
-    return F.cross_entropy(logits_MV.float(), targets_M, reduction="sum")
+    return F.cross_entropy(at_least_fp32(logits_MV), targets_M, reduction="sum")
 
 
 def initialise(model: Transformer, seed: int) -> None:

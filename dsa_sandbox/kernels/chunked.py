@@ -36,11 +36,6 @@ GATHER_FROM = 4
 SCATTER_FROM = 16
 
 
-def at_least_fp32(x: Tensor) -> Tensor:
-    """`x` in fp32, or in fp64 if it is that already; sums and exponentials need the precision."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def no_autocast(device: torch.device) -> torch.autocast:
     """A context without automatic mixed precision."""
     return torch.autocast(device.type, enabled=False)

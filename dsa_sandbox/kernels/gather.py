@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsa_sandbox.core.rope import at_least_fp32
 from dsa_sandbox.kernels.chunked import (
     Chunk,
     Support,
     Total,
-    at_least_fp32,
     chunks,
     no_autocast,
 )
@@ -57,7 +57,7 @@ class SparseAttention(torch.autograd.Function):
                 found.append(forward_one(q[b], k[b], v[b], ids_BTK[b], scale, with_attention))
             o_BTNW, lse_BTN, attention_BTK = (torch.stack(parts) for parts in zip(*found))
         o_BTNW = o_BTNW.to(q_BTNH.dtype)
-        lse_BTN = lse_BTN.float()
+        lse_BTN = at_least_fp32(lse_BTN)
         ctx.save_for_backward(q_BTNH, k_BSH, v_BSW, ids_BTK, o_BTNW)
         ctx.scale = scale
         ctx.mark_non_differentiable(lse_BTN, attention_BTK)

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsa_sandbox.core.indexer import select
+from dsa_sandbox.core.rope import at_least_fp32
 from dsa_sandbox.kernels.chunked import (
     Support,
     Total,
-    at_least_fp32,
     chunks,
     no_autocast,
     product,

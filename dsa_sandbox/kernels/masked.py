@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsa_sandbox.core.indexer import selected_mask
+from dsa_sandbox.core.rope import at_least_fp32
 
 
 def sparse_attention(
@@ -25,6 +26,6 @@ def sparse_attention(
         q_BNTH, k_BNSH, v_BNSW, attn_mask=mask_B1TS | empty_B1T1, scale=scale
     )
     with torch.no_grad():
-        x_BNTS = (scale * q_BNTH @ k_BSH.unsqueeze(1).transpose(-1, -2)).float()
+        x_BNTS = at_least_fp32(scale * q_BNTH @ k_BSH.unsqueeze(1).transpose(-1, -2))
         lse_BNT = x_BNTS.masked_fill_(~mask_B1TS, -torch.inf).logsumexp(-1)
     return o_BNTW.masked_fill(empty_B1T1, 0.0), lse_BNT

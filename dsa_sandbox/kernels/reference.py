@@ -26,4 +26,4 @@ def sparse_attention(
         p_BNTS = x_BNTS.masked_fill(empty_B1T1, 0.0).softmax(-1)
         p_BNTS = p_BNTS.masked_fill(empty_B1T1, 0.0)
         o_BNTW = p_BNTS @ v.unsqueeze(1)
-    return o_BNTW.to(q_BNTH.dtype), lse_BNT.float()
+    return o_BNTW.to(q_BNTH.dtype), lse_BNT.to(torch.promote_types(q_BNTH.dtype, torch.float32))

@@ -44,7 +44,7 @@ FIGURES = {
     "generality": Figure(
         "generality",
         "share",
-        "paraphrases (items in unseen frames) of j with P(new) > every foil, after task j",
+        "paraphrases (templates of no story of j) of j with P(new) > every foil, after task j",
         "task",
     ),
     "final_exact_match": Figure(

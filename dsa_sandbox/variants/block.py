@@ -32,7 +32,7 @@ from dsa_sandbox.core.attention import (
     split_heads,
 )
 from dsa_sandbox.core.indexer import causal_mask
-from dsa_sandbox.core.rope import rotate
+from dsa_sandbox.core.rope import at_least_fp32, rotate
 from dsa_sandbox.registry import compressions
 
 
@@ -77,7 +77,7 @@ class BlockFlow(CompressedFlow):
 
     def rows(self, latent_BTR: Tensor, *k_rope_BTH: Tensor) -> Tensor:
         """Rows [B, N, T, F] of tokens, from the latents and rotary keys that all heads share."""
-        k_BTF, v_BTF = project_jointly(self.norm(latent_BTR.float()), self.k_up, self.v_up)
+        k_BTF, v_BTF = project_jointly(self.norm(at_least_fp32(latent_BTR)), self.k_up, self.v_up)
         content = split_heads(k_BTF, self.half_width)
         v_BNTH = split_heads(v_BTF, self.head_width)
         at_start, *at_token = [k_rope.unsqueeze(1).expand_as(content) for k_rope in k_rope_BTH]
@@ -90,7 +90,7 @@ class BlockFlow(CompressedFlow):
         num_windows = -(-(first + num_new) // self.window)  # rounded up
         bias_NM = self.gate_bias.view(-1, self.window)
         bias_NT = bias_NM.repeat(1, num_windows)[:, first:][:, :num_new]
-        return (gate_BTN.transpose(1, 2).float() + bias_NT).unsqueeze(-1)
+        return (at_least_fp32(gate_BTN.transpose(1, 2)) + bias_NT).unsqueeze(-1)
 
     def mix(
         self, q_BNTH: Tensor, rows_BNSF: Tensor, gate_BNS1: Tensor, mask_BTS: Tensor | None = None
@@ -114,7 +114,7 @@ class BlockFlow(CompressedFlow):
         gate_BNW1M = gate_BNWM1.transpose(-1, -2)
         # one softmax for each end of the window; later tokens, and padding, get a weight of 0
         future_MM = ~causal_mask(self.window, rows_BNSF.device)
-        weights_BNWMM = gate_BNW1M.float().masked_fill(future_MM, -torch.inf).softmax(-1)
+        weights_BNWMM = at_least_fp32(gate_BNW1M).masked_fill(future_MM, -torch.inf).softmax(-1)
         pools_BNWMF = weights_BNWMM.to(rows_BNSF.dtype) @ rows_BNWMF
         return pools_BNWMF.flatten(2, 3)[:, :, :length]
 
@@ -144,7 +144,7 @@ class BlockFlow(CompressedFlow):
         if self.num_local:
             logits.append(local_logits(q_BNTH, self.token_keys(rows_BNSF), self.num_local))
         # windows and single tokens share one softmax
-        weights = torch.cat(logits, dim=-1).float().softmax(-1).to(open_BNTF.dtype)
+        weights = at_least_fp32(torch.cat(logits, dim=-1)).softmax(-1).to(open_BNTF.dtype)
         closed, open_, local = weights.tensor_split([num_closed, num_closed + 1], dim=-1)
         values = slice(width, 2 * width)
         y_BNTH = closed @ closed_BNWF[..., values] + open_ * open_BNTF[..., values]

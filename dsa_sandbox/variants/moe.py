@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.attention import linear
+from dsa_sandbox.core.rope import at_least_fp32
 from dsa_sandbox.core.transformer import FeedForward
 from dsa_sandbox.registry import feedforwards
 from dsa_sandbox.sizes import expert_width
@@ -88,7 +89,7 @@ class Mixture(nn.Module):
         `torch.topk`). Weights are the affinities without bias, scaled to a sum of `routed_scale`.
         """
         with torch.autocast(x_MD.device.type, enabled=False):  # many bf16 affinities would be equal
-            affinity_ME = F.linear(x_MD.float(), self.router.weight.float()).sigmoid()
+            affinity_ME = F.linear(at_least_fp32(x_MD), at_least_fp32(self.router.weight)).sigmoid()
         ids_MK = (affinity_ME + self.bias).topk(self.num_active).indices
         affinity_MK = affinity_ME.gather(1, ids_MK)
         sum_M1 = affinity_MK.sum(-1, keepdim=True) + 1e-20  # the epsilon of transformers

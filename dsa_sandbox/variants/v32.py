@@ -21,7 +21,7 @@ from dsa_sandbox.core.attention import (
     split_heads,
 )
 from dsa_sandbox.core.indexer import Indexer
-from dsa_sandbox.core.rope import rotate
+from dsa_sandbox.core.rope import at_least_fp32, rotate
 from dsa_sandbox.registry import archs
 
 
@@ -72,18 +72,18 @@ class V32Attention(TopKAttention):
     @torch.no_grad()  # the indexer's loss does not train the matrices of its input
     def indexer_query(self, x_BTD: Tensor) -> Tensor:
         """The query latent [B, T, R] without gradient, which the indexer reads."""
-        return self.compressed["q_norm"](self.compressed["q"](x_BTD).float())
+        return self.compressed["q_norm"](at_least_fp32(self.compressed["q"](x_BTD)))
 
     def project(self, x_BTD: Tensor, rope_2TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, N, T, H + H/2], content first; latents [B, T, C]; rotary keys [B, T, H/2]."""
         down = self.compressed
         rope_2TH = rope_2TH[..., ::2]  # every second frequency: the rotary part has half the width
         q_BTR, kv_BTC, k_rope_BTH = project_jointly(x_BTD, down["q"], down["kv"], down["k_rope"])
-        q_BTF = self.selected["q"](down["q_norm"](q_BTR.float()))
+        q_BTF = self.selected["q"](down["q_norm"](at_least_fp32(q_BTR)))
         q_BNTF = split_heads(q_BTF, self.head_width + self.rotary_width)
         content, position = q_BNTF.split([self.head_width, self.rotary_width], dim=-1)
         q_BNTF = torch.cat([content, rotate_pairs(position, rope_2TH)], dim=-1)
-        return q_BNTF, down["kv_norm"](kv_BTC.float()), rotate_pairs(k_rope_BTH, rope_2TH)
+        return q_BNTF, down["kv_norm"](at_least_fp32(kv_BTC)), rotate_pairs(k_rope_BTH, rope_2TH)
 
     def expand(self, kv_BSC: Tensor, k_rope_BSH: Tensor) -> tuple[Tensor, Tensor]:
         """Keys [B, N, S, H + H/2] and values [B, N, S, H], from latents and rotary keys."""
@@ -110,7 +110,7 @@ class V32Attention(TopKAttention):
         k_BNSF, v_BNSH = self.expand(kv_BSC, k_rope_BSH)
         # written out, since the fused kernel of `attend` does not return the attention weights
         q_BNTF = q_BNTF * q_BNTF.shape[-1] ** -0.5
-        logits_BNTS = (q_BNTF @ k_BNSF.transpose(-1, -2)).float()
+        logits_BNTS = at_least_fp32(q_BNTF @ k_BNSF.transpose(-1, -2))
         mask_B1TS = torch.where(support_BTS, 0.0, -torch.inf).unsqueeze(1)
         weights_BNTS = (logits_BNTS + mask_B1TS).softmax(-1)
         y_BNTH = weights_BNTS.to(v_BNSH.dtype) @ v_BNSH
