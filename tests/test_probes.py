@@ -23,6 +23,7 @@ from dsa_sandbox.data import grammar, tokens
 from dsa_sandbox.data.tokens import Corpus, Packed, encode
 from dsa_sandbox.evaluation import scoring, story_quality
 from dsa_sandbox.evaluation.evaluator import Evaluator
+from dsa_sandbox.evaluation.hit_rate import far_worlds
 from dsa_sandbox.evaluation.probes import Probes, divergence
 from dsa_sandbox.evaluation.recall import DISTANCES, Planted, planted, recall
 from dsa_sandbox.evaluation.relearning import STEPS, recovery
@@ -32,7 +33,7 @@ from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.selection import policies
 from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.tasks.schema import KINDS, Item, Task
-from dsa_sandbox.tasks.writing import Writer
+from dsa_sandbox.tasks.writing import Writer, gate_items
 from dsa_sandbox.training.loop import Step
 from dsa_sandbox.training.trainer import Trainer
 
@@ -557,3 +558,24 @@ def test_pairs_that_the_context_has_no_room_for_are_not_asked_of_a_base(words: T
     found = scoring.fitting_pairs(pairs, words, room)
     assert found == [pair for pair in pairs if lengths[pair] <= room]
     assert 0 < len(found) < len(pairs)
+
+
+def test_far_world_names_are_found_where_they_stand_and_hit_by_all_keys() -> None:
+    writer = Writer(streams.words(), 128, 16, "test")
+    inside, _ = gate_items(writer)
+    far = [item for item in inside if item.distance and item.distance >= 32]
+    encoded = encode_items(far, writer.tokenizer)
+    for item, row, start in zip(far, encoded.rows, encoded.starts):
+        name = writer.tokenizer.id_to_token(row[start - (item.distance or 0)])
+        assert name.strip() in grammar.practice_rules(), item
+    overrides = {"context": 128, "num_kept": 16, "force_sink": 1, "force_local": 1}
+    for policy, rates in (("all", [1.0, 1.0]), ("window", [0.0, 0.0])):
+        model = tiny_model("dsa", vocabulary=writer.tokenizer.get_vocab_size(), **overrides)
+        policies.use(model, policy)
+        found = far_worlds(model, writer)
+        assert found is not None
+        assert (found["by_layer"], found["num"]) == (rates, len(far))
+        chance = np.mean([(16 - 2) / (start - 2) for start in encoded.starts])
+        assert found["chance"] == pytest.approx(1.0 if policy == "all" else chance)
+    dense = tiny_model("dense", vocabulary=writer.tokenizer.get_vocab_size(), context=128)
+    assert far_worlds(dense, writer) is None

@@ -10,6 +10,8 @@ from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import Corpus, Packed, heldout
 from dsa_sandbox.errors import RunFailed
+from dsa_sandbox.evaluation.hit_rate import far_worlds
+from dsa_sandbox.evaluation.recall import NUM_CANDIDATES, planted, recall
 from dsa_sandbox.evaluation.scoring import (
     bigram_accuracy,
     bits_per_byte,
@@ -26,6 +28,7 @@ from dsa_sandbox.tasks.writing import Writer, askable, gate_items, known_items
 KNOWN_MARGIN = 0.5  # nats over the best other object of the relation
 KNOWN_ITEMS = 4  # of 5 clozes
 NUM_PAIRS = 200
+NUM_RECALL = 16  # items for each distance
 
 
 class Gate(NamedTuple):
@@ -100,5 +103,8 @@ def base_quality(model: Transformer, corpus: Corpus, writer: Writer, seed: int) 
         "pairs": pair_accuracy(model, pairs, corpus.tokenizer),
         "pairs_bigram": bigram_accuracy(corpus.train, pairs, corpus.tokenizer),
         "gate": {"right": worlds.right, "bleed": worlds.bleed, "open": worlds.open},
+        "recall": recall(model, planted(writer, NUM_RECALL), corpus.tokenizer),
+        "recall_chance": 1 / NUM_CANDIDATES,
+        "far_worlds": far_worlds(model, writer),
         "story": sample_story(model, corpus.tokenizer, "Once upon a time", seed),
     }

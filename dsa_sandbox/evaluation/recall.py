@@ -14,8 +14,8 @@ from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Cast, Fact
 from dsa_sandbox.data.tokens import encode
-from dsa_sandbox.evaluation.scoring import Encoded, encode_items, padded, score
-from dsa_sandbox.evaluation.selection import kept_keys
+from dsa_sandbox.evaluation.hit_rate import hit_rates
+from dsa_sandbox.evaluation.scoring import Encoded, encode_items, score
 from dsa_sandbox.tasks.schema import Item
 from dsa_sandbox.tasks.writing import RETRIES, Writer
 
@@ -120,18 +120,11 @@ def recall(model: Transformer, items: list[Planted], tokenizer: Tokenizer) -> li
     A hit: the query that predicts the answer selects the place of the stated object; None for a
     network without selection.
     """
-    device = next(model.parameters()).device
     rows = []
     for distance, encoded, said in items:
         scores = score(model, encoded, tokenizer)
         right = sum(one.margin > 0 for one in scores) / len(scores)
-        hit: float | None = None
-        item_N = torch.arange(len(said), device=device)
-        query_N = torch.tensor(encoded.starts, device=device)
-        said_N = torch.tensor(said, device=device)
-        kept = kept_keys(model, padded(encoded.rows).to(device))
-        if kept:
-            hits = [kept_BTS[item_N, query_N - 1, said_N].float().mean() for kept_BTS in kept]
-            hit = float(torch.stack(hits).mean())
+        hits = hit_rates(model, encoded, said)
+        hit = float(torch.tensor(hits).mean()) if hits else None
         rows.append({"distance": distance, "num": len(scores), "right": right, "hit": hit})
     return rows

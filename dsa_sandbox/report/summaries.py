@@ -58,8 +58,28 @@ def base(name: str, figures: dict[str, Any]) -> str:
         lines.append(f"fact stories in the training text: {share:.0%} of documents")
     known = f"known facts {figures['known_facts']} of {figures['asked_facts']}"
     lines.append(f"{known}; pairs: {', '.join(pairs)}")
-    lines += [gate_text(figures["gate"]), f"a story: {figures['story']}"]
+    lines.append(gate_text(figures["gate"]))
+    if figures.get("recall"):  # bases of 0.2.0 lack it
+        lines.append(recall_text(figures["recall"], figures["recall_chance"]))
+    if figures.get("far_worlds"):
+        lines.append(far_worlds_text(figures["far_worlds"]))
+    lines += [f"a story: {figures['story']}"]
     return "\n".join(lines)
+
+
+def recall_text(rows: list[dict[str, Any]], chance: float) -> str:
+    """Recall of stated facts by distance in tokens."""
+    right = ", ".join(f"{number(row['right'], 2)} after {row['distance']}" for row in rows)
+    return f"recall of a stated fact: {right} tokens (chance {number(chance, 2)})"
+
+
+def far_worlds_text(found: dict[str, Any]) -> str:
+    """Hit rates of far world names among the selected keys, by layer, beside chance."""
+    layers = ", ".join(number(rate, 2) for rate in found["by_layer"])
+    return (
+        f"far world names among the selected keys, by layer: {layers} "
+        f"(chance {number(found['chance'], 2)}, {found['num']} items)"
+    )
 
 
 def stream(name: str, figures: dict[str, Any]) -> str:
