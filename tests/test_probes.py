@@ -567,7 +567,7 @@ def test_far_world_names_are_found_where_they_stand_and_hit_by_all_keys() -> Non
     encoded = encode_items(far, writer.tokenizer)
     for item, row, start in zip(far, encoded.rows, encoded.starts):
         name = writer.tokenizer.id_to_token(row[start - (item.distance or 0)])
-        assert name.strip() in grammar.practice_rules(), item
+        assert str(name).strip() in grammar.practice_rules(), item
     overrides = {"context": 128, "num_kept": 16, "force_sink": 1, "force_local": 1}
     for policy, rates in (("all", [1.0, 1.0]), ("window", [0.0, 0.0])):
         model = tiny_model("dsa", vocabulary=writer.tokenizer.get_vocab_size(), **overrides)
