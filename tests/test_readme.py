@@ -205,3 +205,11 @@ def test_what_can_be_typed_is_found_and_accepted() -> None:
 def test_what_cannot_be_typed_is_found(line: str) -> None:
     for block in (f"```console\n$ {line}\n```\n", f"```sh\n{line}\n```\n"):
         assert len(problems(block, "demo:\n")) == 1
+
+
+def test_the_table_of_strategies_and_the_list_of_families_are_complete() -> None:
+    text = README.read_text("utf-8")
+    table = text[text.index("| what | strategies |") :].partition("\n\n")[0]
+    assert set(re.findall(r"`([a-z0-9-]+)`", table)) == set(registry.strategies)
+    families = text[text.index("Task families:") :].partition("(")[0]
+    assert re.findall(r"`([a-z]+)`", families) == list(registry.families)
