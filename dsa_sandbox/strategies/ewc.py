@@ -2,8 +2,9 @@
 
 Kirkpatrick et al. 2017 (arXiv 1612.00796, eq. 3), online with one anchor at the latest optimum and
 a summed precision (Huszar, arXiv 1712.03847). Pre-training is protected by a Fisher of its own, F0,
-before the first task. Each data set's F is a mean per token: a task counts as much as all of
-pre-training, where a posterior would count tokens.
+before the first task. Each data set's F is the mean over its sequences of their means per token, so
+that short and long sequences weigh alike, and a task counts as much as all of pre-training; a
+posterior would count tokens.
 """
 
 from collections.abc import Iterable
@@ -39,7 +40,7 @@ class EwcSettings(Frozen):
 def sampled_fisher(
     model: Transformer, batches: Iterable[Batch], names: list[str], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Diagonal of the true Fisher, per token, of the named parameters.
+    """Diagonal of the true Fisher per token, of the named parameters: the mean over batches.
 
     Labels are drawn from the model, so scores of different tokens are uncorrelated and the square
     of the gradient of the mean loss over n tokens, times n, is unbiased at any batch size
