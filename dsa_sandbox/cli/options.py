@@ -110,7 +110,8 @@ Include = Annotated[
     list[Path] | None,
     typer.Option(
         "--include",
-        help="Python file that registers a strategy, architecture or task family.",
+        help="Python file that registers strategies, architectures, task families, plots or "
+        "statistics.",
         rich_help_panel=SETTINGS,
         metavar="FILE",
         parser=path,
