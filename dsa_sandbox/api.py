@@ -31,6 +31,7 @@ from dsa_sandbox.runs.session import Session
 
 if TYPE_CHECKING:
     from dsa_sandbox.config.resolve import Resolved
+    from dsa_sandbox.config.settings import Settings
     from dsa_sandbox.runs.folder import Run
     from dsa_sandbox.runs.job import Result
 
@@ -76,11 +77,9 @@ def build(
 ) -> "Result":
     """Initial weights of a network; figures hold the parameter tables."""
     from dsa_sandbox.commands import pretrain as command
-    from dsa_sandbox.config.resolve import check_training
 
-    resolved = _resolved(values, config)
-    check_training(resolved, [resolved.settings.arch])
-    return command.build(resolved.settings, _session(session), allow_mismatch=allow_mismatch)
+    settings = _training_settings(values, config)
+    return command.build(settings, _session(session), allow_mismatch=allow_mismatch)
 
 
 def pretrain(
@@ -92,11 +91,9 @@ def pretrain(
 ) -> "Result":
     """A network trained from scratch, resumed, or found; figures hold NLL, known facts and gate."""
     from dsa_sandbox.commands import pretrain as command
-    from dsa_sandbox.config.resolve import check_training
 
-    resolved = _resolved(values, config)
-    check_training(resolved, [resolved.settings.arch])
-    return command.pretrain(resolved.settings, _session(session), allow_mismatch=allow_mismatch)
+    settings = _training_settings(values, config)
+    return command.pretrain(settings, _session(session), allow_mismatch=allow_mismatch)
 
 
 def make_tasks(
@@ -242,6 +239,15 @@ def _resolved(
     given = values or {}
     preset = None if "preset" in given else preset
     return resolve(preset=preset, config=file, values=given, **more)
+
+
+def _training_settings(values: Values, config: Path | str | None) -> "Settings":
+    """The settings of a new network; UserError where its training has no use for one of them."""
+    from dsa_sandbox.config.resolve import check_training
+
+    resolved = _resolved(values, config)
+    check_training(resolved, [resolved.settings.arch])
+    return resolved.settings
 
 
 def _name(run: "RunName") -> str:

@@ -60,12 +60,17 @@ def acquired(
     """
     try:
         return patient(FileLock(path, fallback_to_soft=False), waits, holder)
-    except NotImplementedError:
-        pass
-    except OSError as error:
-        if isinstance(error, Timeout) or error.errno not in NO_LOCKS:
+    except (NotImplementedError, OSError) as error:
+        if not lacks_locks(error):
             raise
-    return patient(SoftFileLock(soft_path), waits, holder)
+        return patient(SoftFileLock(soft_path), waits, holder)
+
+
+def lacks_locks(error: NotImplementedError | OSError) -> bool:
+    """Whether the error means that the file system has no locks: filelock raises either kind."""
+    if isinstance(error, OSError):
+        return not isinstance(error, Timeout) and error.errno in NO_LOCKS
+    return True
 
 
 def patient(lock: BaseFileLock, waits: Told | None, holder: Callable[[], str]) -> BaseFileLock:

@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     common: list[str]  # options of all cells
     strategy_sets: list[str]  # --set values of the strategies' own sections
     indexed_sets: list[str]  # --set values for build and pretrain of networks with an indexer
-    taught_sets: list[str]  # --set values for finetune of networks with an indexer
+    indexed_arm_sets: list[str]  # --set values for finetune of networks with an indexer
     making: list[str]  # options of make-tasks
     read: list[str]  # --data, an option of build, pretrain and finetune
     included: list[str]  # --include, an option of all cells
@@ -61,16 +61,16 @@ class Plan(NamedTuple):
     indexed: tuple[str, ...] = ()  # the architectures that have an indexer
 
     def base_options(self, arch: str) -> list[str]:
-        """Options of build and pretrain for an architecture."""
+        """Command-line options of `build` and `pretrain` for one architecture."""
         sets = self.indexed_sets if arch in self.indexed else []
         indexed = [part for text in sets for part in ("--set", text)]
         return ["--arch", arch, *self.common, *indexed, *self.read, *self.included]
 
     def arm_options(self, arch: str, strategy: str) -> list[str]:
-        """Options of finetune for an arm, besides its base and its tasks."""
+        """Command-line options of `finetune` for one arm, without its base and its tasks."""
         parts = strategy.split("+")
         own = [text for text in self.strategy_sets if text.partition(".")[0] in parts]
-        own += self.taught_sets if arch in self.indexed else []
+        own += self.indexed_arm_sets if arch in self.indexed else []
         sets = [part for text in own for part in ("--set", text)]
         return ["--strategy", strategy, *self.common, *self.read, *sets, *self.included]
 
@@ -342,7 +342,7 @@ def run_stage(plan: Plan, cells: list[Cell], listener: Listener) -> list[Path]:
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a path holds a finished run."""
+    """Whether the folder at `path` holds a finished run."""
     return folder.readable_manifest(Run(path)).get("state") == "finished"
 
 

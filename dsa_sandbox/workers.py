@@ -1,4 +1,4 @@
-"""Cells of a study as child processes, a few at once.
+"""Runs the cells of a study as child processes, several at once.
 
 Threads and not asyncio: `asyncio.run` is refused inside the running loop of a notebook, and a
 listener's `stop_signal` has to be polled either way.
@@ -21,20 +21,20 @@ POLL_S = 0.05
 
 
 class Cell(NamedTuple):
-    """A command line, and its label in notes; labels of a study differ."""
+    """One command of a study."""
 
-    label: str
-    arguments: list[str]
+    label: str  # unique within the study; notes begin with it
+    arguments: list[str]  # of the command line, without `dsa-sandbox`
 
 
 class Child:
-    """The process of a cell. Two threads read its streams, so that it never waits for a pipe."""
+    """The process of a cell. Two threads read its output, so that a full pipe never blocks it."""
 
     def __init__(self, cell: Cell, process: "subprocess.Popen[bytes]") -> None:
         self.cell, self.process = cell, process
         self.output: list[bytes] = []  # lines of stdout
         self.messages: list[str] = []  # lines of stderr
-        self.num_told = 0
+        self.num_reported = 0
         self.signalled = False
         self.readers = [
             threading.Thread(target=self.read_output),
@@ -55,22 +55,22 @@ class Child:
         with self.process.stderr as stream:
             self.messages.extend(map(children.text_of, stream))
 
-    def tell(self, listener: Listener) -> None:
-        """Give new lines of stderr to the listener in the caller's thread, but for errors."""
-        new = self.messages[self.num_told :]
-        self.num_told += len(new)
+    def report(self, listener: Listener) -> None:
+        """Report new lines of stderr, except errors, to the listener, in the caller's thread."""
+        new = self.messages[self.num_reported :]
+        self.num_reported += len(new)
         for line in new:
             if not line.startswith("error: "):
                 listener.note(f"[{self.cell.label}] {line}")
 
     def pass_on(self, number: int) -> None:
-        """Send a signal, the first time only: the second would end the child without saving."""
+        """Send a signal to the child once: a second one would end it before it has saved."""
         if not self.signalled:
             self.process.send_signal(number)
             self.signalled = True
 
     def wait(self) -> int:
-        """The exit code, after the process has ended and both streams are read."""
+        """Wait until the process has ended and its output is read; its exit code."""
         code = self.process.wait()
         for reader in self.readers:
             reader.join()
@@ -84,10 +84,10 @@ def run_cells(
     listener: Listener,
     finished: Callable[[Cell, Path], None] = lambda cell, path: None,
 ) -> dict[str, Path]:
-    """The path that each cell printed, by label; at most `jobs` run at once, the last cell first.
+    """Run all cells, the last one first, at most `jobs` at once; the printed paths by label.
 
-    The first failure stops the other children and is raised. A signal is passed on to all; after
-    they have saved and ended: Interrupted.
+    The first failure stops the other children and is raised. A signal is passed on to all children;
+    Interrupted is raised when they have saved and ended.
     """
     waiting = list(cells)
     running: list[Child] = []
@@ -108,7 +108,7 @@ def run_cells(
                     if has_ended:
                         child.wait()
                         running.remove(child)
-                    child.tell(listener)
+                    child.report(listener)
                     if has_ended and child.process.returncode == 0:
                         paths[child.cell.label] = children.path_of(child.output[-1])
                         finished(child.cell, paths[child.cell.label])
@@ -121,7 +121,7 @@ def run_cells(
 
 
 def stop(running: Iterable[Child]) -> None:
-    """End the children that still run; each saves its state first."""
+    """Stop the children that are still running; each saves its state first."""
     for child in running:
         child.pass_on(signal.SIGTERM)
     for child in running:
@@ -129,7 +129,7 @@ def stop(running: Iterable[Child]) -> None:
 
 
 def failure(child: Child) -> Exception:
-    """The child's own errors as an exception of the same exit code, else the end of its stderr."""
+    """An exception with the child's error lines and exit code, or with the end of its stderr."""
     label, code = child.cell.label, child.process.returncode
     errors = [line for line in child.messages if line.startswith("error: ")]
     problems = [f"{label}: {line.removeprefix('error: ')}" for line in errors]

@@ -1,4 +1,4 @@
-"""Cells run as child processes: their streams, their failures, and signals."""
+"""A study runs its cells as child processes: output, failures and signals."""
 
 import contextlib
 import os

@@ -102,7 +102,7 @@ def product_limit(setup: Setup) -> float:
 
 
 def machine_of(setup: Setup) -> dict[str, Any]:
-    """Description of the machine and the libraries."""
+    """Names of processor and GPU, and versions of the libraries."""
     peer = importlib.metadata.version("transformers") if has_transformers() else None
     cuda = setup.engine.device.startswith("cuda")
     return {

@@ -66,7 +66,7 @@ def of_length(setup: Setup, length: int) -> dict[str, Any]:
     batch = random_batch(setup, max(1, setup.shape.tokens // length), length)
     entries = []
     for arch in ARCHS:
-        made = dict(at_work(setup, arch, length, batch))
+        made = dict(in_second_task(setup, arch, length, batch))
         steps = {name: Row(name, step, 0) for name, (_, step) in made.items()}
         times = take_turns(list(steps.values()), setup, f"strategies, {arch}")
         for name, (trainer, _) in made.items():
@@ -85,10 +85,13 @@ def of_length(setup: Setup, length: int) -> dict[str, Any]:
     return {"length": length, "batch": len(batch.tokens_BT), "rows": entries}
 
 
-def at_work(
+def in_second_task(
     setup: Setup, arch: str, length: int, batch: Batch
 ) -> Iterator[tuple[str, tuple[Trainer, Any]]]:
-    """A row for every strategy but the bounds: its next step in the second of two tasks."""
+    """Trainer of every strategy that is no bound, and a function that takes its next step.
+
+    Each strategy has finished a first task and is in its second.
+    """
     several = random_batch(setup, NUM_SEQUENCES, length)
     singles = [Batch(tokens_T[None], targets_T[None]) for tokens_T, targets_T in zip(*several)]
     plan = Finetune(warmup_steps=0, max_steps=10**9)

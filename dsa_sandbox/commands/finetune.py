@@ -162,10 +162,10 @@ def finetune(
         )
         files.write_atomic(job.run.path / "tokenizer.json", base.tokenizer_json)
         files.write_atomic(job.run.path / "tasks.jsonl", schema.write(tasks))
-        at_work = finetuning.FinetuneRun(
+        finetune_run = finetuning.FinetuneRun(
             job.run, trainer, tasks, base.tokenizer, measures, settings, job.engine, listener
         )
-        at_work.learning, at_work.measuring = learning, measuring
+        finetune_run.learning, finetune_run.measuring = learning, measuring
         try:
             if checkpoints.newest_checkpoint(job.run) is None:
                 prepared = prepare(trainer, mask["sha256"], text, base, settings, session)
@@ -174,7 +174,7 @@ def finetune(
             policies.use(frozen, measuring)
             policies.use(model, learning)
             with listener.deferred():
-                at_work.learn()
+                finetune_run.learn()
         except (Interrupted, RunFailed) as error:
             job.fail(error)
             raise
@@ -221,7 +221,7 @@ def dry_run(settings: Settings, base: SavedNetwork, num_tasks: int) -> dict[str,
 
 
 def check_settings(settings: Settings, home: Path) -> None:
-    """UserError for every mistake that can be found without tasks and without the network."""
+    """Raise UserError for mistakes in the settings that can be found before any task is made."""
     make_strategy(settings)
     check_indexer(settings)
     check_policies(settings)

@@ -15,11 +15,11 @@ def named(text: str | Path, source: str) -> Path:
         raise UserError(f"{source}: an empty name; leave it out, or name a path")
     try:
         path = Path(text).expanduser()
-        path.lstat()
-    except RuntimeError:  # of expanduser
+        path.lstat()  # only to find out whether such a name is possible
+    except RuntimeError:  # raised by expanduser
         raise UserError(f"{source} {text}: no such user") from None
     except (FileNotFoundError, NotADirectoryError):
-        pass  # whether it must exist, the caller decides
+        return path  # a possible name; the caller decides whether the path must exist
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{source} {text}: cannot be read: {reason}") from None

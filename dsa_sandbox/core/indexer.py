@@ -54,7 +54,7 @@ class Indexer(nn.Module):
         return q_BITH, w_BTI, k_BSH
 
     def score(self, q_BITH: Tensor, w_BTI: Tensor, k_BSH: Tensor) -> Tensor:
-        """Scores [B, T, S] in fp32 (DeepSeek-V3.2-Exp report, eq. 1)."""
+        """Scores [B, T, S] from the results of `project` (DeepSeek-V3.2-Exp report, eq. 1)."""
         with torch.autocast(q_BITH.device.type, enabled=False):
             relu_BITS = F.relu(q_BITH @ k_BSH.transpose(-1, -2).unsqueeze(1))
             return (w_BTI.transpose(1, 2).unsqueeze(-1) * relu_BITS).sum(1)

@@ -10,11 +10,11 @@ STEPS = (0, 1, 5, 10)
 
 
 class Done(Protocol):
-    """A finished training step."""
+    """A training step that was taken."""
 
     @property
     def number(self) -> int:
-        """Number of steps so far, from 1."""
+        """Number of this step, counted from 1."""
 
 
 def recovery(
@@ -23,9 +23,10 @@ def recovery(
     training: Callable[[Transformer, int], Iterator[Done]],
     right: Callable[[Transformer, int], float],
 ) -> list[dict[str, Any]]:
-    """Exact share of a task's clozes after each number of STEPS on its own stories.
+    """For each task the share of exact clozes after STEPS optimiser steps on its own stories.
 
-    `training(network, task)` yields after each step and works on a new copy of `model`.
+    `training(network, task)` trains a fresh copy of `model` and yields after each step;
+    `right(network, task)` measures the share.
     """
     rows = []
     for task in tasks:

@@ -58,7 +58,7 @@ def read(files: Files) -> Tokenizer:
         raise UserError(f"{path}: no such file")
     try:
         return Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # the library raises Exception itself
+    except Exception as error:  # tokenizers raises a bare Exception
         raise UserError(f"{path}: is not a tokenizer: {error}") from None
 
 

@@ -74,7 +74,7 @@ def figures_of(run: Run) -> dict[str, Any]:
     chances = [share for kind, share in lines[0].get("chance", {}).items() if kind in items.KNOWN]
     timing = [row for row in run.rows("timing.jsonl") if "row" in row]
     stream = manifest["tasks"]["sha256"]
-    # tasks learned apart leave no network that has learned all of them
+    # with the protocol `independent`, no network has learned all tasks
     last = lines[-1] if protocol != "independent" else {}
     gap = stability_gap.stability_figures(matrix, dense, replaced)
     return {

@@ -33,7 +33,7 @@ def parameters(figures: dict[str, Any]) -> str:
 
 
 def gate_text(gate: dict[str, Any]) -> str:
-    """Whether the world gate of a base is open, with its two probabilities."""
+    """The world gate of a base: open or CLOSED, and its two probabilities."""
     if gate["right"] is None:
         return "worlds gate CLOSED: no rule of a practice world is one token here"
     state = "open" if gate["open"] else "CLOSED"
@@ -59,7 +59,7 @@ def base(name: str, figures: dict[str, Any]) -> str:
     known = f"known facts {figures['known_facts']} of {figures['asked_facts']}"
     lines.append(f"{known}; pairs: {', '.join(pairs)}")
     lines.append(gate_text(figures["gate"]))
-    if figures.get("recall"):  # bases of 0.2.0 lack it
+    if figures.get("recall"):  # bases made with 0.2.0 have no recall figures
         lines.append(recall_text(figures["recall"], figures["recall_chance"]))
     if figures.get("far_worlds"):
         lines.append(far_worlds_text(figures["far_worlds"]))

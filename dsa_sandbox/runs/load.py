@@ -58,7 +58,7 @@ class SavedNetwork:
         """The tokenizer, without truncation or padding."""
         try:
             return tokens.plain(Tokenizer.from_str(self.tokenizer_json.decode("utf-8")))
-        except Exception as error:  # the library raises Exception itself
+        except Exception as error:  # tokenizers raises a bare Exception
             path = self.run.path / "tokenizer.json"
             raise UserError(f"{path}: not a tokenizer: {error}") from None
 
@@ -280,7 +280,7 @@ def block_of(home: Path, base: SavedNetwork) -> list[SavedNetwork]:
 
     block = [base]
     for run in reversed(all_runs(home)):
-        other = folder.readable_manifest(run)  # a torn run is left out
+        other = folder.readable_manifest(run)  # empty where it is torn: skipped
         if other.get("command") == "pretrain" and other.get("state") == "finished":
             new = other["arch"] not in [b.manifest["arch"] for b in block]
             if new and fits(other) and model_of(run) == base.settings.model:
