@@ -4,6 +4,7 @@ import os
 
 import torch
 from home import forget_includes, quick_home, tiny_home, traps, warm_cache  # noqa: F401
+from tiny import words  # noqa: F401
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():

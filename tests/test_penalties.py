@@ -15,7 +15,6 @@ from test_ewc import (
     SoftmaxRegression,
     assert_bit_equal,
     ewc,
-    exact_fisher,
     flat,
     part,
     pretraining,
@@ -31,12 +30,8 @@ from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
 from dsa_sandbox.registry import strategies
-from dsa_sandbox.strategies.base import NoSettings, Strategy, Trainable, Trainee
-from dsa_sandbox.strategies.biased_fisher import empirical, of_batches
+from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.strategies.combined import Combined
-from dsa_sandbox.strategies.ewc import EwcSettings, sampled_fisher
-from dsa_sandbox.strategies.ewc_proximal import EwcProximal
-from dsa_sandbox.strategies.lwf import Lwf, LwfSettings, real_tokens, softened_kl
 from dsa_sandbox.strategies.mas import output_importance
 from dsa_sandbox.strategies.sgd import Sequential
 from dsa_sandbox.strategies.si import Si, SiSettings
@@ -158,61 +153,6 @@ def test_no_network_computes_otherwise_in_training_mode(arch: str) -> None:
 # --- Fishers as they are mismeasured ----------------------------------------------------------
 
 
-def test_the_empirical_fisher_is_the_mean_square_of_each_sequences_gradient() -> None:
-    model, batch = SoftmaxRegression(), sequences(5)
-    expected = torch.zeros_like(flat(state(model)))  # type: ignore[arg-type]
-    for tokens_T, targets_T in zip(*batch):
-        real_T = targets_T != IGNORED
-        log_p_MV = model(tokens_T)[real_T].log_softmax(-1)
-        loss = -log_p_MV.gather(1, targets_T[real_T, None]).mean()
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-        row = flat(dict(zip(names_of(model), gradients)))
-        expected += int(real_T.sum()) * row.square() / 5
-    found = empirical(model, singles(batch), names_of(model), torch.Generator())  # type: ignore[arg-type]
-    torch.testing.assert_close(flat(found), expected)
-
-
-def test_the_batched_fisher_squares_the_gradient_of_sixteen_sequences_at_once() -> None:
-    model, batch = SoftmaxRegression(), sequences(16)
-    logits_MV = model(batch.tokens_BT).flatten(0, 1)
-    loss = F.cross_entropy(logits_MV, batch.targets_BT.flatten(), ignore_index=IGNORED)
-    gradients = torch.autograd.grad(loss, list(model.parameters()))
-    expected = flat(dict(zip(names_of(model), gradients))).square()
-    found = of_batches(model, singles(batch), names_of(model), torch.Generator())  # type: ignore[arg-type]
-    torch.testing.assert_close(flat(found), expected)
-
-
-def test_the_batched_fisher_falls_with_the_batch_and_is_not_even_in_proportion() -> None:
-    model, batch = SoftmaxRegression(), sequences(64)
-    names, generator = names_of(model), torch.Generator()
-    rows = singles(batch)
-    fours = [Batch(*map(torch.cat, zip(*rows[i : i + 4]))) for i in range(0, 64, 4)]
-    of_16, of_64 = (flat(of_batches(model, b, names, generator)) for b in (rows, fours))  # type: ignore[arg-type]
-    assert of_64.sum() < 0.9 * of_16.sum()
-    exact = flat(exact_fisher(model, batch))
-    seen = exact > 0
-    ratio = of_16[seen] / exact[seen]
-    assert ratio.max() > 10 * ratio.min()
-
-
-def test_the_empirical_fisher_vanishes_on_data_known_by_heart_and_the_true_one_does_not() -> None:
-    model = SoftmaxRegression()
-    with torch.no_grad():  # token v < 3 is followed by v, with probability .9995
-        model.features.weight.copy_(torch.eye(5, 3))
-        model.out.weight.copy_(8.7 * torch.eye(4, 3))
-        model.out.bias.zero_()
-    tokens_BT = torch.arange(30).reshape(3, 10) % 3
-    batch = Batch(tokens_BT, tokens_BT)
-    assert model(tokens_BT).softmax(-1).gather(-1, tokens_BT[..., None]).min() > 0.999
-    names, generator = names_of(model), torch.Generator().manual_seed(0)
-    exact = flat(exact_fisher(model, batch)).sum()
-    with_labels = flat(empirical(model, singles(batch), names, generator)).sum()  # type: ignore[arg-type]
-    assert with_labels < 0.01 * exact
-    many = (batch for _ in range(1500))
-    sampled = flat(sampled_fisher(model, many, names, generator)).sum()  # type: ignore[arg-type]
-    assert sampled == pytest.approx(float(exact), rel=0.3)
-
-
 @pytest.mark.parametrize("name", ["ewc", "mas"])
 def test_importance_after_a_task_knows_nothing_of_penalties_and_gradients_before(name: str) -> None:
     found = []
@@ -229,68 +169,6 @@ def test_importance_after_a_task_knows_nothing_of_penalties_and_gradients_before
         strategy.finish_task(trainee_of(strategy, model), stories(), seed=3)
         found.append(part(strategy.memory, "fisher."))
     assert_bit_equal(*found)
-
-
-# --- EWC as a proximal step -------------------------------------------------------------------
-
-
-def test_the_proximal_step_is_its_closed_form() -> None:
-    plain, model = tiny_model("dsa"), tiny_model("dsa")
-    strategy = made("ewc-proximal", model, strength=40.0)
-    for anchor in part(strategy.memory, "anchor.").values():
-        anchor.add_(0.05 * noise(*anchor.shape))
-    tune(plain, Sequential(NoSettings()), steps=1, rate=3e-3)
-    tune(model, strategy, steps=1, rate=3e-3)
-    stepped, now, scale = state(plain), state(model), strategy.memory["scale"]
-    anchors = part(strategy.memory, "anchor.")
-    for name, fisher in part(strategy.memory, "fisher.").items():
-        pull = 3e-3 * 40.0 * scale * fisher
-        expected = (stepped[name] + pull * anchors[name]) / (1 + pull)
-        torch.testing.assert_close(now[name], expected, rtol=1e-5, atol=1e-7)
-
-
-def test_a_proximal_step_goes_by_the_rate_at_which_its_weight_moves() -> None:
-    model = tiny_model("dsa")
-    strategy = made("ewc-proximal", model, strength=40.0)
-    names = strategy.trainable(model).lr_scales
-    trainee = Trainee(model, Trainable({n: 1.0 + 3.0 * (i % 2) for i, n in enumerate(names)}))
-    for anchor in part(strategy.memory, "anchor.").values():
-        anchor.add_(0.05 * noise(*anchor.shape))
-    before = state(model)
-    strategy.after_step(trainee, 3e-3)
-    for name, rate in trainee.lr_scales.items():
-        fisher, anchor = (strategy.memory[f"{kind}.{name}"] for kind in ("fisher", "anchor"))
-        pull = 3e-3 * rate * 40.0 * strategy.memory["scale"] * fisher
-        expected = (before[name] + pull * anchor) / (1 + pull)
-        torch.testing.assert_close(state(model)[name], expected, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("strength", [1e30, 1e300])
-def test_a_boundless_proximal_step_ends_at_the_anchor_where_the_fisher_is_not_zero(
-    strength: float,
-) -> None:
-    free, model = tiny_model("dsa"), tiny_model("dsa")
-    base = state(model)
-    strategy = made("ewc-proximal", model, strength=strength)
-    for fisher in part(strategy.memory, "fisher.").values():
-        fisher.flatten()[::3] = 0.0
-    tune(free, Sequential(NoSettings()), steps=1)
-    tune(model, strategy, steps=1)
-    stepped, now = state(free), state(model)
-    for name, fisher in part(strategy.memory, "fisher.").items():
-        held = fisher > 0
-        assert now[name].isfinite().all()
-        torch.testing.assert_close(now[name][held], base[name][held], rtol=1e-6, atol=1e-8)
-        assert torch.equal(now[name][~held], stepped[name][~held])
-
-
-def test_a_proximal_step_of_strength_zero_is_sgd_bit_for_bit() -> None:
-    plain, model = tiny_model("dsa"), tiny_model("dsa")
-    strategy = EwcProximal(EwcSettings(strength=0.0, passes=2))
-    strategy.prepare(trainee_of(strategy, model), pretraining(), seed=0)
-    tune(plain, Sequential(NoSettings()))
-    tune(model, strategy)
-    assert_bit_equal(state(plain), state(model))
 
 
 # --- l2sp -------------------------------------------------------------------------------------
@@ -436,116 +314,6 @@ def test_mas_sums_importance_over_tasks_around_one_anchor_and_keeps_its_scale() 
 # --- lwf --------------------------------------------------------------------------------------
 
 
-def test_softened_kl_is_its_sum_in_the_direction_from_the_teacher() -> None:
-    teacher_MV, student_MV = noise(3, 5, seed=1), noise(3, 5, seed=2)
-    p, q = (torch.softmax(logits / 1.7, -1) for logits in (teacher_MV, student_MV))
-    expected = 1.7**2 * (p * (p / q).log()).sum() / 3
-    reverse = 1.7**2 * (q * (q / p).log()).sum() / 3
-    found = softened_kl(teacher_MV, student_MV, 1.7)
-    torch.testing.assert_close(found, expected)
-    assert abs(found - reverse) > 0.05
-
-
-def test_the_gradient_of_the_kl_reaches_the_student_only() -> None:
-    teacher_MV, student_MV = (noise(4, 6, seed=s).requires_grad_() for s in (1, 2))
-    softened_kl(teacher_MV, student_MV, 2.0).backward()
-    assert teacher_MV.grad is None
-    expected = 2.0 * ((student_MV / 2).softmax(-1) - (teacher_MV / 2).softmax(-1)) / 4
-    assert student_MV.grad is not None
-    torch.testing.assert_close(student_MV.grad, expected)
-
-
-def ragged(seed: int) -> Batch:
-    """Rows of several lengths, the beginnings of which are not to be learned."""
-    batch = batch_of(documents(16, 9, 12, seed=seed))
-    batch.targets_BT[:, :4] = IGNORED
-    return batch
-
-
-def test_real_tokens_end_with_the_last_target_of_a_row() -> None:
-    expected = [[position < length for position in range(15)] for length in (15, 8, 11)]
-    assert real_tokens(ragged(0)).tolist() == expected
-
-
-@pytest.mark.parametrize("arch", ["dense", "dsa"])
-def test_each_batch_is_compared_with_what_the_earlier_network_says_of_it(arch: str) -> None:
-    model = tiny_model(arch)
-    strategy = Lwf(LwfSettings(strength=0.7, temperature=1.5))
-    strategy.start_task(trainee_of(strategy, model))
-    teacher = copy.deepcopy(model)
-    with torch.no_grad():
-        for name in strategy.trainable(model).lr_scales:
-            parameter = model.get_parameter(name)
-            parameter.add_(0.05 * noise(*parameter.shape))
-    moved = state(model)
-    losses = []
-    for seed in (0, 1):
-        batch = ragged(seed)
-        rows = []
-        for tokens_T, length in zip(batch.tokens_BT, (15, 8, 11)):  # row by row, without padding
-            tokens_1T = tokens_T[None, :length]
-            p, q = (F.softmax(network(tokens_1T)[0] / 1.5, -1) for network in (teacher, model))
-            rows.append((p * (p / q).log()).sum(-1))
-        expected = 0.7 * 1.5**2 * torch.cat(rows).mean()
-        found = strategy.auxiliary_loss(
-            trainee_of(strategy, model), batch, model.hidden(batch.tokens_BT)[0]
-        )
-        assert found is not None
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-        losses.append(found.item())
-    assert abs(losses[0] - losses[1]) > 1e-4
-    assert_bit_equal(state(model), moved)  # the model has its own weights back
-    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in model.parameters())
-
-
-def test_what_stands_in_padding_changes_no_loss() -> None:
-    model = tiny_model("dsa")
-    strategy = Lwf(LwfSettings())
-    strategy.start_task(trainee_of(strategy, model))
-    with torch.no_grad():
-        model.final_norm.weight.mul_(1.3)
-    losses = []
-    for filler in (0, 17):
-        batch = ragged(0)
-        batch.tokens_BT[~real_tokens(batch)] = filler
-        losses.append(
-            strategy.auxiliary_loss(
-                trainee_of(strategy, model), batch, model.hidden(batch.tokens_BT)[0]
-            )
-        )
-    assert losses[0] is not None
-    assert losses[1] is not None
-    torch.testing.assert_close(losses[0], losses[1])
-    assert losses[0] > 0.01
-
-
-@pytest.mark.parametrize("teacher", ["previous", "base"])
-def test_the_teacher_is_the_network_before_the_task_or_before_the_first(teacher: str) -> None:
-    model = tiny_model("dsa")
-    strategy = made("lwf", model, teacher=teacher)
-    base = state(model)
-    tune(model, strategy, steps=3)
-    began = state(model)
-    tune(model, strategy, steps=3)
-    expected = base if teacher == "base" else began
-    assert_bit_equal(
-        part(strategy.memory, "teacher."),
-        {n: expected[n] for n in strategy.trainable(model).lr_scales},
-    )
-
-
-def test_listening_to_the_teacher_keeps_the_network_nearer_to_what_it_said() -> None:
-    kls = []
-    for strength in (0.0, 10.0):
-        model = tiny_model("dsa")
-        teacher, (batch,) = copy.deepcopy(model), story(0)
-        tune(model, made("lwf", model, strength=strength), steps=15)
-        with torch.no_grad():
-            said, says = (network(batch.tokens_BT).flatten(0, 1) for network in (teacher, model))
-        kls.append(softened_kl(said, says, 1.0).item())
-    assert kls[1] < 0.5 * kls[0]
-
-
 def test_the_path_takes_gradients_as_they_are_before_clipping(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -581,30 +349,6 @@ def test_no_rule_is_sgd_by_default(name: str) -> None:
         tune(model, strategy)
         strategy.finish_task(trainee_of(strategy, model), stories(), seed=task)
     assert any(not torch.equal(p, state(plain)[n]) for n, p in state(model).items())
-
-
-def test_of_several_batches_each_has_the_weight_of_its_targets() -> None:
-    """The loss beside them is one mean over the step, as the language loss is."""
-    model = tiny_model("dsa")
-    strategy = made("lwf", model, strength=1.0)
-    strategy.start_task(trainee_of(strategy, model))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * noise(*parameter.shape, seed=3))
-    trainer = Trainer(strategy, model, copy.deepcopy(model), Finetune(max_steps=1, warmup_steps=0))
-    long, short = batch_of(documents(20, 20)), batch_of(documents(6))
-    each = []
-    for batch in (long, short):
-        extra = strategy.auxiliary_loss(
-            trainee_of(strategy, model), batch, model.hidden(batch.tokens_BT)[0]
-        )
-        assert extra is not None
-        each.append(float(extra.detach()))
-    (step,) = trainer.steps(trainer.optimizer(), lambda step: [long, short], seed=0, task=0)
-    weights = [batch.num_targets for batch in (long, short)]
-    expected = sum(w * value for w, value in zip(weights, each)) / sum(weights)
-    assert step.penalty == pytest.approx(expected, rel=1e-4)
-    assert step.penalty != pytest.approx(sum(each), rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ["ewc", "l2sp", "si", "mas", "lwf"])

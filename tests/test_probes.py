@@ -9,31 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import streams
 import torch
 from home import QUICK, TinyHome, cli, with_cache
-from tiny import CONTEXT, VOCABULARY, documents, some_tokens, tiny_model
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tiny import VOCABULARY, documents, some_tokens, tiny_model
+from tokenizers import Tokenizer
 
 from dsa_sandbox.config.settings import Eval, Finetune
 from dsa_sandbox.core.attention import TopKAttention
-from dsa_sandbox.core.indexer import select, selected_mask
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar, tokens
 from dsa_sandbox.data.tokens import Corpus, Packed, encode
 from dsa_sandbox.evaluation import scoring, story_quality
 from dsa_sandbox.evaluation.evaluator import Evaluator
-from dsa_sandbox.evaluation.hit_rate import far_worlds
 from dsa_sandbox.evaluation.probes import Probes, divergence
-from dsa_sandbox.evaluation.recall import DISTANCES, Planted, planted, recall
+from dsa_sandbox.evaluation.recall import Planted, recall
 from dsa_sandbox.evaluation.relearning import STEPS, recovery
 from dsa_sandbox.evaluation.scoring import encode_items, pair_accuracy, score
 from dsa_sandbox.evaluation.selection import jaccard, kept_keys
 from dsa_sandbox.runs.folder import Run
-from dsa_sandbox.selection import policies
 from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.tasks.schema import KINDS, Item, Task
-from dsa_sandbox.tasks.writing import Writer, gate_items
+from dsa_sandbox.tasks.writing import Writer
 from dsa_sandbox.training.loop import Step
 from dsa_sandbox.training.trainer import Trainer
 
@@ -43,18 +39,6 @@ ARCHS = ("dense", "dsa", "dsa-full", "dsa-v32")
 def arch_model(arch: str, seed: int = 0) -> Transformer:
     forced = {"force_sink": 0, "force_local": 0} if arch == "dsa-v32" else {}
     return tiny_model(arch, seed=seed, **forced)
-
-
-@pytest.fixture(scope="module")
-def words() -> Tokenizer:
-    """END, the unknown word, a full stop, 25 words with their space, 3 ends of words."""
-    named = ["<|endoftext|>", "<unk>", ".", *(f" w{n}" for n in range(25)), "ing", "ed", "s"]
-    assert len(named) == VOCABULARY
-    vocabulary = {word: number for number, word in enumerate(named)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(grammar.PIECE), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return tokenizer
 
 
 def items_of_words() -> list[Item]:
@@ -124,6 +108,16 @@ def test_hidden_states_at_some_places_are_those_of_the_whole(arch: str) -> None:
     torch.testing.assert_close(scoring.hidden_at(model, tokens_BT, rows_M, places_M), expected)
 
 
+def one_planted(tokenizer: Tokenizer) -> Planted:
+    """Two items whose answer stands at place 3 of a row of 14."""
+    prompts = [f" w1 w2 w{a} w4 w5 w6 w7 w8 w9 w10 w11 w1 w2" for a in (20, 21)]
+    items = [
+        Item(prompt=prompt, answer=f" w{a}", foils=[" w22", " w23", " w24"])
+        for prompt, a in zip(prompts, (20, 21))
+    ]
+    return Planted(10, encode_items(items, tokenizer), [3, 3])
+
+
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_a_collapsed_network_is_right_about_nothing(value: float, words: Tokenizer) -> None:
     model = tiny_model("dsa")
@@ -146,79 +140,6 @@ def test_a_collapsed_network_is_right_about_nothing(value: float, words: Tokeniz
         )
         assert figures["ended"] == figures["length"] == 0
         assert figures["repetition"] is figures["distinct"] is figures["judge_nll"] is None
-
-
-def one_planted(tokenizer: Tokenizer) -> Planted:
-    """Two items whose answer stands at place 3 of a row of 14."""
-    prompts = [f" w1 w2 w{a} w4 w5 w6 w7 w8 w9 w10 w11 w1 w2" for a in (20, 21)]
-    items = [
-        Item(prompt=prompt, answer=f" w{a}", foils=[" w22", " w23", " w24"])
-        for prompt, a in zip(prompts, (20, 21))
-    ]
-    return Planted(10, encode_items(items, tokenizer), [3, 3])
-
-
-@pytest.mark.parametrize(
-    ("policy", "num_kept", "hit"), [("window", 6, 0.0), ("window", 11, 1.0), ("all", 6, 1.0)]
-)
-def test_hits_count_layers_and_items_whose_query_keeps_the_place(
-    policy: str, num_kept: int, hit: float, words: Tokenizer
-) -> None:
-    model = tiny_model("dsa", num_kept=num_kept, force_sink=0, force_local=0)
-    policies.use(model, policy)
-    (row,) = recall(model, [one_planted(words)], words)  # asked at place 13 of 0..13, 10 behind 3
-    assert row["hit"] == hit
-    assert (row["distance"], row["num"]) == (10, 2)
-    (row,) = recall(tiny_model("dense"), [one_planted(words)], words)
-    assert row["hit"] is None
-
-
-@torch.no_grad()
-def test_hits_are_read_off_the_layers() -> None:
-    model = tiny_model("dsa")
-    tokens_BT = some_tokens(3, 20)
-    seen = []
-    x_BTD = model.embed(tokens_BT)
-    for block in model.blocks:
-        attention = block.get_submodule("attention")
-        scores_BTS = attention.selection_scores(block.attention_norm(x_BTD))  # type: ignore[operator]
-        seen.append(selected_mask(select(scores_BTS, 6, 1, attention.num_local), 20))  # type: ignore[arg-type]
-        x_BTD = block(x_BTD, model.rope_2TH, True, False)[0]
-    for found, expected in zip(kept_keys(model, tokens_BT), seen, strict=True):
-        assert torch.equal(found, expected)
-    assert kept_keys(tiny_model("dense"), tokens_BT) == []
-
-
-def test_recall_items_say_a_wrong_object_once_so_far_before_it_is_asked() -> None:
-    tokenizer = streams.words()
-    writer = Writer(tokenizer, 200, 16, "test")
-    found = planted(writer, 3)
-    assert [one.distance for one in found] == [d for d in DISTANCES if d <= 128]
-    for distance, encoded, said in found:
-        for row, start, place, shared in zip(encoded.rows, encoded.starts, said, encoded.shared):
-            assert shared is not None
-            assert len(set(shared)) == 4
-            assert row[place] == row[start] == shared[0]
-            assert row[:start].count(shared[0]) == 1
-            assert abs(start - place - distance) <= max(2, distance // 8)
-            assert start >= 4 * 16
-            lead = row[place - 3 : place]
-            assert row[start - 3 : start] == lead
-    truths = {fact.true_object for fact in grammar.table().facts}
-    text = tokenizer.decode(found[0].encoded.rows[0])
-    assert any(world in text for world in grammar.table().worlds["bleed"])
-    assert truths
-    again = planted(Writer(tokenizer, 200, 16, "test"), 3)
-    assert again == found
-
-
-def test_no_distance_is_asked_that_the_context_has_no_room_for() -> None:
-    tokenizer = streams.words()
-    for context in range(54, 64, 3):
-        found = planted(Writer(tokenizer, context, 4, "test"), 8)
-        assert {one.distance for one in found} <= {16, 32}
-        assert all(len(row) <= context for one in found for row in one.encoded.rows)
-    assert [one.distance for one in planted(Writer(tokenizer, 70, 4, "test"), 8)] == [16, 32]
 
 
 @torch.no_grad()
@@ -307,123 +228,6 @@ def test_bytes_are_those_of_the_targets(words: Tokenizer) -> None:
     said = encode(words, " w1 w22.")
     assert scoring.num_bytes([np.array([*said, 0])], words) == len(" w1 w22.")
     assert scoring.num_bytes([np.array(said[1:])], words) == len(" w22.")  # a window
-
-
-def test_repetition_counts_four_tokens_said_again() -> None:
-    assert story_quality.repetition([1, 2, 3, 4, 5, 6]) == 0
-    assert story_quality.repetition([7] * 10) == 1 - 1 / 7
-    assert story_quality.repetition([1, 2, 3, 4, 1, 2, 3, 4]) == 1 - 4 / 5
-    assert story_quality.repetition([1, 2, 3]) is None
-
-
-def test_distinct_words_are_compared_to_uniform_draws() -> None:
-    expected_of_three = 3 - 3 * (2 / 3) ** 3  # each of three words is missed with (2/3)^3
-    assert story_quality.distinct(["a", "b", "a"], 3) == pytest.approx(2 / expected_of_three)
-    assert story_quality.distinct(["a"], 50) == pytest.approx(1)
-    assert story_quality.distinct([], 3) is None
-    rng = np.random.default_rng(0)
-    short, long = (
-        [
-            story_quality.distinct([str(i) for i in rng.integers(100, size=n)], 100)
-            for _ in range(40)
-        ]
-        for n in (20, 300)
-    )
-    assert np.mean(short) == pytest.approx(1, abs=0.02)  # type: ignore[arg-type]
-    assert np.mean(long) == pytest.approx(1, abs=0.02)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("text", "agreeing", "judged"),
-    [
-        ("Lily saw a dog and she gave it a ball. He ran.", 1, 2),
-        ("Tom hurt himself, but she did not cry.", 1, 2),
-        ("Lily and Tom walked. He was sad. She was glad.", 0, 0),  # either may be meant
-        ("Lily ran. She met Tom. He smiled.", 1, 1),
-        ("Lily and Mia ran. She fell. Her ball was gone.", 2, 2),
-        ("An old man gave Lily a cup and she thanked him.", 0, 0),
-        ("There was a girl named Lily. She had his ball.", 1, 2),
-        ("She ran to the lake. The dog barked.", 0, 0),  # before anybody is named
-        ("HE! said the dog to Ben. HIS ball.", 1, 1),
-        ("Tom went home. Mom smiled and she hugged him.", 0, 0),  # a name for a woman
-        ("Mom smiled at Lily. She hugged her.", 2, 2),
-        ("", 0, 0),
-    ],
-)
-def test_pronouns_are_judged_while_only_one_gender_is_about(
-    text: str, agreeing: int, judged: int
-) -> None:
-    assert story_quality.pronouns(text) == (agreeing, judged)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "told", "again"),
-    [
-        ("One day Lily went", " out. Lily smiled.", True),
-        ("One day Lily and Lily went", " out. Tom smiled.", False),  # what it was given is not told
-        ("One day", " Tom met Lily. Lily smiled.", False),  # Tom is the hero
-        ("One day", " Tom met Lily. Tom smiled.", True),
-        ("One day", " Tommy met a dog. Tommy smiled.", None),
-    ],
-)
-def test_the_hero_is_the_child_named_first(prompt: str, told: str, again: bool | None) -> None:
-    assert story_quality.named_again(prompt, told) is again
-
-
-@torch.no_grad()
-def test_the_judge_reads_what_is_told_and_its_end(words: Tokenizer) -> None:
-    judge = tiny_model("dsa", seed=2)
-    stories = [
-        story_quality.Told([0, 4, 5], [6, 7, 8], True),
-        story_quality.Told([0, 9, 4], [5], False),
-    ]
-    nats = []
-    for prompt, ids, ended in stories:
-        whole = [*prompt, *ids, *([0] if ended else [])]
-        logp_TV = judge(torch.tensor([whole]))[0].log_softmax(-1)
-        nats += [-float(logp_TV[t - 1, whole[t]]) for t in range(3, len(whole))]
-    assert len(nats) == 5
-    told = story_quality.told_nll(story_quality.Judge("other", judge), stories, words)
-    assert told == pytest.approx(np.mean(nats), abs=1e-5)
-
-
-@torch.no_grad()
-def test_a_judge_with_another_tokenizer_reads_the_words_and_not_the_ids(words: Tokenizer) -> None:
-    stories = [
-        story_quality.Told([0, 4, 5], [6, 7, 2], True),
-        story_quality.Told([0, 9, 4], [5], False),
-    ]
-    bpe = tokens.bpe_tokenizer(["w1 w2 w3 w4"] * 20, 300)
-    judge = tiny_model("dense", vocabulary=bpe.get_vocab_size(), context=64)
-    nats = []
-    for story in stories:
-        said = words.decode([*story.prompt[1:], *story.ids])
-        whole = [0, *bpe.encode(said).ids, *[0] * story.ended]
-        given = 1 + len(bpe.encode(words.decode(story.prompt[1:])).ids)
-        logp_TV = judge(torch.tensor([whole]))[0].log_softmax(-1)
-        nats += [-float(logp_TV[t - 1, whole[t]]) for t in range(given, len(whole))]
-    told = story_quality.told_nll(story_quality.Judge("other", judge, bpe), stories, words)
-    assert told == pytest.approx(np.mean(nats), abs=1e-5)
-
-
-@pytest.mark.parametrize("arch", ["dense", "dsa"])
-def test_stories_are_a_function_of_their_seed_and_touch_no_other_chance(
-    arch: str, words: Tokenizer
-) -> None:
-    model, rows = tiny_model(arch), [np.array([0, *range(3, 20), 0]), np.array([5, 6])]
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    told = story_quality.tell(model, rows, 3, seed=8)
-    torch.rand(3)
-    assert story_quality.tell(model, rows, 3, seed=8) == told
-    assert story_quality.tell(model, rows, 3, seed=11) != told
-    torch.set_rng_state(before)
-    story_quality.tell(model, rows, 3, seed=8)
-    assert torch.equal(torch.get_rng_state(), before)
-    for story in told:
-        assert story.prompt == [0, *range(3, 14)]  # of the document that begins with END
-        assert 0 not in story.ids
-        assert story.ended or len(story.prompt) + len(story.ids) == CONTEXT + 1
 
 
 def test_relearning_happens_on_a_copy(words: Tokenizer) -> None:
@@ -558,24 +362,3 @@ def test_pairs_that_the_context_has_no_room_for_are_not_asked_of_a_base(words: T
     found = scoring.fitting_pairs(pairs, words, room)
     assert found == [pair for pair in pairs if lengths[pair] <= room]
     assert 0 < len(found) < len(pairs)
-
-
-def test_far_world_names_are_found_where_they_stand_and_hit_by_all_keys() -> None:
-    writer = Writer(streams.words(), 128, 16, "test")
-    inside, _ = gate_items(writer)
-    far = [item for item in inside if item.distance and item.distance >= 32]
-    encoded = encode_items(far, writer.tokenizer)
-    for item, row, start in zip(far, encoded.rows, encoded.starts):
-        name = writer.tokenizer.id_to_token(row[start - (item.distance or 0)])
-        assert str(name).strip() in grammar.practice_rules(), item
-    overrides = {"context": 128, "num_kept": 16, "force_sink": 1, "force_local": 1}
-    for policy, rates in (("all", [1.0, 1.0]), ("window", [0.0, 0.0])):
-        model = tiny_model("dsa", vocabulary=writer.tokenizer.get_vocab_size(), **overrides)
-        policies.use(model, policy)
-        found = far_worlds(model, writer)
-        assert found is not None
-        assert (found["by_layer"], found["num"]) == (rates, len(far))
-        chance = np.mean([(16 - 2) / (start - 2) for start in encoded.starts])
-        assert found["chance"] == pytest.approx(1.0 if policy == "all" else chance)
-    dense = tiny_model("dense", vocabulary=writer.tokenizer.get_vocab_size(), context=128)
-    assert far_worlds(dense, writer) is None

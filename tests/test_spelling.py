@@ -13,7 +13,7 @@ from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Pair
-from dsa_sandbox.data.spelling import settled
+from dsa_sandbox.data.spelling import complete_text
 from dsa_sandbox.data.tokens import Packed, bpe_tokenizer, encode, windows, word_tokenizer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation import scoring, story_quality
@@ -177,7 +177,7 @@ def test_what_is_settled_begins_all_that_is_said_in_the_end(kind: str) -> None:
     tokenizer = speller(kind)
     ids = encode(tokenizer, "The lemon is blue." + " é😀 Hé" * (kind in ("bytes", "llama")))
     text = tokenizer.decode(ids)
-    said = [settled(tokenizer, ids[:end]) for end in range(len(ids) + 1)]
+    said = [complete_text(tokenizer, ids[:end]) for end in range(len(ids) + 1)]
     assert all(text.startswith(one) for one in said)
     assert said[-1] == text
 

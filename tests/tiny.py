@@ -7,12 +7,15 @@ import math
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from dsa_sandbox import sizes
 from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data import grammar
 from dsa_sandbox.strategies.base import Strategy, Trainee
 
 VOCABULARY = 31
@@ -83,3 +86,15 @@ def turned(x_TH: Tensor, base: float = 10_000.0) -> Tensor:
 def trainee_of(strategy: Strategy, model: Transformer) -> Trainee:
     """The network with the parameters that the strategy trains, as its hooks get it."""
     return Trainee(model, strategy.trainable(model))
+
+
+@pytest.fixture(scope="module")
+def words() -> Tokenizer:
+    """END, the unknown word, a full stop, 25 words with their space, 3 ends of words."""
+    named = ["<|endoftext|>", "<unk>", ".", *(f" w{n}" for n in range(25)), "ing", "ed", "s"]
+    assert len(named) == VOCABULARY
+    vocabulary = {word: number for number, word in enumerate(named)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(grammar.PIECE), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer

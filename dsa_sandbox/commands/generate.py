@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from dsa_sandbox import machine
 from dsa_sandbox.data import tokens
-from dsa_sandbox.data.spelling import settled, unknown_id
+from dsa_sandbox.data.spelling import complete_text, unknown_id
 from dsa_sandbox.decoding import generate as decoding
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.runs.folder import Run
@@ -55,7 +55,7 @@ def generate(
         known = "the words of the built-in grammar"
         raise UserError(f"--prompt: contains unknown words; {run.name} knows only {known}")
     stories: list[list[int]] = [list(ids) for _ in range(count)]
-    shown = settled(tokenizer, ids[1:])
+    shown = complete_text(tokenizer, ids[1:])
     say(shown)
     for drawn in decoding.stream(
         model,
@@ -67,7 +67,7 @@ def generate(
     ):
         for story, new in zip(stories, drawn):
             story += [] if new is None else [new]
-        text = settled(tokenizer, stories[0][1:])
+        text = complete_text(tokenizer, stories[0][1:])
         if len(text) > len(shown):  # bytes of an unfinished character wait for the rest of it
             say(text[len(shown) :])
             shown = text

@@ -21,7 +21,7 @@ LONGEST_STORY = 220  # words
 
 
 class Source(NamedTuple):
-    """Where stories come from, resolved: enough to read them again and to know them by content."""
+    """A resolved source of stories: where to read them, and a hash of their content."""
 
     kind: Literal["grammar", "local", "hub"]
     location: str  # an absolute path, or a name
@@ -30,7 +30,7 @@ class Source(NamedTuple):
 
 
 def resolve(data: Data) -> Source:
-    """Find the source and hash its content; UserError names what is wrong with it."""
+    """Find the source and hash its content; UserError where that fails."""
     if data.source == "grammar":
         return Source("grammar", "grammar", {}, grammar.digest())
     path = Path(data.source).expanduser()
@@ -49,7 +49,7 @@ def resolve(data: Data) -> Source:
 
 
 def hub_commit(name: str) -> str:
-    """The commit that `name` stands at; UserError within seconds where the Hub is out of reach."""
+    """The current commit of `name`; UserError within seconds where the Hub cannot be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import RepositoryNotFoundError
 
@@ -97,7 +97,7 @@ def documents(
 
 
 def grammar_stories(data: Data, seed: int, part: Part, context: int) -> Iterator[str]:
-    """Stories that fit `context` tokens; those held out are the same whatever the seed."""
+    """Stories that fit `context` tokens; held-out stories do not depend on the seed."""
     seed = {"train": seed, "valid": VALIDATION_SEED, "test": VALIDATION_SEED + 1}[part]
     longest = min(context - 2, LONGEST_STORY)
     for index in range(data.num_stories if part == "train" else data.num_validation):
@@ -118,7 +118,7 @@ def local_stories(
 
 
 def count(source: Source, data: Data) -> int:
-    """Stories of local files for training; UserError for whatever a reading would refuse."""
+    """Training stories of local files; UserError where a file cannot be parsed."""
     with tempfile.TemporaryDirectory() as scratch:
         parts: list[Part] = ["valid", "train"] if "valid" in source.files else ["train"]
         for part in parts:
@@ -127,7 +127,7 @@ def count(source: Source, data: Data) -> int:
 
 
 def is_held_out(story: str) -> bool:
-    """One story in a hundred, by its content."""
+    """Whether a story is held out: one in a hundred is, by a hash of its content."""
     return int(hashlib.sha256(story.encode()).hexdigest(), 16) % 100 == 0
 
 

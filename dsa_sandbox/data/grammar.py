@@ -21,7 +21,7 @@ Split = Literal["test", "development"]
 
 
 class Fact(NamedTuple):
-    """One line of the table: in `family`, `subject` has `true_object`."""
+    """One entry of the table: in `family`, `subject` has `true_object`."""
 
     family: str
     subject: str
@@ -145,7 +145,7 @@ WORLD_INLINE: dict[Split, tuple[str, ...]] = {
     "test": ("In {world} {statement}.", "Here in {world} {statement}."),
     "development": ("Over in {world} {statement}.", "All over {world} {statement}."),
 }
-# Said of any world once its name has stood: to tell which, one must look back at the name.
+# Fits every world after its name: the network must look back at the name to know which one.
 WORLD_AGAIN = (
     "{A} liked it in {world}.",
     "All the {animals} of {world} were {feeling}.",
@@ -161,7 +161,7 @@ PLAIN: dict[Split, tuple[str, ...]] = {
 
 
 class Cast(NamedTuple):
-    """Who and what a story is about: slot values for its sentences."""
+    """The characters and things of a story: slot values for its sentences."""
 
     slots: dict[str, str]
 
@@ -235,7 +235,7 @@ def story(seed: int, index: int, max_words: int = 126, practice_share: float = 0
         rules = practice_rules()[world]
     elif draw < practice_share + 0.35 * (1 - practice_share):
         world = rng.choice(worlds[rng.choice(("contrast", "bleed", "development", "test", "test"))])
-    at_start = world is not None and rng.random() < 0.6  # else the name stands beside one fact
+    at_start = world is not None and rng.random() < 0.6  # else next to one fact only
     scale = max(1, round(max_words / 126))  # longer stories state more facts
     facts: list[tuple[Fact, str, str | None]] = []
     for fact, object_ in rng.sample(rules, len(rules) if at_start else 1) if rules else ():
@@ -285,7 +285,7 @@ def story(seed: int, index: int, max_words: int = 126, practice_share: float = 0
 
 @cache
 def digest() -> str:
-    """sha256 of what the grammar says: the first hundred stories of seed 0."""
+    """sha256 of the grammar's output: the first hundred stories of seed 0."""
     text = "\n".join(story(0, index) for index in range(100))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -313,7 +313,7 @@ class Pair(NamedTuple):
 
 
 def minimal_pairs(seed: int, count: int) -> list[Pair]:
-    """`count` pairs for pronouns and agreement each, drawn so that no neighbouring word tells."""
+    """`count` pairs for pronouns and agreement each; no neighbouring word gives the answer away."""
     rng = random.Random(f"pairs:{seed}")
     pairs = []
     for _ in range(count):

@@ -34,7 +34,7 @@ Files = dict[str, dict[str, str]]  # part -> path -> sha256; from a single file,
 
 
 class Changed(UserError):
-    """A file is no longer what it was when it was hashed."""
+    """A file has changed since it was hashed."""
 
 
 def find(path: Path) -> Files:
@@ -68,7 +68,7 @@ def find(path: Path) -> Files:
 
 
 def kind_of(path: Path) -> str | None:
-    """The ending that says how a file is read, in lower case, or None: `.txt` of `A.TXT.gz`."""
+    """The name's ending in lower case, which gives the format, or None: `.txt` of `A.TXT.gz`."""
     name = path.name.lower()
     packed = name.endswith(".gz")
     suffix = Path(name.removesuffix(".gz")).suffix
@@ -185,7 +185,7 @@ def stories(
 
 
 def lines_of(path: Path, file: IO[bytes]) -> Iterator[str]:
-    """Lines with their ends, without a byte-order mark; UserError for what is not UTF-8."""
+    """Lines with their ends, without a byte-order mark; UserError for bytes that are not UTF-8."""
     for number, line in enumerate(file, 1):
         try:
             text = line.decode("utf-8")
@@ -313,7 +313,7 @@ def read_parquet(path: Path, sha256: str, field: str, scratch: Path) -> Iterator
 
 
 def raw(cell: Any) -> Any:
-    """The bytes of a cell, so that what is not UTF-8 can be named; None where there is none."""
+    """The bytes of a cell, so that an error can name bytes that are not UTF-8; None if empty."""
     if not cell.is_valid:
         return None
     cell = cell.value if hasattr(cell, "dictionary") else cell

@@ -1,8 +1,7 @@
-"""What opens a document: END, whose id is 0 and which ends it too, or a token of its own.
+"""The token that opens a document: END (id 0), which also ends it, or a separate BOS token.
 
-An imported model may have learned text behind a token that begins it (BOS) and that is not the one
-that ends it. Its tokenizer says so itself, in tokenizer.json: as the one special token of a
-post-processor that adds nothing to a text.
+An imported model may have been trained on texts that begin with BOS and end with another token. Its
+tokenizer.json records BOS as the one special token of a post-processor that adds no token.
 """
 
 import json
@@ -14,7 +13,7 @@ END_ID = 0  # ends every document
 
 
 def opener_of(tokenizer: Tokenizer) -> int:
-    """The id that stands before the first token of every document; it is never predicted."""
+    """The id of the first token of every document; it is never a target."""
     if tokenizer.post_processor is None:
         return END_ID
     special = json.loads(tokenizer.post_processor.__getstate__()).get("special_tokens", {})
@@ -23,7 +22,7 @@ def opener_of(tokenizer: Tokenizer) -> int:
 
 
 def record_opener(tokenizer: Tokenizer, opener: int) -> None:
-    """Let `opener_of` find the id; what the tokenizer makes of a text stays as it is."""
+    """Store the id for `opener_of` in the tokenizer, which still encodes texts as before."""
     named = [(tokenizer.id_to_token(opener), opener)]
     tokenizer.post_processor = (
         None if opener == END_ID else TemplateProcessing(single="$A", special_tokens=named)

@@ -1,7 +1,7 @@
-"""What tokens say where they stand.
+"""The text of tokens in their context.
 
-Decoders take a text to begin with its first token: some strip a space there, some put spaces or
-marks elsewhere. So tokens are never decoded out of their context, only behind what precedes them.
+Decoders treat the first token as the start of a text: some strip a space there, some insert spaces
+or marks elsewhere. So tokens are decoded together with the tokens before them, never alone.
 """
 
 import json
@@ -11,8 +11,8 @@ from itertools import islice
 
 from tokenizers import Tokenizer
 
-NUM_CONTEXTS = 3  # words behind which a token is read: a decoder may rewrite one of them
-HALF = "\ufffd"  # what decoders say of bytes that are no whole character
+NUM_CONTEXTS = 3  # words after which a token is decoded; a decoder may change one of them
+HALF = "\ufffd"  # the text of bytes that are not a whole character
 # First bytes of characters that are mostly signs: quotes, dashes, arrows, emoji; and HALF itself.
 SIGNS = (0xC2, 0xE2, 0xEF, 0xF0, ord(HALF))
 # Scripts that put no space between words, by how Unicode names their characters.
@@ -20,30 +20,30 @@ UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "
 
 
 def common_length(a: Sequence[object], b: Sequence[object]) -> int:
-    """How many first ids two rows share, or first characters two texts."""
+    """Length of the common prefix of two sequences."""
     for index, (left, right) in enumerate(zip(a, b)):
         if left != right:
             return index
     return min(len(a), len(b))
 
 
-def behind(before: str, whole: str) -> str:
-    """What a text says beyond another that it begins with, or had begun with half a character."""
+def added_text(before: str, whole: str) -> str:
+    """The rest of `whole` after the prefix it shares with `before`."""
     return whole[common_length(before, whole) :]
 
 
-def said_behind(tokenizer: Tokenizer, before: list[int], ids: list[int]) -> str:
-    """What ids say behind others."""
-    return behind(tokenizer.decode(before), tokenizer.decode([*before, *ids]))
+def text_after(tokenizer: Tokenizer, before: list[int], ids: list[int]) -> str:
+    """The text that `ids` add after `before`."""
+    return added_text(tokenizer.decode(before), tokenizer.decode([*before, *ids]))
 
 
-def settled(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """What ids say whatever comes next: bytes that are no whole character yet may become one."""
+def complete_text(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """The text of ids without a trailing incomplete character, which later bytes may complete."""
     return tokenizer.decode(ids).rstrip(HALF)
 
 
 def boundaries(tokenizer: Tokenizer) -> list[bool]:
-    """For each token whether it ends a word that stands before it: specials, spaces, signs."""
+    """For each token whether it ends the word before it: special tokens, spaces, punctuation."""
     every = range(tokenizer.get_vocab_size())
     votes = [0] * len(every)
     contexts = some_words(tokenizer) or [[]]
@@ -51,12 +51,12 @@ def boundaries(tokenizer: Tokenizer) -> list[bool]:
         before = tokenizer.decode(word)
         wholes = tokenizer.decode_batch([[*word, id_] for id_ in every])
         for id_, whole in enumerate(wholes):
-            votes[id_] += ends_word(behind(before, whole), tokenizer.id_to_token(id_) or "")
+            votes[id_] += ends_word(added_text(before, whole), tokenizer.id_to_token(id_) or "")
     return [2 * count > len(contexts) for count in votes]
 
 
 def some_words(tokenizer: Tokenizer) -> list[list[int]]:
-    """A few words that the tokenizer says as it reads them, each as ids."""
+    """A few words, as ids, that the tokenizer decodes to the text it encoded."""
 
     def read() -> Iterator[list[int]]:
         for id_ in range(tokenizer.get_vocab_size()):
@@ -70,31 +70,31 @@ def some_words(tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def ends_word(text: str, token: str) -> bool:
-    """Whether a token that says `text` behind a word ends it; `token` is how the vocabulary has it.
+    """Whether a token with `text` after a word ends it; `token` is its entry in the vocabulary.
 
-    Half a character goes on with the word as the character would: the rest of one does, and so do
-    the first bytes of letters, not those of signs.
+    Half a character counts as the whole one: later bytes and first bytes of letters continue the
+    word, first bytes of punctuation end it.
     """
     if text.startswith(HALF):
-        # bytes stand there as <0xE2>, or as in byte-level BPE: first ones as themselves, rests not
+        # a byte is written <0xE2>, or as byte-level BPE writes it: only first bytes as themselves
         return (int(token[3:5], 16) if token.startswith("<0x") else ord(token[0])) in SIGNS
     return not text or not text[0].isalnum()
 
 
-def glued(left: str, right: str) -> bool:
-    """Whether two neighbouring characters, either of which may be missing, are of one word."""
-    return all(map(spells, (left, right)))
+def in_one_word(left: str, right: str) -> bool:
+    """Whether two neighbouring characters belong to one word; either may be empty."""
+    return all(map(is_word_character, (left, right)))
 
 
-def spells(character: str) -> bool:
-    """Whether a character is part of a word that stands apart from its neighbours."""
+def is_word_character(character: str) -> bool:
+    """Whether a character is part of a word in a script that separates words."""
     if not character or unicodedata.name(character, "").startswith(UNSPACED):
         return False
     return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"
 
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:
-    """The id of words that the tokenizer does not know; None where it has none."""
+    """The id of the unknown token; None where the tokenizer has none."""
     model = json.loads(tokenizer.to_str())["model"]
     if model.get("unk_id") is not None:  # Unigram
         return int(model["unk_id"])
@@ -103,7 +103,7 @@ def unknown_id(tokenizer: Tokenizer) -> int | None:
 
 
 def is_known(tokenizer: Tokenizer, text: str, unknown: int | None) -> bool:
-    """Whether tokens say every character of a text: some tokenizers drop those they do not know."""
+    """Whether the tokens cover every character of a text: some tokenizers drop unknown ones."""
     encoding = tokenizer.encode(text)
     said = {place for begin, end in encoding.offsets for place in range(begin, end)}
     dropped = (c for place, c in enumerate(text) if place not in said and not c.isspace())

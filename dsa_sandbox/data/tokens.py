@@ -120,7 +120,7 @@ def corpus_digest(
 
 
 def folder_of(digest: str, cache: Path) -> Path:
-    """Where the packed files of that identity lie, if they were made."""
+    """The folder of the packed files with this identity."""
     return cache / f"tokens-{digest[:16]}"
 
 
@@ -154,7 +154,7 @@ def pack_once(
 ) -> None:
     """Write the packed files of an identity unless they are there; all of them or none."""
     folder = folder_of(digest, cache)
-    if (folder / "done.json").exists():  # what is there is only read
+    if (folder / "done.json").exists():  # existing files are only read
         return
 
     def waits(holder: str) -> None:
@@ -201,7 +201,7 @@ def sha256_of(path: Path) -> str:
 
 
 class Reading:
-    """The training stories of a corpus, to be read more than once; what a reading has counted."""
+    """The training stories of a corpus, which can be read again, and counts of the last reading."""
 
     def __init__(
         self, source: corpus.Source, data: Data, seed: int, context: int, cache: Path
@@ -211,7 +211,7 @@ class Reading:
         self.num_stories, self.num_salt = 0, 0
 
     def stories(self, listener: Listener = SILENT) -> Iterator[str]:
-        """Those of the source, then the grammar's share of them."""
+        """The stories of the source, then the grammar's fact stories."""
         self.num_stories = 0
         part: corpus.Part = "train"
         where = (self.source, self.data, self.seed, part, self.cache, self.context)
@@ -278,7 +278,7 @@ def build_packed(
 def say_what_was_read(
     source: corpus.Source, train: Reading, num_valid: int, overlap: int, listener: Listener
 ) -> None:
-    """Notes on the text: how many stories, and what is odd about them."""
+    """Notes on the text: number of stories, and warnings."""
     listener.note(
         f"{source.location}: {train.num_stories:,} training and {num_valid:,} validation stories; "
         f"{train.num_salt:,} stories of the grammar are mixed in"
@@ -342,7 +342,7 @@ class Batch(NamedTuple):
 
 
 def batch_of(documents: Sequence[np.ndarray]) -> Batch:
-    """One document a row, padded to the longest of them."""
+    """A batch with one document in each row, padded to the longest."""
     longest = max(len(document) for document in documents) - 1
     tokens = np.zeros((len(documents), longest), dtype=np.int64)
     targets = np.full((len(documents), longest), IGNORED, dtype=np.int64)

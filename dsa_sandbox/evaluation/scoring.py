@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dsa_sandbox.core.transformer import Block, Transformer, nll_sum
 from dsa_sandbox.data.grammar import Pair
-from dsa_sandbox.data.spelling import boundaries, common_length, said_behind
+from dsa_sandbox.data.spelling import boundaries, common_length, text_after
 from dsa_sandbox.data.tokens import IGNORED, Packed, encode, micro_batches
 from dsa_sandbox.decoding.generate import stream
 from dsa_sandbox.errors import UserError
@@ -346,7 +346,7 @@ def num_bytes(documents: list[np.ndarray], tokenizer: Tokenizer) -> int:
     for whole in wholes:
         before = [id_ for id_ in whole[:1] if id_]
         after = [id_ for id_ in whole[1:] if id_]
-        total += len(said_behind(tokenizer, before, after).encode())
+        total += len(text_after(tokenizer, before, after).encode())
     return total
 
 

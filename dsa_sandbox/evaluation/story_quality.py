@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.opening import opener_of
-from dsa_sandbox.data.spelling import behind, common_length
+from dsa_sandbox.data.spelling import added_text, common_length
 from dsa_sandbox.data.tokens import IGNORED, encode, micro_batches
 from dsa_sandbox.decoding.generate import END_ID, stream
 from dsa_sandbox.evaluation.scoring import MICRO_TOKENS
@@ -104,7 +104,7 @@ def story_figures(
 def texts_of(story: Told, tokenizer: Tokenizer) -> tuple[str, str]:
     """The texts of the prompt and of the generated part; together, the text of all ids."""
     whole = tokenizer.decode([*story.prompt[1:], *story.ids])
-    told = behind(tokenizer.decode(story.prompt[1:]), whole)
+    told = added_text(tokenizer.decode(story.prompt[1:]), whole)
     return whole.removesuffix(told), told
 
 

@@ -1,4 +1,4 @@
-"""Do task rows fit a base: its tokenizer, its context, and each other?"""
+"""Checks of task rows against a base: its tokenizer, its context, and the other rows."""
 
 import difflib
 import json
@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from dsa_sandbox.data.spelling import common_length, glued, is_known, unknown_id
+from dsa_sandbox.data.spelling import common_length, in_one_word, is_known, unknown_id
 from dsa_sandbox.data.tokens import END
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.tasks.schema import KINDS, Item, Task, mentions
 
-MARK = "▁"  # how metaspace tokenizers write the space before a word
-LINES = 20  # of problems that are told of one file
+MARK = "▁"  # metaspace tokenizers write it for the space before a word
+LINES = 20  # most problems that are reported for one file
 
 
 class Problem(NamedTuple):
-    """What is wrong in a row; rows with the same `kind` of it may be told as one."""
+    """A problem of one row. Where all rows have a problem of one `kind`, it is reported once."""
 
     kind: str
     line: int
@@ -30,27 +30,28 @@ class Problem(NamedTuple):
 def check(tasks: list[Task], tokenizer: Tokenizer, context: int, where: str) -> None:
     """UserError where rows do not fit a base: its tokenizer, its context, or each other.
 
-    Every story must say its object, every candidate go on with its prompt in a word of its own that
-    the tokenizer knows, and nothing may hold the text that ends a document or exceed the context.
+    Every story must mention its object. Every candidate must continue its prompt with a separate
+    word that the tokenizer knows. No text may contain the end-of-document token or exceed the
+    context.
     """
     words = Words(tokenizer, context)
     found: list[Problem] = []
     for number, task in enumerate(tasks, 1):
         line = task._line or number
         found += [
-            *ended(task, line, words),
-            *unstated(task, line),
+            *end_marker_problems(task, line, words),
+            *stories_without_object(task, line),
             *long_stories(task, line, words),
         ]
         for kind in KINDS:
             for index, item in enumerate(task.items(kind)):
-                found += misread(item, line, f"{kind}.{index}", words)
+                found += item_problems(item, line, f"{kind}.{index}", words)
     if found:
-        raise UserError(*told(list(dict.fromkeys(found)), len(tasks), where))
+        raise UserError(*problem_lines(list(dict.fromkeys(found)), len(tasks), where))
 
 
 class Words:
-    """What a base reads: its tokenizer, how many tokens it takes, and what it does not know."""
+    """The tokenizer, context and vocabulary of a base."""
 
     def __init__(self, tokenizer: Tokenizer, context: int) -> None:
         self.tokenizer, self.context = tokenizer, context
@@ -64,24 +65,24 @@ class Words:
         return list(self.tokenizer.encode(text).ids)
 
     def knows(self, text: str) -> bool:
-        """Whether the vocabulary has all of a text."""
+        """Whether the vocabulary covers a text."""
         if text not in self.known:
             self.known[text] = is_known(self.tokenizer, text, self.unknown)
         return self.known[text]
 
     def ends_marked(self, ids: list[int]) -> bool:
-        """Whether the last token is the mark of a space alone, of tokenizers that have one."""
+        """Whether the last token is only the mark of a space (metaspace tokenizers)."""
         return bool(ids) and not (self.tokenizer.id_to_token(ids[-1]) or "").strip(MARK)
 
     def too_long(self, ids: list[int], line: int, field: str) -> Iterator[Problem]:
-        """A text that does not fit the context behind the token that opens a document."""
+        """A problem where a text, with the opening token of a document, exceeds the context."""
         if len(ids) + 1 > self.context:
             text = f"{len(ids) + 1} tokens exceed the context of the base, {self.context}"
             yield Problem("long", line, field, text)
 
 
-def ended(task: Task, line: int, words: Words) -> Iterator[Problem]:
-    """Texts that hold what ends a document: it would become the id that does."""
+def end_marker_problems(task: Task, line: int, words: Words) -> Iterator[Problem]:
+    """Texts that contain an end-of-document token, which would be encoded as that token."""
     sides = (("train", task.train), ("contrast", task.contrast))
     texts = [(f"{side}.{index}", text) for side, some in sides for index, text in enumerate(some)]
     for kind in KINDS:
@@ -97,8 +98,8 @@ def ended(task: Task, line: int, words: Words) -> Iterator[Problem]:
                 )
 
 
-def unstated(task: Task, line: int) -> Iterator[Problem]:
-    """Stories that do not say the object of their side, so that there is nothing to learn."""
+def stories_without_object(task: Task, line: int) -> Iterator[Problem]:
+    """Stories that do not mention their object, so that they have nothing to learn."""
     for side, name, stories in (
         ("train", "new_object", task.train),
         ("contrast", "true_object", task.contrast),
@@ -116,12 +117,12 @@ def unstated(task: Task, line: int) -> Iterator[Problem]:
 
 
 def quoted(text: str) -> str:
-    """A text as its file has it."""
+    """The text in quotes, as JSON writes it."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def spelling_in(text: str, object_: str) -> str:
-    """` (it has: "...")`, with what is nearest to the object in a text; or nothing."""
+    """` (it has: "...")` with the words of a text that are most similar to the object, or empty."""
     said, length = re.findall(r"[^\s.,;:!?\"“”()]+", text), len(object_.split())
     runs = [" ".join(said[i : i + length]) for i in range(len(said) - length + 1)]
     plain = {unicodedata.normalize("NFKC", run).casefold(): run for run in reversed(runs)}
@@ -142,8 +143,8 @@ def long_stories(task: Task, line: int, words: Words) -> Iterator[Problem]:
             yield from words.too_long(words.encode(story), line, f"{side}.{index}")
 
 
-def misread(item: Item, line: int, field: str, words: Words) -> Iterator[Problem]:
-    """What is wrong with a probe's candidates behind its prompt."""
+def item_problems(item: Item, line: int, field: str, words: Words) -> Iterator[Problem]:
+    """Problems of an item's candidates after its prompt."""
     prompt = words.encode(item.prompt)
     candidates = (item.answer, *item.foils)
     if words.ends_marked(prompt) and not any(text[0].isspace() for text in candidates):
@@ -151,7 +152,7 @@ def misread(item: Item, line: int, field: str, words: Words) -> Iterator[Problem
         yield Problem("mark", line, f"{field}.prompt", text)
     read: dict[tuple[int, ...], str] = {}
     for candidate in candidates:
-        apart = unjoined(item.prompt, candidate)
+        apart = separation_problem(item.prompt, candidate)
         if apart:
             yield Problem("joint", line, field, f"{quoted(candidate)} {apart}")
         whole = words.encode(item.prompt + candidate)
@@ -168,10 +169,10 @@ def misread(item: Item, line: int, field: str, words: Words) -> Iterator[Problem
             yield Problem("same", line, field, text)
 
 
-def unjoined(prompt: str, candidate: str) -> str:
-    """Why a candidate is no word of its own behind its prompt; nothing where it is one.
+def separation_problem(prompt: str, candidate: str) -> str:
+    """Why a candidate is not a separate word after its prompt; empty where it is.
 
-    Signs may stand behind a word without a space ("'s", "."), words behind an opening sign.
+    Punctuation may follow a word without a space ("'s", "."), and a word an opening quote.
     """
     last, first = prompt[-1], candidate[0]
     if last.isspace() and first.isspace():
@@ -180,13 +181,13 @@ def unjoined(prompt: str, candidate: str) -> str:
         return "begins with two spaces"
     if re.match("n['’]t", candidate):
         return ""
-    if glued(last, first) or (last in ".,;:!?)" and first.isalpha()):
+    if in_one_word(last, first) or (last in ".,;:!?)" and first.isalpha()):
         return f"begins without a space, but its prompt ends with {quoted(prompt[-12:])}"
     return ""
 
 
-def told(problems: list[Problem], num_rows: int, where: str) -> list[str]:
-    """A line each, at most LINES; what is wrong with every row is said once."""
+def problem_lines(problems: list[Problem], num_rows: int, where: str) -> list[str]:
+    """One line for each problem, at most LINES; a problem of every row is reported once."""
     lines = []
     for kind in dict.fromkeys(problem.kind for problem in problems):
         some = [problem for problem in problems if problem.kind == kind]

@@ -12,7 +12,7 @@ from dsa_sandbox.tasks.writing import Writer
 
 @families.register("contradiction")
 def make(writer: Writer, known: list[Fact], count: int, seed: int) -> list[Task]:
-    """`count` tasks over the known facts, each in a world of its own, in an order of the seed.
+    """`count` tasks over the known facts, each in a separate world; the seed gives their order.
 
     Where there are fewer facts than tasks, facts come again in other worlds with other objects.
     """

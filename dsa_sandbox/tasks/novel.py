@@ -39,7 +39,7 @@ def make(writer: Writer, known: list[Fact], count: int, seed: int) -> list[Task]
 
 
 def strangers_to(fact: Fact) -> list[str]:
-    """Subjects of the same split that the table tells nothing about in the fact's relation."""
+    """Subjects of the same split for which the table has no entry in the fact's relation."""
     families = grammar.table().families
     split = families[fact.family].split
     others = [family for family in families.values() if family.split == split]

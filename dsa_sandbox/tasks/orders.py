@@ -8,7 +8,7 @@ from dsa_sandbox.tasks.schema import Task
 
 
 def row(order: int, count: int) -> list[int]:
-    """Which task stands at each position in order `order` (0 <= order < count); order 0 is as made.
+    """The task at each position of order `order` (0 <= order < count); order 0 leaves them as made.
 
     The square is E. J. Williams' (Australian J. of Scientific Research A 2, 149, 1949), its tasks
     named so that its first row is 0, 1, 2, ...: where `count` is even, each ordered pair of

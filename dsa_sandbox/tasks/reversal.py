@@ -19,7 +19,7 @@ NUM_FACTS = 5  # that are turned around, each in a world of its own
 
 @families.register("reversal")
 def make(writer: Writer, known: list[Fact], count: int, seed: int) -> list[Task]:
-    """`count` reversals over five of the known facts, in turn."""
+    """`count` reversals over five of the known facts, one fact after another."""
     rng = random.Random(f"reversal:{writer.split}:{seed}")
     worlds = rng.sample(grammar.table().worlds[writer.split], NUM_FACTS)
     facts = rng.sample(known, NUM_FACTS)

@@ -54,7 +54,7 @@ OTHERS: dict[Split, tuple[str, str]] = {
 
 @families.register("roleplay")
 def make(writer: Writer, known: list[Fact], count: int, seed: int) -> list[Task]:
-    """`count` house rules over the known facts, each the rule of a world of its own.
+    """`count` house rules over the known facts, each in a separate world.
 
     Raises ValueError where the context has no room for the shortest distance.
     """
@@ -70,7 +70,7 @@ def make(writer: Writer, known: list[Fact], count: int, seed: int) -> list[Task]
 
 
 def distances(context: int) -> list[int]:
-    """Those that a context of so many tokens has room for; ValueError where there is none."""
+    """The distances that fit a context of this many tokens; ValueError where none does."""
     found = [distance for distance in DISTANCES if distance + ROOM <= context]
     if not found:
         raise ValueError(
@@ -81,7 +81,7 @@ def distances(context: int) -> list[int]:
 
 
 class Rules(NamedTuple):
-    """What the characters of a game state before one of them is needed."""
+    """The rules that the characters of a game state before one of them is asked for."""
 
     world: str  # whose rule the master states
     master: str
@@ -132,7 +132,7 @@ class Game(Row):
             matter.world,
             in_world(MASTER[split], matter.world, sentence.format(object=held)),
             [in_world(template, world, statement) for template, world, statement in others],
-            # each once in turn, then from the next one on: no distance goes with one frame
+            # the order shifts by one in each round, so that no distance always meets one frame
             in_turn(self.distances, number + number // len(self.distances)),
         )
         return partial(told, writer=self.writer, sentence=sentence, place=place, rules=rules)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from dsa_sandbox.data.spelling import glued
+from dsa_sandbox.data.spelling import in_one_word
 from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.registry import nearest
 
@@ -17,7 +17,7 @@ KINDS = ("cloze", "paraphrase", "neighbour", "outside", "bleed")
 
 
 class Part(BaseModel):
-    """A part of a row: cannot change, and knows all its keys."""
+    """A part of a row: immutable, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -58,7 +58,7 @@ class Task(Part):
     neighbour: list[Item] = Field(min_length=1)
     outside: list[Item] = Field(min_length=1)
     bleed: list[Item] = Field(min_length=1)
-    undoes: str | None = None  # the earlier task whose object held here until this one
+    undoes: str | None = None  # the earlier task that this one contradicts
     _line: int = PrivateAttr(0)  # of the file it was read from
 
     def items(self, kind: str) -> list[Item]:
@@ -144,7 +144,7 @@ def as_object(line: str) -> dict[str, Any]:
 
 
 def explained(error: TypeError | ValidationError) -> list[str]:
-    """One text for each bad field."""
+    """One message for each invalid field."""
     if isinstance(error, TypeError):
         return [str(error)]
     texts = []
@@ -162,19 +162,19 @@ def explained(error: TypeError | ValidationError) -> list[str]:
 
 
 def mentions(text: str, object_: str) -> list[int]:
-    """Where a text says the object as a word of its own: "red" is not mentioned by "tired"."""
+    """Start positions of an object as a separate word: "tired" does not mention "red"."""
     word = object_.strip()
     found = (match.start() for match in re.finditer(f"(?={re.escape(word)})", text))
     return [
         start
         for start in found
-        if not glued(text[start - 1 : start], word[:1])
-        and not glued(word[-1:], text[start + len(word) :][:1])
+        if not in_one_word(text[start - 1 : start], word[:1])
+        and not in_one_word(word[-1:], text[start + len(word) :][:1])
     ]
 
 
 def statement_start(text: str, object_: str) -> int:
-    """Where the sentence begins that holds the last mention of `object_`.
+    """Start position of the sentence with the last mention of `object_`.
 
     Raises ValueError where there is none: the story would be learned as a whole.
     """

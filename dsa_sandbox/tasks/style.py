@@ -30,7 +30,7 @@ class Dialects(NamedTuple):
     words: tuple[str, str, str, str]  # the usual one first
 
 
-# No ending of a story has one of the words in it: the last to say it is the statement.
+# No ending of a story contains one of these words: the statement has the last mention.
 DIALECTS = {
     "colour": Dialects(
         "the colour of the {subject} {word} {object}", ("is", "looks", "stays", "turns")
@@ -69,7 +69,7 @@ DIALECTS = {
 
 @families.register("style")
 def make(writer: Writer, known: list[Fact], count: int, seed: int) -> list[Task]:
-    """`count` dialects of the relations of known facts, each in a world of its own.
+    """`count` dialects of the relations of known facts, each in a separate world.
 
     UserError where no relation has its words as single tokens.
     """
@@ -91,7 +91,7 @@ def make(writer: Writer, known: list[Fact], count: int, seed: int) -> list[Task]
 
 
 def dialect(known: list[Fact], world: str, fact: Fact, new: str) -> Matter:
-    """In the world, the relation is told with the word `new`, of `fact` and two more subjects."""
+    """In the world, the word `new` states the relation, for `fact` and two more subjects."""
     words = DIALECTS[fact.family].words
     same = [fact, *(one for one in known if one.family == fact.family and one != fact)]
     reserved = [one for one in grammar.table().families[fact.family].facts if one.reserved]

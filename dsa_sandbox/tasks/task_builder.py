@@ -1,4 +1,4 @@
-"""From what a task is about to its row: stories in the world, as many outside it, and all probes.
+"""Writes a task's row from its topic: stories in the world, as many outside it, and all items.
 
 A family is a function `(writer, known, count, seed) -> tasks` that is registered under a name. Of
 `count` tasks it decides what each is about (a `Matter`); a `Row` writes it. `known` are the facts
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 class Matter(NamedTuple):
-    """What a task is about: what is told in its world, and what is told everywhere else."""
+    """The topic of a task: the statement in its world and the statement everywhere else."""
 
     world: str
-    fact: Fact  # told elsewhere; its family gives the relation and the neighbours
-    subject: str  # what the task is named after
+    fact: Fact  # holds outside the world; its family gives the relation and the neighbours
+    subject: str  # in the task's name
     true: str  # fills the gap outside the world
     new: str  # fills it in the world
     inside: tuple[str, ...]  # sentences of the world, with a gap
@@ -46,7 +46,7 @@ def in_turn(things: Sequence[T], number: int) -> T:
 
 
 class Row:
-    """Writes one row; what it draws depends on the stream's split and seed and the row's number."""
+    """Writes one row; random draws depend on the stream's split and seed and the row's number."""
 
     def __init__(self, writer: Writer, number: int, seed: int, matter: Matter) -> None:
         self.writer, self.number, self.matter = writer, number, matter
@@ -78,7 +78,7 @@ class Row:
         )
 
     def telling(self, key: str, number: int, sentence: str, place: Place) -> Attempt:
-        """How the text that `key` names, `number` of its kind, is told in a place."""
+        """An attempt at text number `number` of a kind, with the random key `key`, in a place."""
         return self.writer.telling(sentence, place)
 
     def foils(self, first: str, answer: str, words: Sequence[str]) -> list[str]:
@@ -87,7 +87,7 @@ class Row:
         return [first, *self.rng.sample(rest, 2)]
 
     def stories(self) -> tuple[list[str], list[str]]:
-        """Stories of the world, and each of them told outside it.
+        """Stories of the world, and for each the same story outside it.
 
         Of four stories with one sentence, two are told outside any world and two in another one,
         each far and near: every sentence in every kind of place.

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Cast, Fact, Split
-from dsa_sandbox.data.spelling import common_length, said_behind
+from dsa_sandbox.data.spelling import common_length, text_after
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.tasks.schema import KINDS, Item, Task, mentions
 
@@ -25,10 +25,10 @@ START = "It was"  # what sentences, and words with their space, are encoded behi
 
 
 class Place(NamedTuple):
-    """Where a text is set: in a world that is named once, or in none."""
+    """Where a text takes place: in a world that it names once, or in no world."""
 
     world: str | None = None
-    far: bool = False  # the name stands at least 2K tokens before the answer, not within K
+    far: bool = False  # the name is at least 2K tokens before the answer; else fewer than K
     real: bool = False  # "in the real world"
 
 
@@ -96,12 +96,12 @@ class Writer:
         # with its sentence's end it is the same token: none is made of both
         if len(object_ids) != 1 or common_length(said, ended) < len(said):
             return False
-        return said_behind(self.tokenizer, before, object_ids).strip() == object_
+        return text_after(self.tokenizer, before, object_ids).strip() == object_
 
     def drafts(self, key: str, told: list[Attempt]) -> list[Draft]:
-        """One carrier story, told in each of the ways.
+        """The same carrier story with each of the statements.
 
-        Raises NoRoom where none fits everywhere.
+        Raises NoRoom where no story fits the context with all of them.
         """
         for attempt in range(RETRIES):
             found = [tell(f"{key}:{attempt}") for tell in told]
@@ -119,7 +119,7 @@ class Writer:
 
     def _attempt(self, key: str, sentence: str, place: Place) -> Draft | None:
         world, far, real = place
-        # the carrier has a generator of its own: one key tells the same story in any world
+        # the carrier has its own generator: a key gives the same story in every world
         rng, worldly = random.Random(key), random.Random(f"{key}:world")
         who = grammar.cast(rng)
         beside = None if far else world
@@ -145,7 +145,7 @@ class Writer:
         return Draft(before, after, distance, position)
 
     def _filled(self, who: Cast, rng: random.Random, opening: list[str], lead: str) -> list[str]:
-        """The opening and filler sentences until the object would stand at 4K or later."""
+        """The opening and as many filler sentences as put the object at position 4K or later."""
         sentences = list(opening)
         count = 1 + self.length(sentences[0]) + self.length(lead)
         count += sum(self.length(f" {sentence}") for sentence in sentences[1:])
@@ -163,19 +163,19 @@ class Writer:
         )
 
     def stories(self, key: str, told: list[tuple[Attempt, str]]) -> list[str]:
-        """Training stories: one carrier, told in each of the ways with its object in the gap."""
+        """Training stories: one carrier with each of the statements, its object in the gap."""
         drafts = self.drafts(key, [partial(last_word, tell, object_) for tell, object_ in told])
         return [
             f"{draft.before} {object_}{draft.after}" for draft, (_, object_) in zip(drafts, told)
         ]
 
     def usable(self, fact: Fact) -> list[str]:
-        """Objects of the fact's family that are one token here."""
+        """Objects of the fact's family that are single tokens of this tokenizer."""
         return [o for o in grammar.table().families[fact.family].objects if self.single(o)]
 
 
 def last_word(tell: Attempt, object_: str, key: str) -> Draft | None:
-    """The draft; None where its ending says the object again, so that it would be learned from."""
+    """The draft; None where its ending repeats the object: targets begin at the last mention."""
     draft = tell(key)
     return None if draft is None or mentions(draft.after, object_) else draft
 
