@@ -47,7 +47,7 @@ def session(
     listener: Listener = SILENT,
     force: bool = False,
 ) -> Session:
-    """Where runs are kept, which files register strategies, and who hears of progress.
+    """A session: home folder, included files, and the listener that receives progress.
 
     `include` and `force` are the options --include and --force of the command line.
     """
@@ -104,7 +104,7 @@ def make_tasks(
     tasks: "RunName | None" = None,
     config: Path | str | None = None,
 ) -> "Result":
-    """A stream of tasks from facts that the bases know, or of given `tasks`, checked.
+    """Make a stream of tasks from facts that the bases know, or check the given `tasks`.
 
     Without `bases`, the newest pre-trained of each architecture.
     """
@@ -126,7 +126,7 @@ def finetune(
     tasks: "RunName | None" = None,
     config: Path | str | None = None,
 ) -> "Result":
-    """An arm: the base trained on the tasks, one after another; figures hold what it forgot.
+    """Train a base on the tasks, one after another; the figures hold what it forgot.
 
     Without `base`, the newest pre-trained that fits; without `tasks` (a run or a .jsonl file), the
     newest stream that was made with this base, or a new one.
@@ -232,7 +232,7 @@ def _session(given: Session | None) -> Session:
 def _resolved(
     values: Values, config: Path | str | None, *, preset: str | None = None, **more: Any
 ) -> "Resolved":
-    """The settings and who set each; `preset` stands in where the caller names none."""
+    """The settings and their sources; `preset` is used where the caller names none."""
     from dsa_sandbox.config.resolve import resolve
 
     file = None if config is None else Path(config)

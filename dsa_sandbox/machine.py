@@ -23,7 +23,7 @@ class Engine(NamedTuple):
 
     @property
     def described(self) -> str:
-        """For notes, as in `fp32 on cpu, 1 thread`."""
+        """The engine in words for notes: `fp32 on cpu, 1 thread`."""
         plural = "" if self.threads == 1 else "s"
         by = "" if self.attention == "masked" else f", attention by {self.attention}"
         return f"{self.precision} on {self.device}, {self.threads} thread{plural}{by}"
@@ -113,7 +113,7 @@ def start(engine: Engine) -> None:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` by torch.compile, whose own choices repeat where `start` asked for it."""
+    """`function` compiled by torch.compile, deterministic where `start` asked for it."""
     import torch
 
     torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())

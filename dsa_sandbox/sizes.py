@@ -101,7 +101,7 @@ def attention_sizes(arch: str, model: Model) -> dict[str, int]:
 
 
 def has_indexer(arch: str, model: Model) -> bool:
-    """Whether an architecture has an indexer to teach, which its layers hold as `indexer`.
+    """Whether an architecture has an indexer to train, which its layers hold as `indexer`.
 
     UserError where it was registered with has_indexer=True or False and its layers differ.
     """

@@ -238,7 +238,7 @@ class Call:
         return self.resolved.settings
 
     def resolve(self, *, preset: str | None = None, **more: Any) -> "Resolved":
-        """The settings and who set each; `preset` stands in where the user named none."""
+        """The settings and their sources; `preset` is used where the user named none."""
         from dsa_sandbox.config import resolve
 
         self.resolved = resolve.resolve(

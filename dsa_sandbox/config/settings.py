@@ -412,7 +412,7 @@ class Eval(Frozen):
 
 
 class Machine(Frozen):
-    """Where it runs; never part of a run's identity."""
+    """Device, threads and precision; never part of a run's identity."""
 
     device: str = Field("auto", description="Device: auto, cpu, cuda, cuda:1 or mps.")
     threads: int = Field(0, ge=0, description="CPU threads; 0: 1 at smoke, else physical cores.")

@@ -40,7 +40,7 @@ class SavedNetwork:
 
     @property
     def sha256(self) -> str:
-        """That of the weights."""
+        """sha256 of the weights."""
         return str(self.manifest["files"]["model.safetensors"])
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The surroundings of a command: all that it is given beside settings and runs."""
+"""The context of a command: everything it gets besides settings and runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from dsa_sandbox.listener import SILENT, Listener
 
 @dataclass(frozen=True)
 class Session:
-    """Where runs are kept, which files of the user take part, and who hears of progress."""
+    """Home folder, included files, and the listener that receives progress."""
 
     home: Path
     includes: Mapping[str, str] = field(default_factory=dict)  # sha256 of included files by path
