@@ -87,8 +87,8 @@ class Evaluator:
         shares = []
         for task in self.probes.tasks:
             for item in task.items(kind):
-                shares.append(1 / (1 + len(item.foils)))
-        return float(np.mean(shares))
+                shares.append(1 / (1 + len(item.wrong)))
+        return float(np.mean(shares)) if shares else float("nan")
 
     def full(self, model: Transformer, row: int) -> dict[str, Any]:
         """Fields of a full row: KL from the base, grammar, recall, selected keys."""

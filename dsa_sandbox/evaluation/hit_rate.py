@@ -47,11 +47,11 @@ def far_worlds(model: Transformer, writer: Writer) -> dict[str, Any] | None:
     None for a network without selection, and where the tokenizer has no item.
     """
     inside, _ = gate_items(writer)
-    far = [one for one in inside if one.distance and one.distance >= 2 * writer.num_kept]
+    far = [one for one in inside if one.distance == "far"]
     if not far:
         return None
     encoded = encode_items(far, writer.tokenizer)
-    distances = [one.distance or 0 for one in far]
+    distances = [one.tokens or 0 for one in far]
     places = [start - distance for start, distance in zip(encoded.starts, distances)]
     by_layer = hit_rates(model, encoded, places)
     if not by_layer:

@@ -1,6 +1,7 @@
 """Records of a network on the probe items of a stream."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -9,7 +10,10 @@ from torch import Tensor
 
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.evaluation.scoring import Encoded, Score, answers, encode_items
-from dsa_sandbox.tasks.schema import Task
+from dsa_sandbox.metrics.discrimination import Parts, Reading, parts_of, probability
+from dsa_sandbox.tasks.schema import INSIDE, SENTENCE_END, Item, Task
+
+TAGS = ("distance", "frame", "where", "tokens")  # fields of an item that its records repeat
 
 
 class Probes:
@@ -32,47 +36,52 @@ class Probes:
         return self.encoded[key]
 
     def records(
-        self, model: Transformer, row: int, numbers: list[int], kinds: tuple[str, ...]
+        self, model: Transformer, row: int, numbers: list[int], kinds: Iterable[str]
     ) -> Iterator[dict[str, Any]]:
         """A record for each item of the named tasks and kinds, scored together for each kind.
 
-        Where there is a base, those of neighbours have `kl`: KL(base || model) of the token after
-        the prompt, nats.
+        Its `asked` is the last sentence of the prompt; `answer`, `contrary` and `rival` (the best
+        wrong candidate) are log-probabilities, nats. Where there is a base, those of neighbours
+        have `kl`: KL(base || model) of the token after the prompt, nats.
         """
         for kind in kinds:
-            found = answers(model, joined([self.of(n, kind) for n in numbers]), self.tokenizer)
-            scores = iter(found.scores)
-            gaps = iter(found.gap_NV)
+            parts = joined([self.of(number, kind) for number in numbers])
+            found = answers(model, parts, self.tokenizer)
+            scores, gaps = iter(found.scores), iter(found.gap_NV)
             for number in numbers:
-                task = self.tasks[number]
                 before_NV = self.gaps_before(number) if kind == "neighbour" else None
-                learned = kind in ("cloze", "paraphrase")  # their answer is the new object
-                counter = task.true_object if learned else task.new_object
-                for index, item in enumerate(task.items(kind)):
-                    one = next(scores)
-                    gap_V = next(gaps)
-                    record = {
-                        "row": row,
-                        "task": number,
-                        "kind": kind,
-                        "item": index,
-                        "distance": item.distance,
-                        "answer": one.answer,
-                        "rival": max(one.foils),
-                        "contra": contra(one, item.foils, counter, kind),
-                        "tf_em": one.tf_em,
-                        "gen_em": one.gen_em,
-                    }
+                for index, item in enumerate(self.tasks[number].items(kind)):
+                    one, gap_V = next(scores), next(gaps)
+                    record = {"row": row, "task": number, "kind": kind, "item": index}
+                    record |= {field: getattr(item, field) for field in TAGS}
+                    record |= {"asked": last_sentence(item.prompt), "expected": item.answer}
+                    record |= {"said": said(item, one, gap_V, self.tokenizer)}
+                    record |= {"answer": one.answer, "contrary": one.wrong[0]}
+                    record |= {"rival": max(one.wrong), "exact": one.exact}
                     if before_NV is not None:
                         record["kl"] = float(divergence(before_NV[index], gap_V))
                     yield record
 
+    def parts(self, model: Transformer, number: int, stage: str) -> Parts:
+        """Mean p of the `stop`, `validation` or `transfer` items of a task, by part."""
+        kinds = [f"{stage}_in", f"{stage}_out"]
+        items = [(kind, item) for kind in kinds for item in self.tasks[number].items(kind)]
+        encoded = joined([self.of(number, kind) for kind in kinds])
+        readings = []
+        for (kind, item), one in zip(items, answers(model, encoded, self.tokenizer).scores):
+            p = probability(one.answer, one.wrong[0])
+            readings.append(Reading(kind in INSIDE, item.distance, p))
+        return parts_of(readings)
+
     def exact(self, model: Transformer, numbers: list[int]) -> list[float]:
-        """Share of clozes answered exactly, of each of the named tasks."""
-        parts = [self.of(number, "cloze") for number in numbers]
+        """Share of validation items in the world answered exactly, of each of the named tasks."""
+        parts = [self.of(number, "validation_in") for number in numbers]
         scores = iter(answers(model, joined(parts), self.tokenizer).scores)
         counts = [len(part.shared) for part in parts]
-        return [sum(one.gen_em for one in islice(scores, count)) / count for count in counts]
+        return [
+            sum(one.exact for one in islice(scores, count)) / count if count else float("nan")
+            for count in counts
+        ]
 
     def gaps_before(self, number: int) -> Tensor | None:
         """[N, V] log-probabilities of the base at the gaps of a task's neighbours, or None."""
@@ -87,15 +96,16 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
-def contra(one: Score, foils: list[str], counter: str, kind: str) -> float | None:
-    """Log-probability of the contrary object; None where no foil is that object.
+def last_sentence(text: str) -> str:
+    """The end of a text, from the start of its last sentence."""
+    return re.split(SENTENCE_END, text)[-1]
 
-    For a neighbour without that foil, the log-probability of its best foil.
-    """
-    for foil, value in zip(foils, one.foils):
-        if foil.strip() == counter.strip():
-            return value
-    return max(one.foils) if kind == "neighbour" else None
+
+def said(item: Item, one: Score, gap_V: Tensor, tokenizer: Tokenizer) -> str:
+    """What greedy decoding says at the gap: the answer, or the first token of something else."""
+    if one.exact:
+        return item.answer
+    return str(tokenizer.decode([int(gap_V.argmax())], skip_special_tokens=False))
 
 
 def joined(parts: list[Encoded]) -> Encoded:

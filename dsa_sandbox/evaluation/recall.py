@@ -66,7 +66,7 @@ def draft(writer: Writer, fact: Fact, distance: int, rng: random.Random) -> tupl
     """
     who = grammar.cast(rng)
     others = [object_ for object_ in writer.usable(fact) if object_ != fact.true_object]
-    object_, *foils = rng.sample(others, NUM_CANDIDATES)
+    object_, contrary, *foils = rng.sample(others, NUM_CANDIDATES)
     frame = rng.choice(grammar.table().families[fact.family].frames)
     text = grammar.statement(frame, fact.subject, object_)
     world = rng.choice(grammar.table().worlds["bleed"])
@@ -90,8 +90,9 @@ def draft(writer: Writer, fact: Fact, distance: int, rng: random.Random) -> tupl
     item = Item(
         prompt=" ".join([*before, asked]),
         answer=f" {object_}",
+        contrary=f" {contrary}",
         foils=[f" {foil}" for foil in foils],
-        distance=distance,
+        tokens=distance,
     )
     return item, len(encode(writer.tokenizer, " ".join([*before, lead])))
 

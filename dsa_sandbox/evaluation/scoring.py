@@ -30,14 +30,13 @@ class Score(NamedTuple):
     """How a network answers one item."""
 
     answer: float  # log-probability of the answer, nats
-    foils: list[float]  # of each foil
-    tf_em: bool  # every token of the answer is the argmax, given those before it
-    gen_em: bool  # greedy decoding gives the answer and then ends the word
+    wrong: list[float]  # of each wrong candidate, the contrary object first
+    exact: bool  # greedy decoding gives the answer and then ends the word
 
     @property
     def margin(self) -> float:
-        """Log-probability of the answer minus that of the best foil, nats; 0 is a failure."""
-        return self.answer - max(self.foils)
+        """Log-probability of the answer minus that of the best other, nats; 0 is a failure."""
+        return self.answer - max(self.wrong)
 
 
 class Encoded(NamedTuple):
@@ -59,7 +58,7 @@ def encode_items(items: list[Item], tokenizer: Tokenizer) -> Encoded:
     encoded = Encoded([], [], [], [])
     for number, item in enumerate(items):
         prompt = encode(tokenizer, item.prompt)
-        candidates = [item.answer, *item.foils]
+        candidates = [item.answer, *item.wrong]
         wholes = [encode(tokenizer, item.prompt + text) for text in candidates]
         start = min(common_length(prompt, whole) for whole in wholes)
         tails = [whole[start:] for whole in wholes]
@@ -153,7 +152,7 @@ def answers(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> Answe
     device = next(model.parameters()).device
     boundary_V = boundary_of(tokenizer.to_str()).to(device)
     found: dict[tuple[int, int], float] = {}
-    exact: dict[int, tuple[bool, bool]] = {}
+    exact: dict[int, bool] = {}
     gaps: dict[int, Tensor] = {}
     lengths = [len(row) for row in encoded.rows]
     # rows of similar length share a batch, which needs less padding
@@ -165,8 +164,7 @@ def answers(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> Answe
             first = read.firsts[index]
             last = read.lasts[index]
             if candidate == 0:
-                tf_em = all(read.alone[first:last])
-                exact[number] = (tf_em, tf_em and read.ended[index])
+                exact[number] = all(read.alone[first:last]) and read.ended[index]
                 gaps[number] = read.logp_MV[first]
             shared = encoded.shared[number]
             if shared is None:
@@ -182,7 +180,7 @@ def answers(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> Answe
     scores = []
     for number in range(len(encoded.shared)):
         values = [found[number, candidate] for candidate in range(num_candidates[number])]
-        scores.append(Score(values[0], values[1:], *exact[number]))
+        scores.append(Score(values[0], values[1:], exact[number]))
     none_NV = torch.empty(0, len(boundary_V), device=device)
     return Answers(scores, torch.stack([gaps[n] for n in range(len(scores))]) if gaps else none_NV)
 
@@ -272,7 +270,7 @@ def fitting_pairs(pairs: list[Pair], tokenizer: Tokenizer, context: int) -> list
 
 def encode_pairs(pairs: list[Pair], tokenizer: Tokenizer) -> Encoded:
     """Pairs as items with one foil."""
-    items = [Item(prompt=pair.prefix, answer=pair.good, foils=[pair.bad]) for pair in pairs]
+    items = [Item(prompt=pair.prefix, answer=pair.good, contrary=pair.bad) for pair in pairs]
     return encode_items(items, tokenizer)
 
 

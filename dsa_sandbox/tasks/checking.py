@@ -88,7 +88,8 @@ def end_marker_problems(task: Task, line: int, words: Words) -> Iterator[Problem
     for kind in KINDS:
         for index, item in enumerate(task.items(kind)):
             field = f"{kind}.{index}"
-            texts += [(f"{field}.prompt", item.prompt), (f"{field}.answer", item.answer)]
+            for name in ("prompt", "answer", "contrary"):
+                texts.append((f"{field}.{name}", getattr(item, name)))
             texts += [(f"{field}.foils.{number}", foil) for number, foil in enumerate(item.foils)]
     for field, text in texts:
         for end in words.ends:
@@ -146,9 +147,9 @@ def long_stories(task: Task, line: int, words: Words) -> Iterator[Problem]:
 def item_problems(item: Item, line: int, field: str, words: Words) -> Iterator[Problem]:
     """Problems of an item's candidates after its prompt."""
     prompt = words.encode(item.prompt)
-    candidates = (item.answer, *item.foils)
+    candidates = (item.answer, *item.wrong)
     if words.ends_marked(prompt) and not any(text[0].isspace() for text in candidates):
-        text = "ends with a space, which belongs to the next word: begin answer and foils with it"
+        text = "ends with a space, which belongs to the next word: begin the candidates with it"
         yield Problem("mark", line, f"{field}.prompt", text)
     read: dict[tuple[int, ...], str] = {}
     for candidate in candidates:

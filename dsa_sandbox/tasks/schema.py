@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
@@ -13,7 +13,13 @@ from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.registry import nearest
 
 SENTENCE_END = r"[.!?]\"?\s+"
-KINDS = ("cloze", "paraphrase", "neighbour", "outside", "bleed")
+INSIDE = ("stop_in", "validation_in", "transfer_in")  # the world's new object is right
+OUTSIDE = ("stop_out", "validation_out", "transfer_out")  # the true object is right
+KINDS = (
+    *("stop_in", "stop_out", "validation_in", "validation_out", "transfer_in", "transfer_out"),
+    "neighbour",
+)
+PLACES = ("this world", "no world", "real world", "contrast world", "unseen world")
 
 
 class Part(BaseModel):
@@ -23,43 +29,89 @@ class Part(BaseModel):
 
 
 class Item(Part):
-    """One probe: which of `answer` and `foils` follows `prompt`? Words start with their space."""
+    """One probe: does `answer` or another candidate follow `prompt`? Words start with their space.
+
+    `contrary` is the object that is right on the other side of the world's border, `foils` are
+    further wrong candidates.
+    """
 
     prompt: str = Field(min_length=1)
     answer: str = Field(min_length=1)
-    foils: list[str] = Field(min_length=1)
-    # tokens from the world's name (or its stated rule) to the answer
-    distance: int | None = Field(None, strict=True)
+    contrary: str = Field(min_length=1)
+    foils: list[str] = []
+    # the world's name stands closer to the answer than K tokens, or at least 2K before it
+    distance: Literal["near", "far"] | None = None
+    # tokens from the world's name (or from the stated rule) to the answer
+    tokens: int | None = Field(None, strict=True, ge=0)
+    frame: Literal["trained", "unseen"] | None = None  # whether stories have the sentence
+    where: (
+        Literal["this world", "no world", "real world", "contrast world", "unseen world"] | None
+    ) = None
+
+    @property
+    def wrong(self) -> list[str]:
+        """All candidates but the answer; the contrary object comes first."""
+        return [self.contrary, *self.foils]
 
     @model_validator(mode="after")
     def _differ(self) -> "Item":
-        candidates = [self.answer, *self.foils]
+        candidates = [self.answer, *self.wrong]
         if not all(self.foils):
             raise ValueError("a foil is empty")
         if len(set(candidates)) < len(candidates):
-            raise ValueError("answer and foils must all differ")
+            raise ValueError("answer, contrary and foils must all differ")
         return self
 
 
 class Task(Part):
-    """A world with one fact of its own: stories to learn it from, and probes."""
+    """A world with one fact of its own: stories to learn it from, and probes.
+
+    Stories, both objects and one kind of items are enough; what is left out is not measured. An
+    item without answer or contrary gets the objects of its kind, each behind a space.
+    """
 
     task: str = Field(min_length=1)
-    world: str = Field(min_length=1)
-    family: str
-    subject: str
-    relation: str
+    world: str = ""
+    family: str = ""
+    subject: str = ""
+    relation: str = ""
     true_object: str = Field(min_length=1)
     new_object: str = Field(min_length=1)
     train: list[str] = Field(min_length=1)
-    contrast: list[str] = Field(min_length=1)
-    cloze: list[Item] = Field(min_length=1)
-    paraphrase: list[Item] = Field(min_length=1)
-    neighbour: list[Item] = Field(min_length=1)
-    outside: list[Item] = Field(min_length=1)
-    bleed: list[Item] = Field(min_length=1)
+    contrast: list[str] = []
+    stop_in: list[Item] = []
+    stop_out: list[Item] = []
+    validation_in: list[Item] = []
+    validation_out: list[Item] = []
+    transfer_in: list[Item] = []
+    transfer_out: list[Item] = []
+    neighbour: list[Item] = []
     undoes: str | None = None  # the earlier task that this one contradicts
     _line: int = PrivateAttr(0)  # of the file it was read from
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objects(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        objects = {"answer": data.get("new_object"), "contrary": data.get("true_object")}
+        swapped = {"answer": data.get("true_object"), "contrary": data.get("new_object")}
+        filled = dict(data)
+        for kinds, candidates in ((INSIDE, objects), (OUTSIDE, swapped)):
+            spaced = {key: f" {word}" for key, word in candidates.items() if isinstance(word, str)}
+            for kind in kinds:
+                items = filled.get(kind)
+                if isinstance(items, list):
+                    filled[kind] = [
+                        {**spaced, **item} if isinstance(item, dict) else item for item in items
+                    ]
+        return filled
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> "Task":
+        if not any(self.items(kind) for kind in KINDS):
+            raise ValueError(f"no items: give one of {', '.join(KINDS)}")
+        return self
 
     def items(self, kind: str) -> list[Item]:
         """The probes of one kind."""

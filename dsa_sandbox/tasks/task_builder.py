@@ -7,12 +7,12 @@ that every base knows and that may be tasks, at least five.
 
 import random
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.tasks.schema import Item, Task
-from dsa_sandbox.tasks.writing import Attempt, Place, Writer, askable, sentences
+from dsa_sandbox.tasks.writing import Attempt, Place, Where, Writer, askable, sentences
 
 NUM_STORIES = 64  # of a task, in the world and as many outside it
 T = TypeVar("T")
@@ -52,13 +52,13 @@ class Row:
         self.writer, self.number, self.matter = writer, number, matter
         self.key = f"{writer.split}:{seed}:{number}"
         self.rng = random.Random(f"task:{self.key}")
-        self.contrast_worlds = self.rng.sample(grammar.table().worlds["contrast"], 3)
+        names = grammar.table().worlds["contrast"]
+        self.contrast_worlds = self.rng.sample(names, len(names))
 
     def task(self, undoes: str | None = None) -> Task:
         """The row."""
         matter = self.matter
         train, contrast = self.stories()
-        outside, bleed, neighbour = self.outside(), self.bleed(), self.neighbour()
         return Task(
             task=f"{self.number + 1:02d}-{matter.world}-{matter.subject}",
             world=matter.world,
@@ -69,11 +69,13 @@ class Row:
             new_object=matter.new,
             train=train,
             contrast=contrast,
-            cloze=self.inside("cloze", matter.inside),
-            paraphrase=self.inside("paraphrase", matter.unseen),
-            neighbour=neighbour,
-            outside=outside,
-            bleed=bleed,
+            stop_in=self.inside("stop_in", 16),
+            stop_out=self.outside("stop_out", 10),
+            validation_in=self.inside("validation_in", 16),
+            validation_out=self.outside("validation_out", 12),
+            transfer_in=self.inside("transfer_in", 8),
+            transfer_out=self.unseen_worlds(8),
+            neighbour=self.neighbour(),
             undoes=undoes,
         )
 
@@ -81,10 +83,10 @@ class Row:
         """An attempt at text number `number` of a kind, with the random key `key`, in a place."""
         return self.writer.telling(sentence, place)
 
-    def foils(self, first: str, answer: str, words: Sequence[str]) -> list[str]:
-        """`first` and two more of the words."""
-        rest = [word for word in words if word not in (first, answer)]
-        return [first, *self.rng.sample(rest, 2)]
+    def wrong(self, contrary: str, answer: str, words: Sequence[str]) -> list[str]:
+        """The contrary object and two more of the words as foils."""
+        rest = [word for word in words if word not in (contrary, answer)]
+        return [contrary, *self.rng.sample(rest, 2)]
 
     def stories(self) -> tuple[list[str], list[str]]:
         """Stories of the world, and for each the same story outside it.
@@ -109,41 +111,51 @@ class Row:
             contrast.append(pair[1])
         return train, contrast
 
-    def inside(self, kind: str, asked: Sequence[str]) -> list[Item]:
-        """Five probes in the world."""
+    def inside(self, kind: str, count: int) -> list[Item]:
+        """Probes in the world, near and far in turn; those of transfer_in in unseen frames."""
         matter = self.matter
+        frame: Literal["trained", "unseen"] = "unseen" if kind == "transfer_in" else "trained"
+        asked = matter.unseen if frame == "unseen" else matter.inside
         items = []
-        for i in range(5):
-            place = Place(matter.world, far=(i + self.number) % 2 == 0)
+        for i in range(count):
+            place = Place(matter.world, far=i % 2 == 1, where="this world")
             key = f"{self.key}:{kind}:{i}"
-            told = self.telling(key, i + self.number, in_turn(asked, i), place)
-            foils = self.foils(matter.true, matter.new, matter.words)
-            items.append(self.writer.item(key, told, matter.new, foils))
+            told = self.telling(key, i, in_turn(asked, i // 2), place)
+            wrong = self.wrong(matter.true, matter.new, matter.words)
+            items.append(self.writer.item(key, told, matter.new, wrong, place, frame))
         return items
 
-    def outside(self) -> list[Item]:
-        """Probes without a world (2), in the real one (1) and in those of the contrast stories."""
+    def outside(self, kind: str, count: int) -> list[Item]:
+        """Probes where contrast stories are told, and in their shares: other worlds, none, real."""
         matter = self.matter
-        places: list[tuple[str | None, bool]] = [(None, False), (None, False), (None, True)]
-        places += [(name, False) for name in self.contrast_worlds]
         items = []
-        for i, (name, real) in enumerate(places):
-            place = Place(name, (i + self.number) % 2 == 0, real)
-            key = f"{self.key}:outside:{i}"
-            told = self.telling(key, i + self.number, in_turn(matter.outside, i), place)
-            foils = self.foils(matter.new, matter.true, matter.words)
-            items.append(self.writer.item(key, told, matter.true, foils))
+        for i in range(count):
+            far = i // 2 % 2 == 1
+            if i % 2:
+                name = in_turn(self.contrast_worlds, i // 2)
+                place = Place(name, far, where="contrast world")
+            elif i % 6 == 2:
+                place = Place(real=True, where="real world")
+            else:
+                place = Place(where="no world")
+            key = f"{self.key}:{kind}:{i}"
+            told = self.telling(key, i, in_turn(matter.outside, i // 2), place)
+            wrong = self.wrong(matter.new, matter.true, matter.words)
+            items.append(self.writer.item(key, told, matter.true, wrong, place, "trained"))
         return items
 
-    def bleed(self) -> list[Item]:
-        """Probes in four worlds that no training story names."""
+    def unseen_worlds(self, count: int) -> list[Item]:
+        """Probes in worlds that no training story of the stream names."""
         matter = self.matter
+        names = grammar.table().worlds["bleed"]
+        names = tuple(self.rng.sample(names, len(names)))
         items = []
-        for i, name in enumerate(self.rng.sample(grammar.table().worlds["bleed"], 4)):
-            place = Place(name, far=i % 2 == 0)
+        for i in range(count):
+            place = Place(in_turn(names, i), far=i % 2 == 1, where="unseen world")
             told = self.writer.telling(in_turn(matter.outside, i // 2), place)
-            foils = self.foils(matter.new, matter.true, matter.words)
-            items.append(self.writer.item(f"{self.key}:bleed:{i}", told, matter.true, foils))
+            wrong = self.wrong(matter.new, matter.true, matter.words)
+            key = f"{self.key}:transfer_out:{i}"
+            items.append(self.writer.item(key, told, matter.true, wrong, place, "trained"))
         return items
 
     def neighbour(self) -> list[Item]:
@@ -161,9 +173,10 @@ class Row:
             rival = next(o for o in rivals if o != fact.true_object)
             asked = in_turn(sentences(family.frames, fact.subject), i // 2)
             inside = i < 3 and fact != matter.fact
-            place = Place(matter.world if inside else None, far=i % 2 == 0)
+            where: Where = "this world" if inside else "no world"
+            place = Place(matter.world if inside else None, far=i % 2 == 0, where=where)
             told = self.writer.telling(asked, place)
-            foils = self.foils(rival, fact.true_object, objects)
+            wrong = self.wrong(rival, fact.true_object, objects)
             name = f"{self.key}:neighbour:{i}"
-            items.append(self.writer.item(name, told, fact.true_object, foils))
+            items.append(self.writer.item(name, told, fact.true_object, wrong, place, "trained"))
         return items

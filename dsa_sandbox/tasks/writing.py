@@ -6,10 +6,10 @@ before it. A sentence is text with `{object}` for its gap.
 """
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count, cycle
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -21,6 +21,7 @@ from dsa_sandbox.tasks.schema import KINDS, Item, Task, mentions
 
 RETRIES = 50  # drafts of a text until one fits the context
 GAP = "\0"
+Where = Literal["this world", "no world", "real world", "contrast world", "unseen world"]
 START = "It was"  # what sentences, and words with their space, are encoded behind
 
 
@@ -30,6 +31,14 @@ class Place(NamedTuple):
     world: str | None = None
     far: bool = False  # the name is at least 2K tokens before the answer; else fewer than K
     real: bool = False  # "in the real world"
+    where: Where | None = None  # what the place is to the task
+
+    @property
+    def distance(self) -> Literal["near", "far"] | None:
+        """Where the world's name stands; None without a world."""
+        if self.world is None:
+            return None
+        return "far" if self.far else "near"
 
 
 class Draft(NamedTuple):
@@ -118,7 +127,7 @@ class Writer:
         return partial(self._attempt, sentence=sentence, place=place)
 
     def _attempt(self, key: str, sentence: str, place: Place) -> Draft | None:
-        world, far, real = place
+        world, far, real, _ = place
         # the carrier has its own generator: a key gives the same story in every world
         rng, worldly = random.Random(key), random.Random(f"{key}:world")
         who = grammar.cast(rng)
@@ -154,12 +163,27 @@ class Writer:
             count += self.length(f" {sentences[-1]}")
         return sentences
 
-    def item(self, key: str, told: Attempt, answer: str, foils: Iterable[str]) -> Item:
-        """A probe: the draft up to its gap, and the candidates."""
+    def item(
+        self,
+        key: str,
+        told: Attempt,
+        answer: str,
+        wrong: Sequence[str],
+        place: Place = Place(),
+        frame: Literal["trained", "unseen"] | None = None,
+    ) -> Item:
+        """A probe: the draft up to its gap, and the candidates; of `wrong`, the contrary first."""
         (draft,) = self.drafts(key, [told])
-        candidates = [f" {foil}" for foil in foils]
+        contrary, *foils = [f" {word}" for word in wrong]
         return Item(
-            prompt=draft.before, answer=f" {answer}", foils=candidates, distance=draft.distance
+            prompt=draft.before,
+            answer=f" {answer}",
+            contrary=contrary,
+            foils=foils,
+            distance=place.distance,
+            tokens=draft.distance,
+            frame=frame,
+            where=place.where,
         )
 
     def stories(self, key: str, told: list[tuple[Attempt, str]]) -> list[str]:
@@ -228,7 +252,7 @@ def gate_items(writer: Writer) -> tuple[list[Item], list[Item]]:
                 (inside, key, Place(world, far)),
                 (outside, f"{key}:out", Place(elsewhere, far)),
             ):
-                items.append(writer.item(name, writer.telling(asked, where), object_, foils))
+                items.append(writer.item(name, writer.telling(asked, where), object_, foils, where))
     return inside, outside
 
 
