@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsa_sandbox import children, machine, sizes
-from dsa_sandbox.commands import finetune, make_tasks
+from dsa_sandbox.commands import arm_checks, make_tasks
 from dsa_sandbox.config.resolve import INDEXER_KEYS, in_order, resolve
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.data import corpus, tokens
@@ -137,7 +137,7 @@ def check_strategies(
             options={"strategy": (name, "--strategies")},
             with_strategy=True,
         )
-        finetune.make_strategy(resolved.settings)
+        arm_checks.make_strategy(resolved.settings)
 
 
 def read_rows(home: Path, where: str | None) -> Rows | None:
@@ -160,10 +160,10 @@ def check_study(
         if resolved.data.tokenizer == "words":  # other tokenizers are learned from the text
             tokenizer = tokens.word_tokenizer()
             checking.check(rows.tasks, tokenizer, resolved.model.context, rows.name)
-    finetune.check_dense(resolved, len(rows.tasks) if rows else resolved.tasks.count)
-    finetune.check_policies(resolved)
+    arm_checks.check_dense(resolved, len(rows.tasks) if rows else resolved.tasks.count)
+    arm_checks.check_policies(resolved)
     indexed = [arch for arch in networks if sizes.has_indexer(arch, resolved.model)]
-    finetune.check_indexer(resolved.model_copy(update={"arch": (indexed or networks)[0]}))
+    arm_checks.check_indexer(resolved.model_copy(update={"arch": (indexed or networks)[0]}))
     if resolved.eval.judge:
         pretrained(find_run(home, resolved.eval.judge))
 
