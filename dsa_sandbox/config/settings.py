@@ -193,6 +193,12 @@ class Data(Frozen):
     practice_share: float = Field(
         0.3, ge=0, le=1, description="Share of grammar stories set in a practice world."
     )
+    reading_share: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="Share of grammar stories that state something arbitrary and read it back.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -208,6 +214,11 @@ class Data(Frozen):
         if self.tokenizer == "words" and self.source != "grammar":
             raise ValueError(
                 "tokenizer=words knows the words of the grammar only; use bpe for text"
+            )
+        if self.practice_share + self.reading_share > 1:
+            raise ValueError(
+                f"practice_share={self.practice_share} and reading_share={self.reading_share} are "
+                "shares of the same stories and exceed 1 together"
             )
         return self
 
