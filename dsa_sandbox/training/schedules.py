@@ -168,13 +168,15 @@ class UntilLevel(Schedule):
 
     def tensors(self) -> dict[str, Tensor]:
         kept = {f"below.{name}": tensor for name, tensor in self.below.items()}
-        return kept | {f"best.{name}": tensor for name, tensor in self.best.items()}
+        if self.best is not self.below:  # else one copy will do
+            kept |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        return kept
 
     def restore(self, state: Mapping[str, Any], tensors: Weights) -> None:
         self.checks = [(int(step), float(value)) for step, value in state["checks"]]
         self.best_step = int(state["best_step"])
         self.below = under("below.", tensors)
-        self.best = under("best.", tensors)
+        self.best = under("best.", tensors) or self.below
 
 
 class Trajectory(Schedule):
