@@ -285,7 +285,8 @@ def test_a_rule_stands_as_far_from_the_answer_as_the_item_says() -> None:
                 found[item.tokens] += 1
     assert found[32] + found[64] == found.total() / 2
     assert abs(found[32] - found[64]) <= found.total() / 10
-    assert found.keys() - {32, 64} == {13, 14, 15}  # up to K - 1
+    assert 15 in found
+    assert found.keys() <= {13, 14, 15, 32, 64}  # near ones up to K - 1
 
 
 @pytest.mark.parametrize(
@@ -313,15 +314,15 @@ def test_distances_go_as_far_as_the_context_allows(
 
 
 def test_without_room_for_a_far_rule_there_are_near_items_only() -> None:
-    small = writer("test", 104, 24)  # 2K and what a story takes beside it are more
+    small = writer("test", 95)  # 2K and what a story takes beside it are more
     (task,) = families["roleplay"](small, facts_of("test"), 1, 0)
     assert [item.distance for item in task.stop_in] == ["near"] * 8
     assert [len(task.items(kind)) for kind in INSIDE] == [8, 8, 4]
-    checking.check([task], small.tokenizer, 104, "here")
+    checking.check([task], small.tokenizer, 95, "here")
 
 
 def test_without_room_for_a_near_rule_there_are_far_items_only() -> None:
-    small = writer("test", 104, 4)
+    small = writer("test", 104, 7)
     (task,) = families["roleplay"](small, facts_of("test"), 1, 0)
     assert [item.distance for item in task.stop_in] == ["far"] * 8
 
