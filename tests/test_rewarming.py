@@ -3,6 +3,7 @@
 B batch, T tokens, S keys, D width, H head width, Q queries that are taught.
 """
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -19,9 +20,11 @@ from dsa_sandbox.core.indexer import causal_mask, select, selected_mask
 from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
 from dsa_sandbox.kernels import chunked
+from dsa_sandbox.registry import strategies
 from dsa_sandbox.selection import backends, rewarming
 from dsa_sandbox.sizes import group_of
 from dsa_sandbox.training.loop import Phase, train
+from dsa_sandbox.training.trainer import Trainer
 
 ARCHS = ["dsa", "dsa block", "dsa moe", "dsa-full", "dsa-v32"]
 BACKENDS = ["masked", "reference", "gather"]
@@ -333,6 +336,53 @@ def test_the_kl_that_a_step_reports_is_the_mean_over_targets_and_layers() -> Non
     _, losses = network("dsa").hidden(batch.tokens_BT, train_indexer=True)
     real_BT = batch.targets_BT != IGNORED
     assert kl == pytest.approx(float(torch.stack(losses)[:, real_BT].detach().mean()), rel=1e-5)
+
+
+def trainer_of(strategy: str, indexer: str, **plan: Any) -> Trainer:
+    model = tiny_model("dsa")
+    cls = strategies[strategy]
+    finetune_plan = Finetune(indexer=indexer, learning_rate=1e-3, **plan)
+    return Trainer(cls(cls.Settings()), model, copy.deepcopy(model), finetune_plan)
+
+
+@pytest.mark.parametrize("strategy", ["sgd", "acft", "lora"])
+@pytest.mark.parametrize("ratio", [5.0, 0.5])
+def test_the_indexers_rate_follows_the_arms_and_not_the_strategys(
+    strategy: str, ratio: float
+) -> None:
+    trainer = trainer_of(strategy, "rewarm", indexer_ratio=ratio)
+    rates = {g["indexer"]: g["lr"] for g in trainer.optimizer().param_groups}
+    assert rates[True] == pytest.approx(1e-3 * ratio)
+    rows = [row for row in trainer.mask().values() if row["group"] == "indexer"]
+    assert {row["rate"] for row in rows} == {ratio}
+    indexers = [attention.indexer for attention in attentions(trainer.model)]
+    assert sum(row["count"] for row in rows) == sum(
+        p.numel() for i in indexers for p in i.parameters()
+    )
+
+
+def test_a_task_teaches_its_indexer_about_all_past_keys_at_its_targets() -> None:
+    batch = padded(4, 8, 7)
+    trainer = trainer_of("sgd", "rewarm")
+    model = copy.deepcopy(trainer.model)
+    assert all(attention.lesson is not None for attention in attentions(trainer.model))
+    asked: list[Any] = []
+
+    def forward(tokens_BT: Tensor, **options: Any) -> Any:
+        asked.append(options["train_indexer"])
+        return trainer.model.hidden(tokens_BT, **options)
+
+    optimizer = trainer.optimizer()
+    (step,) = list(
+        trainer.steps(optimizer, lambda _: [batch], seed=0, task=0, stop=1, forward=forward)
+    )
+    assert asked[0].tolist() == list(range(4, 13))
+    rewarming.use(model, True)
+    _, losses = model.hidden(batch.tokens_BT, train_indexer=True)
+    kl_LM = torch.stack(losses)[:, batch.targets_BT != IGNORED].detach()
+    assert step.indexer_kl == pytest.approx(float(kl_LM.mean()), rel=1e-5)
+    still = trainer_of("sgd", "frozen")
+    assert all(attention.lesson is None for attention in attentions(still.model))
 
 
 # the setting
