@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsa_sandbox import children, machine, sizes
-from dsa_sandbox.commands import finetune, make_tasks
+from dsa_sandbox.commands import arm_checks, make_tasks
 from dsa_sandbox.config.resolve import INDEXER_KEYS, Resolved, in_order, resolve
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.data import corpus, tokens
@@ -137,7 +137,7 @@ def check_strategies(
             options={"strategy": (name, "--strategies")},
             with_strategy=True,
         )
-        finetune.make_strategy(resolved.settings)
+        arm_checks.make_strategy(resolved.settings)
 
 
 def read_rows(home: Path, where: str | None) -> Rows | None:
@@ -161,12 +161,12 @@ def check_study(
         if settings.data.tokenizer == "words":  # other tokenizers are learned from the text
             tokenizer = tokens.word_tokenizer()
             checking.check(rows.tasks, tokenizer, settings.model.context, rows.name)
-    finetune.check_dense(settings, len(rows.tasks) if rows else settings.tasks.count)
-    finetune.check_policies(settings)
+    arm_checks.check_dense(settings, len(rows.tasks) if rows else settings.tasks.count)
+    arm_checks.check_policies(settings)
     arms = [settings.model_copy(update={"arch": arch}) for arch in networks]
-    if finetune.rewarming_is_asked(resolved, arms):
+    if arm_checks.rewarming_is_asked(resolved, arms):
         indexed = [arm for arm in arms if sizes.has_indexer(arm.arch, arm.model)]
-        finetune.check_indexer((indexed or arms)[0])
+        arm_checks.check_indexer((indexed or arms)[0])
     if settings.eval.judge:
         pretrained(find_run(home, settings.eval.judge))
 

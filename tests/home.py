@@ -42,6 +42,7 @@ num_kept = 12
 num_stories = 3000
 num_validation = 40
 practice_share = 0.0
+reading_share = 0.0
 [train]
 steps = 300
 tokens_per_step = 512

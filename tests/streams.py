@@ -13,7 +13,7 @@ from tiny import documents
 from tokenizers import Tokenizer
 
 from dsa_sandbox import sizes
-from dsa_sandbox.commands import finetune
+from dsa_sandbox.commands import arm_checks
 from dsa_sandbox.config import resolve
 from dsa_sandbox.config.settings import Model
 from dsa_sandbox.core.transformer import Transformer
@@ -76,7 +76,7 @@ def stream_of(
         with_strategy=True,
     ).settings
     base = network(arch)
-    chosen = finetune.make_strategy(resolved)
+    chosen = arm_checks.make_strategy(resolved)
     trainer = Trainer(chosen, copy.deepcopy(base), base, resolved.finetune)
     singles = [batch_of([document]) for document in documents(*[20] * 6)]
     base.requires_grad_(True)

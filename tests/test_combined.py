@@ -13,7 +13,7 @@ from test_memories import pretraining, state, story
 from tiny import tiny_model, trainee_of
 from torch import Tensor
 
-from dsa_sandbox.commands import finetune
+from dsa_sandbox.commands import arm_checks
 from dsa_sandbox.config import resolve
 from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.core.transformer import Transformer
@@ -30,7 +30,7 @@ def chosen(strategy: str, *sets: str) -> Strategy:
     resolved = resolve.resolve(
         sets=list(sets), options={"strategy": (strategy, "--strategy")}, with_strategy=True
     )
-    return finetune.make_strategy(resolved.settings)
+    return arm_checks.make_strategy(resolved.settings)
 
 
 def steps_of(model: Transformer, strategy: Strategy, **plan: Any) -> list[float]:

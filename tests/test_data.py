@@ -18,13 +18,13 @@ import pytest
 from home import QUICK, cli
 
 from dsa_sandbox.config.settings import Data
-from dsa_sandbox.data import corpus, grammar, tokens
+from dsa_sandbox.data import corpus, grammar, reading, tokens
 from dsa_sandbox.data.corpus import Part
 from dsa_sandbox.data.tokens import word_tokenizer
 from dsa_sandbox.errors import UserError
 
 # the grammar's first 100 stories of seed 0: what is changed there on purpose changes this hash
-FIRST_STORIES = "4a74e684165b376a049dacd2472f536a079f412173e45aad40f89f1db313c47e"
+FIRST_STORIES = "a99914db6f2d0a436f062b424c9b715da589172c513291609371d8a39c169f51"
 CONTEXT = 128
 
 
@@ -32,7 +32,7 @@ CONTEXT = 128
 
 
 def test_the_first_hundred_stories_are_pinned() -> None:
-    assert grammar.digest() == FIRST_STORIES
+    assert corpus.grammar_digest() == FIRST_STORIES
 
 
 def test_a_story_is_a_pure_function_of_seed_and_index() -> None:
@@ -75,13 +75,16 @@ def test_twelve_families_have_ten_facts_each_and_keep_two_of_them() -> None:
             assert "{subject}" in frame
 
 
-def test_development_and_test_share_no_family_world_or_template() -> None:
+def test_practice_development_and_test_share_no_family_world_or_template() -> None:
     table = grammar.table()
-    splits = [family.split for family in table.families.values()]
-    assert (splits.count("development"), splits.count("test")) == (3, 9)
+    of_split = {"practice": 0, "development": 0, "test": 0}
+    for family in table.families.values():
+        of_split[family.split] += sum(not fact.reserved for fact in family.facts)
+    assert of_split == {"practice": 24, "development": 16, "test": 56}
     names = [name for worlds in table.worlds.values() for name in worlds]
     assert len(names) == len(set(names))
-    assert [len(table.worlds[use]) for use in ("practice", "test", "development")] == [20, 50, 24]
+    counts = {use: len(names) for use, names in table.worlds.items()}
+    assert counts == {"practice": 20, "contrast": 12, "bleed": 6, "development": 24, "test": 50}
     for templates in (grammar.WORLD_OPENINGS, grammar.WORLD_INLINE, grammar.PLAIN):
         assert not set(templates["test"]) & set(templates["development"])
 
@@ -93,7 +96,7 @@ def test_practice_worlds_have_contrary_rules_that_never_change() -> None:
         assert len({fact for fact, _ in ruled}) == grammar.RULES_PER_WORLD
         for fact, object_ in ruled:
             family = grammar.table().families[fact.family]
-            assert family.split == "development"
+            assert family.split == "practice"
             assert object_ in family.objects
             assert object_ != fact.true_object
     rendered = [[fact.subject, object_] for world in rules for fact, object_ in rules[world]]
@@ -133,6 +136,7 @@ def test_rules_hold_in_practice_worlds_and_facts_everywhere_else() -> None:
         world = next((name for name in inside if re.search(rf"\b{name}\b", story)), None)
         for family, subject, object_ in stated(story):
             rule = inside.get(world or "", {}).get((family, subject))
+            assert rule is None or table.families[family].split == "practice"
             assert object_ == (rule or true[family, subject]), story
             num_rules += rule is not None
             num_facts += rule is None
@@ -153,12 +157,15 @@ def test_a_world_is_named_again_only_behind_its_name() -> None:
 def test_the_share_of_practice_worlds_is_the_setting() -> None:
     practice = grammar.table().worlds["practice"]
 
-    def share(setting: float) -> float:
-        stories = [grammar.story(0, index, practice_share=setting) for index in range(300)]
-        return sum(any(f" {name}" in story for name in practice) for story in stories) / 300
+    def share(setting: float, reading_share: float = 0.25) -> float:
+        data = Data(num_stories=400, practice_share=setting, reading_share=reading_share)
+        stories = corpus.grammar_stories(data, 0, "train", CONTEXT)
+        return sum(any(f" {name}" in story for name in practice) for story in stories) / 400
 
     assert share(0.0) == 0
-    assert share(0.3) == pytest.approx(0.3, abs=0.08)
+    assert share(0.3) == pytest.approx(0.3, abs=0.05)
+    assert share(0.3, reading_share=0.6) == pytest.approx(0.3, abs=0.05)
+    assert share(0.75) == pytest.approx(0.75, abs=0.05)
 
 
 def test_every_worlds_name_occurs_in_training_stories() -> None:
@@ -176,7 +183,7 @@ def test_words_of_the_grammar_are_all_known_and_come_back() -> None:
     unknown = tokenizer.token_to_id(tokens.UNKNOWN)
     assert tokenizer.token_to_id(tokens.END) == 0
     assert tokenizer.get_vocab_size() < 800
-    stories = [grammar.story(9, index) for index in range(2000)]
+    stories = list(corpus.grammar_stories(Data(num_stories=2000), 9, "train", CONTEXT))
     for story, encoding in zip(stories, tokenizer.encode_batch(stories)):
         assert unknown not in encoding.ids
         assert len(encoding.ids) == grammar.num_words(story)
@@ -189,13 +196,15 @@ def test_the_word_tokenizer_is_always_the_same() -> None:
 
 def test_bpe_gives_any_text_back_and_facts_one_token_each() -> None:
     stories = [grammar.story(0, index) for index in range(200)]
-    tokenizer = tokens.bpe_tokenizer(stories, 1200)
-    assert tokenizer.get_vocab_size() == 1200
+    tokenizer = tokens.bpe_tokenizer(stories, 1300)
+    assert tokenizer.get_vocab_size() == 1300
     for text in (*stories[:5], "Grüße 🙂 \t«naïve»\n\n  ok", " lemon", "a\u2028b"):
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
     for family in grammar.table().families.values():
         for object_ in family.objects:
             assert len(tokenizer.encode(f" {object_}").ids) == 1
+    for word in reading.read_words():
+        assert len(tokenizer.encode(f" {word}").ids) == 1
 
 
 # local files
@@ -412,9 +421,8 @@ def test_text_is_salted_with_stories_that_know_the_facts(tmp_path: Path) -> None
     assert text.valid.num_documents == 3  # base NLL is measured on unsalted text
     decoded = [text.tokenizer.decode(text.train.document(i).tolist()) for i in range(120)]
     assert decoded[:90] == stories
-    assert decoded[90:] == [
-        grammar.story(0, index, CONTEXT - 2, data.practice_share) for index in range(30)
-    ]
+    salt = data.model_copy(update={"num_stories": 30})
+    assert decoded[90:] == list(corpus.grammar_stories(salt, 0, "train", CONTEXT))
     plain = data.model_copy(update={"fact_share": 0.0})
     assert tokens.prepare(source, plain, 0, CONTEXT, tmp_path / "cache").fact_stories == 0
 

@@ -16,8 +16,8 @@ from dsa_sandbox.data.tokens import UNKNOWN
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import families
 from dsa_sandbox.tasks import checking, orders, reversal, roleplay, schema, style, writing
-from dsa_sandbox.tasks.schema import KINDS, Item, Task
-from dsa_sandbox.tasks.task_builder import NUM_STORIES, Row
+from dsa_sandbox.tasks.schema import INSIDE, KINDS, OUTSIDE, Item, Task
+from dsa_sandbox.tasks.task_builder import COUNTS, NUM_STORIES, Row
 from dsa_sandbox.tasks.writing import Attempt, Place, Writer
 
 NUM_KEPT, CONTEXT = 16, 128  # of smoke
@@ -89,16 +89,15 @@ def test_rows_are_whole_and_can_be_read_again(family: str, tmp_path: Path) -> No
     assert [row.model_dump() for row in schema.read(path)] == [t.model_dump() for t in tasks]
     for task in tasks:
         assert (len(task.train), len(task.contrast)) == (NUM_STORIES, NUM_STORIES)
-        assert [len(task.items(kind)) for kind in KINDS] == [5, 5, 5, 6, 4]
-        assert len(set(texts(task))) == 2 * NUM_STORIES + 25
+        assert {kind: len(task.items(kind)) for kind in KINDS} == COUNTS
+        assert len(set(texts(task))) == 2 * NUM_STORIES + sum(COUNTS.values())
         assert task.new_object != task.true_object
-        for item in task.cloze:
-            assert item.answer == f" {task.new_object}"
-        for item in (*task.outside, *task.bleed):
-            assert item.answer == f" {task.true_object}"
-            assert item.foils[0] == f" {task.new_object}"
-        for item in (*task.cloze, *task.paraphrase):
-            assert item.foils[0] == f" {task.true_object}"
+        new, true = f" {task.new_object}", f" {task.true_object}"
+        for item in (*task.stop_in, *task.validation_in):
+            assert (item.answer, item.contrary, item.where) == (new, true, "this world")
+        for kind in OUTSIDE:
+            for item in task.items(kind):
+                assert (item.answer, item.contrary) == (true, new)
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -117,7 +116,7 @@ def test_every_answer_stands_behind_4k_and_is_one_known_word(family: str, split:
     tasks = made(family, split, 2)
     for item in items(tasks):
         assert 4 * NUM_KEPT <= 1 + length(item.prompt) < CONTEXT
-        candidates = [item.answer, *item.foils]
+        candidates = [item.answer, *item.wrong]
         assert [length(text) for text in candidates] == [1, 1, 1, 1]
         assert len(set(candidates)) == 4
         assert not [text for text in candidates if unknown in tokenizer.encode(text).ids]
@@ -129,17 +128,24 @@ def test_every_answer_stands_behind_4k_and_is_one_known_word(family: str, split:
     assert writing.density(tasks, tokenizer, NUM_KEPT) <= 0.25
 
 
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("family", ALL)
+def test_half_of_what_is_asked_in_the_world_is_near_and_half_far(family: str, split: Split) -> None:
+    for task in made(family, split):
+        for kind in INSIDE:
+            said = [item.distance for item in task.items(kind)]
+            assert (said.count("near"), said.count("far")) == (len(said) / 2, len(said) / 2)
+        for item in items([task]):
+            near = item.tokens is not None and item.tokens < NUM_KEPT
+            far = item.tokens is not None and item.tokens >= 2 * NUM_KEPT
+            assert item.distance == ("near" if near else "far" if far else None)
+
+
 @pytest.mark.parametrize("family", ["contradiction", "novel", "style", "reversal"])
-def test_half_of_the_worlds_stand_near_and_half_far(family: str) -> None:
+def test_a_world_is_named_once_in_its_stories_and_never_outside(family: str) -> None:
     for task in made(family):
-        for kind in ("cloze", "paraphrase", "bleed"):
-            distances = [item.distance or 0 for item in task.items(kind)]
-            near = sum(distance < NUM_KEPT for distance in distances)
-            far = sum(distance >= 2 * NUM_KEPT for distance in distances)
-            assert near + far == len(distances)
-            assert abs(near - far) <= 1
-        assert not [text for text in (*task.contrast, *(i.prompt for i in task.outside))
-                    if task.world in text]  # fmt: skip
+        outside = [item.prompt for kind in OUTSIDE for item in task.items(kind)]
+        assert not [text for text in (*task.contrast, *outside) if task.world in text]
         assert all(text.count(task.world) == 1 for text in task.train)
 
 
@@ -176,8 +182,8 @@ def test_novel_tells_of_a_subject_what_the_table_does_not_and_contradicts_nothin
         assert (task.relation, task.subject) not in true
         for story in task.train[:8]:
             assert stated(story) == [(task.relation, task.subject, task.new_object)]
-        probes = [f"{item.prompt}{item.answer}" for item in (*task.outside, *task.bleed)]
-        probes += [f"{item.prompt}{item.answer}" for item in task.neighbour]
+        asked = [item for kind in (*OUTSIDE, "neighbour") for item in task.items(kind)]
+        probes = [f"{item.prompt}{item.answer}" for item in asked]
         for text in (*task.contrast[:8], *probes):
             found = stated(text)
             assert found, text
@@ -219,12 +225,13 @@ def test_a_dialect_is_a_frame_of_the_table_with_another_word() -> None:
         assert not [word for word in words for ending in grammar.ENDINGS if word in ending]
 
 
-def test_paraphrases_of_a_dialect_speak_of_subjects_that_no_story_speaks_of() -> None:
+def test_transfer_items_of_a_dialect_speak_of_subjects_that_no_story_speaks_of() -> None:
     for task in made("style"):
         taught = {fact[1] for story in task.contrast for fact in stated(story)}
         assert len(taught) == style.NUM_TOLD
         assert task.subject in taught
-        for item in task.paraphrase:
+        for item in task.transfer_in:
+            assert item.frame == "unseen"
             assert not taught & set(item.prompt.lower().rsplit(". ", 1)[-1].split())
 
 
@@ -265,34 +272,59 @@ def rules_of(text: str) -> list[str]:
     return [sentence for sentence in said if not sentence.startswith("In ")]
 
 
-def test_the_rule_stands_as_far_from_the_answer_as_promised() -> None:
+def test_a_rule_stands_as_far_from_the_answer_as_the_item_says() -> None:
     found: Counter[int | None] = Counter()
     for task in made("roleplay"):
-        for item in (*task.cloze, *task.paraphrase):
-            rule = f"A wise woman said that in {task.world} "
-            start = item.prompt.index(rule)
-            end = item.prompt.index(".", start)
-            assert item.prompt[start:end].endswith(item.answer)
-            between = length(item.prompt[end:] + item.answer)
-            assert item.distance == between
-            found[item.distance] += 1
-    assert found.keys() == {16, 32, 64}
-    assert max(found.values()) <= 1.5 * min(found.values())
+        for kind in INSIDE:
+            for item in task.items(kind):
+                rule = f"A wise woman said that in {task.world} "
+                start = item.prompt.index(rule)
+                end = item.prompt.index(".", start)
+                assert item.prompt[start:end].endswith(item.answer)
+                assert item.tokens == length(item.prompt[end:] + item.answer)
+                found[item.tokens] += 1
+    assert found[32] + found[64] == found.total() / 2
+    assert abs(found[32] - found[64]) <= found.total() / 10
+    assert 15 in found
+    assert found.keys() <= {13, 14, 15, 32, 64}  # near ones up to K - 1
 
 
 @pytest.mark.parametrize(
-    ("context", "expected"),
-    [(80, [16]), (104, [16, 32]), (256, [16, 32, 64, 128]), (512, [16, 32, 64, 128, 256, 400])],
+    ("context", "num_kept", "near", "far"),
+    [
+        (80, 16, [15], []),
+        (104, 12, [11], [32]),
+        (128, 16, [15], [32, 64]),
+        (256, 32, [16, 31], [64, 128]),
+        (512, 64, [16, 32, 63], [128, 256, 400]),
+    ],
 )
-def test_distances_go_as_far_as_the_context_allows(context: int, expected: list[int]) -> None:
-    assert roleplay.distances(context) == expected
+def test_distances_go_as_far_as_the_context_allows(
+    context: int, num_kept: int, near: list[int], far: list[int]
+) -> None:
+    assert roleplay.distances(context, num_kept) == (near, far)
     if context == 512:
         tasks = families["roleplay"](writer("test", 512, 64), facts_of("test"), 2, 0)
         for task in tasks:
-            assert {item.distance for item in (*task.cloze, *task.paraphrase)} <= set(expected)
+            asked = {item.tokens for kind in INSIDE for item in task.items(kind)}
+            assert asked <= {*near, *far}
             for item in items([task]):
                 assert 4 * 64 <= 1 + length(item.prompt) < 512
-        assert {item.distance for task in tasks for item in task.cloze} == set(expected)
+            assert {item.tokens for item in task.stop_in} == {*near, *far}
+
+
+def test_without_room_for_a_far_rule_there_are_near_items_only() -> None:
+    small = writer("test", 95)  # 2K and what a story takes beside it are more
+    (task,) = families["roleplay"](small, facts_of("test"), 1, 0)
+    assert [item.distance for item in task.stop_in] == ["near"] * 8
+    assert [len(task.items(kind)) for kind in INSIDE] == [8, 8, 4]
+    checking.check([task], small.tokenizer, 95, "here")
+
+
+def test_without_room_for_a_near_rule_there_are_far_items_only() -> None:
+    small = writer("test", 104, 7)
+    (task,) = families["roleplay"](small, facts_of("test"), 1, 0)
+    assert [item.distance for item in task.stop_in] == ["far"] * 8
 
 
 def test_other_characters_state_rules_of_other_worlds() -> None:
@@ -300,8 +332,8 @@ def test_other_characters_state_rules_of_other_worlds() -> None:
         elsewhere = set(grammar.table().worlds["contrast"])
         asked = [s[schema.statement_start(s, task.true_object) :] for s in task.contrast]
         named = {world for world in elsewhere for sentence in asked if world in sentence}
-        assert len(named) == 3
-        for text in (*task.train, *task.contrast, *(i.prompt for i in task.cloze)):
+        assert len(named) == len(elsewhere) // 2
+        for text in (*task.train, *task.contrast, *(i.prompt for i in task.stop_in)):
             master, *rest = sorted(rules_of(text), key=lambda rule: "A wise woman" not in rule)
             assert f" that in {task.world} " in master
             assert len(rest) == 2
@@ -310,10 +342,13 @@ def test_other_characters_state_rules_of_other_worlds() -> None:
             assert not named & set(worlds)
             assert sum(f" {task.subject} " in rule for rule in rest) == 1
             assert len({rule.split(" knew that ")[0] for rule in rest}) == 2
-        for item in task.cloze:  # what is said of the subject elsewhere is a foil
-            (rival,) = [r for r in rules_of(item.prompt)
-                        if f" {task.subject} " in r and task.world not in r]  # fmt: skip
-            assert f" {rival.split()[-1]}" == item.foils[1]
+        for item in (*task.stop_in, *task.transfer_in):  # what is said of the subject elsewhere
+            (rival,) = [
+                rule
+                for rule in rules_of(item.prompt)
+                if f" {task.subject} " in rule and task.world not in rule
+            ]
+            assert f" {rival.split()[-1]}" in item.foils
 
 
 def test_a_contrast_story_states_the_rules_of_its_story() -> None:
@@ -324,17 +359,21 @@ def test_a_contrast_story_states_the_rules_of_its_story() -> None:
             assert task.world not in asked
 
 
-def test_in_paraphrases_context_must_win_over_what_was_trained() -> None:
+def test_in_transfer_items_context_must_win_over_what_was_trained() -> None:
     for task in made("roleplay"):
-        for item in task.paraphrase:
-            assert item.answer not in (f" {task.new_object}", f" {task.true_object}")
-            assert {f" {task.new_object}", f" {task.true_object}"} <= set(item.foils)
+        new, true = f" {task.new_object}", f" {task.true_object}"
+        for item in task.transfer_in:
+            assert item.answer not in (new, true)
+            assert item.contrary == new
+            assert true in item.foils
+        for item in task.transfer_out:
+            (master,) = [rule for rule in rules_of(item.prompt) if "A wise woman" in rule]
+            assert f" {master.split()[-1]}" not in (new, true)
+            assert item.where == "unseen world"
 
 
 def test_a_context_without_room_for_a_rule_is_told() -> None:
-    with pytest.raises(
-        ValueError, match="a context of 70 tokens has no room for a rule 16 tokens before"
-    ):
+    with pytest.raises(ValueError, match="a context of 70 tokens has no room for a rule before"):
         families["roleplay"](writer("test", 70), facts_of("test"), 1, 0)
 
 
@@ -469,31 +508,31 @@ def test_every_family_can_be_made_for_a_small_base(
 
 
 @pytest.mark.parametrize("family", ALL)
-@pytest.mark.parametrize("number", range(2))
 def test_every_sentence_is_told_in_every_kind_of_place(
-    family: str, number: int, monkeypatch: pytest.MonkeyPatch
+    family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No frame goes with a world, its distance or the real world: what is asked has been taught."""
     seen: dict[str, Counter[tuple[str, str, bool]]] = {"inside": Counter(), "outside": Counter()}
-    real: set[str] = set()
     telling = Row.telling
 
-    def noted(self: Row, key: str, index: int, sentence: str, place: Place) -> Attempt:
-        if ":train:" in key:
+    def noted(self: Row, kind: str, number: int, sentence: str, place: Place) -> Attempt:
+        if kind == "train":
             side = "inside" if place.world == self.matter.world else "outside"
-            seen[side][sentence, place.world or "", place.far] += 1
-            real.update([sentence] if place.real else [])
-        return telling(self, key, index, sentence, place)
+            where = "real" if place.real else "none" if place.world is None else side
+            seen[side][sentence, where, place.far] += 1
+        return telling(self, kind, number, sentence, place)
 
     monkeypatch.setattr(Row, "telling", noted)
     monkeypatch.setattr(roleplay.Game, "telling", noted)
-    families[family](writer(), facts_of("test"), 5 if family == "reversal" else number + 1, 0)
+    families[family](writer(), facts_of("test"), 5 if family == "reversal" else 1, 0)
     for side, cells in seen.items():
         sentences = {sentence for sentence, *_ in cells}
-        worlds = {world for _, world, _ in cells}
-        for world in worlds if number == 0 and family != "reversal" else ():
-            for sentence in sentences:
-                for far in (True, False):
-                    assert cells[sentence, world, far], (side, sentence, world, far)
-        if side == "outside":
-            assert real == sentences
+        for sentence in sentences if family != "reversal" else ():
+            for far in (True, False):
+                counts = [cells[one, side, far] for one in sentences]
+                assert cells[sentence, side, far], (side, sentence, far)
+                assert max(counts) - min(counts) <= 2
+            if side == "outside":
+                assert cells[sentence, "real", False]
+                assert cells[sentence, "none", True]
+                assert cells[sentence, "none", False]

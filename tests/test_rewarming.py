@@ -12,7 +12,7 @@ import torch
 from tiny import CONTEXT, attentions, documents, noise, some_tokens, tiny_model, tiny_settings
 from torch import Tensor
 
-from dsa_sandbox.commands import finetune
+from dsa_sandbox.commands import arm_checks
 from dsa_sandbox.config.resolve import CALL, Resolved
 from dsa_sandbox.config.settings import Finetune, Settings
 from dsa_sandbox.core.attention import DsaAttention, TopKAttention
@@ -398,16 +398,18 @@ def test_rewarming_is_refused_where_no_indexer_selects_if_it_was_asked_for_there
     dense, random, dsa = arm("dense"), arm("dsa", selection="random"), arm("dsa")
     for source in ("--set", CALL):
         asked = Resolved(dsa, {"finetune.indexer": source})
-        assert all(finetune.rewarming_is_asked(asked, [one]) for one in (dense, random, dsa))
-    in_a_file = partial(finetune.rewarming_is_asked, Resolved(dsa, {"finetune.indexer": "a.toml"}))
+        assert all(arm_checks.rewarming_is_asked(asked, [one]) for one in (dense, random, dsa))
+    in_a_file = partial(
+        arm_checks.rewarming_is_asked, Resolved(dsa, {"finetune.indexer": "a.toml"})
+    )
     assert not in_a_file([dense])
     assert in_a_file([dense, dsa])
     assert in_a_file([random])
-    assert not finetune.rewarming_is_asked(Resolved(dsa, {}), [dense, random, dsa])
+    assert not arm_checks.rewarming_is_asked(Resolved(dsa, {}), [dense, random, dsa])
 
 
 def test_rewarming_that_nobody_asked_for_is_left_out_where_no_indexer_selects() -> None:
     for one in (arm("dense"), arm("dsa", selection="window")):
-        assert finetune.without_vain_rewarming(one).finetune.indexer == "frozen"
+        assert arm_checks.without_vain_rewarming(one).finetune.indexer == "frozen"
     for arch in ("dsa", "dsa-full", "dsa-v32"):
-        assert finetune.without_vain_rewarming(arm(arch)).finetune.indexer == "rewarm"
+        assert arm_checks.without_vain_rewarming(arm(arch)).finetune.indexer == "rewarm"

@@ -14,7 +14,7 @@ from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import END, UNKNOWN
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.tasks import checking, contradiction, schema, task_builder, writing
-from dsa_sandbox.tasks.schema import KINDS, Item, Task
+from dsa_sandbox.tasks.schema import INSIDE, KINDS, OUTSIDE, Item, Task
 from dsa_sandbox.tasks.task_builder import NUM_STORIES
 from dsa_sandbox.tasks.writing import Writer
 
@@ -63,21 +63,19 @@ def test_a_made_task_has_the_rows_of_its_specification(tasks: list[Task]) -> Non
     assert len({task.task for task in tasks}) == NUM_TASKS
     for task in tasks:
         assert (len(task.train), len(task.contrast)) == (NUM_STORIES, NUM_STORIES)
-        assert [len(task.items(kind)) for kind in KINDS] == [5, 5, 5, 6, 4]
-        assert len(set(texts(task))) == 2 * NUM_STORIES + 25
+        assert [len(task.items(kind)) for kind in KINDS] == [16, 10, 16, 12, 8, 8, 5]
+        assert len(set(texts(task))) == 2 * NUM_STORIES + 75
         assert task.new_object != task.true_object
 
 
-def test_answers_and_foils_say_what_their_kind_asks_for(tasks: list[Task]) -> None:
+def test_inside_the_new_object_is_right_and_outside_the_true_one(tasks: list[Task]) -> None:
     for task, kind, item in items(tasks):
         new, true = f" {task.new_object}", f" {task.true_object}"
-        assert len({item.answer, *item.foils}) == 4
-        if kind in ("cloze", "paraphrase"):
-            assert item.answer == new
-            assert item.foils[0] == true
-        elif kind in ("outside", "bleed"):
-            assert item.answer == true
-            assert item.foils[0] == new
+        assert len({item.answer, *item.wrong}) == 4
+        if kind in INSIDE:
+            assert (item.answer, item.contrary) == (new, true)
+        elif kind in OUTSIDE:
+            assert (item.answer, item.contrary) == (true, new)
         else:
             assert task.subject not in item.prompt.rsplit(".", 1)[-1]
 
@@ -115,25 +113,82 @@ def test_half_of_the_worlds_stand_near_and_half_far(
 ) -> None:
     writer = writers["test"]
     for task in tasks:
-        for kind in ("cloze", "paraphrase", "bleed"):
-            distances = [item.distance for item in task.items(kind)]
-            near = sum(d is not None and d < NUM_KEPT for d in distances)
-            far = sum(d is not None and d >= 2 * NUM_KEPT for d in distances)
-            assert near + far == len(distances)
-            assert abs(near - far) <= 1
-        for item in task.cloze:
-            up_to_name = item.prompt[: item.prompt.index(task.world) + len(task.world)]
-            expected = 1 + length(writer, item.prompt) - length(writer, up_to_name)
-            assert item.distance == expected
+        for kind in (*INSIDE, *OUTSIDE):
+            said = [item.distance for item in task.items(kind)]
+            assert abs(said.count("near") - said.count("far")) <= (kind in OUTSIDE)
+            assert said.count(None) == (
+                len(said) // 2 if kind in ("stop_out", "validation_out") else 0
+            )
+        for kind in INSIDE:
+            for item in task.items(kind):
+                up_to_name = item.prompt[: item.prompt.index(task.world) + len(task.world)]
+                tokens = 1 + length(writer, item.prompt) - length(writer, up_to_name)
+                assert item.tokens == tokens
+                assert tokens >= 2 * NUM_KEPT if item.distance == "far" else tokens < NUM_KEPT
         near = sum(story.index(task.world) > len(story) / 2 for story in task.train)
         assert near == NUM_STORIES / 2
 
 
+def shares(places: list[str | None]) -> dict[str | None, float]:
+    return {place: count / len(places) for place, count in Counter(places).items()}
+
+
+def test_stop_and_validation_items_and_stories_name_places_in_the_same_shares(
+    tasks: list[Task],
+) -> None:
+    for task in tasks:
+        told = {"contrast world": 1 / 2, "real world": 1 / 8, "no world": 3 / 8}
+        for kind in ("stop_out", "validation_out"):
+            asked = Counter(item.where for item in task.items(kind))
+            for place, share in told.items():
+                assert abs(asked[place] - share * asked.total()) <= 0.5, (kind, place)
+        for kind in INSIDE:
+            assert {item.where for item in task.items(kind)} == {"this world"}
+        assert {item.where for item in task.transfer_out} == {"unseen world"}
+
+
+def test_stop_and_validation_items_have_carriers_of_their_own(tasks: list[Task]) -> None:
+    for task in tasks:
+        stop, validation = (
+            {carrier_of(item) for side in ("in", "out") for item in task.items(f"{stage}_{side}")}
+            for stage in ("stop", "validation")
+        )
+        assert len(stop) == 26
+        assert len(validation) == 28
+        assert not stop & validation
+        stories = [*task.train, *task.contrast]
+        assert not [one for one in stop | validation if any(one in story for story in stories)]
+
+
+def carrier_of(item: Item) -> str:
+    """The sentences between the first, which may name the world, and the last."""
+    return ". ".join(item.prompt.split(". ")[2:-1])
+
+
+def test_what_is_asked_is_not_tied_to_a_place_or_a_distance(tasks: list[Task]) -> None:
+    """Each sentence of the stories is asked near and far, in other worlds and in none."""
+    for task in tasks:
+        frames = grammar.table().families[task.family].frames
+        leads = [frame.format(subject=task.subject, object="").strip() for frame in frames]
+        for kind in ("stop_in", "validation_in", "stop_out", "validation_out"):
+            cells = {
+                (lead, item.where in ("this world", "contrast world"), item.distance)
+                for item in task.items(kind)
+                for lead in leads
+                if item.prompt.lower().endswith(lead)
+            }
+            inside = {(lead, True, where) for lead in leads for where in ("near", "far")}
+            expected = (
+                inside if kind in INSIDE else inside | {(lead, False, None) for lead in leads}
+            )
+            assert cells == expected, kind
+
+
 def test_a_world_is_named_once_in_each_of_its_texts_and_nowhere_else(tasks: list[Task]) -> None:
     for task in tasks:
-        inside = [*task.train, *(item.prompt for item in (*task.cloze, *task.paraphrase))]
+        inside = [*task.train, *(item.prompt for kind in INSIDE for item in task.items(kind))]
         assert all(text.count(task.world) == 1 for text in inside)
-        outside = [*task.contrast, *(item.prompt for item in (*task.outside, *task.bleed))]
+        outside = [*task.contrast, *(item.prompt for kind in OUTSIDE for item in task.items(kind))]
         assert not [text for text in outside if task.world in text]
 
 
@@ -187,13 +242,24 @@ def test_a_contrast_story_is_the_story_of_the_world_told_outside_it(tasks: list[
             assert len(longer) - len(shorter) <= 2  # where naming the world takes more tokens
 
 
-def test_half_of_the_contrast_stories_name_another_world(tasks: list[Task]) -> None:
+def test_half_of_the_contrast_stories_name_a_contrast_world_and_all_of_them_take_turns(
+    tasks: list[Task],
+) -> None:
     names = grammar.table().worlds["contrast"]
     for task in tasks:
         named = [next((n for n in names if n in story), None) for story in task.contrast]
-        assert sum(name is not None for name in named) == NUM_STORIES // 2
-        assert len(set(named) - {None}) == 3
+        counts = Counter(name for name in named if name)
+        assert counts.total() == NUM_STORIES // 2
+        assert set(counts) == set(names)
+        assert max(counts.values()) - min(counts.values()) <= 1
         assert sum("In the real world" in story for story in task.contrast) == NUM_STORIES // 8
+        frames = grammar.table().families[task.family].frames
+        said = [frame.format(subject=task.subject, object="").strip() for frame in frames]
+        said.sort(key=len, reverse=True)  # one sentence may end with another
+        for name in names:  # neither one sentence nor one distance goes with a name
+            told = [story for story, one in zip(task.contrast, named) if one == name]
+            assert {next(s for s in said if s in story.lower()) for story in told} == set(said)
+            assert {story.index(name) > len(story) / 2 for story in told} == {True, False}
 
 
 def test_each_world_is_used_once(tasks: list[Task], development: list[Task]) -> None:
@@ -220,13 +286,16 @@ def test_unseen_frames_stand_in_no_training_story(tasks: list[Task]) -> None:
             stated = grammar.statement(frame, task.subject, "\0").split("\0")[0].strip().lower()
             for story in (*task.train, *task.contrast):
                 assert stated not in story.lower()
-            assert any(item.prompt.lower().endswith(stated) for item in task.paraphrase)
+            assert any(item.prompt.lower().endswith(stated) for item in task.transfer_in)
+            for kind in ("stop_in", "stop_out", "validation_in", "validation_out"):
+                asked = task.items(kind)
+                assert not [item for item in asked if item.prompt.lower().endswith(stated)]
 
 
-def test_bleed_worlds_stand_in_no_training_story(tasks: list[Task]) -> None:
+def test_worlds_of_transfer_out_stand_in_no_training_story(tasks: list[Task]) -> None:
     names = grammar.table().worlds["bleed"]
     for task in tasks:
-        for item in task.bleed:
+        for item in task.transfer_out:
             assert sum(name in item.prompt for name in names) == 1
         for story in (*task.train, *task.contrast):
             assert not [name for name in names if name in story]
@@ -250,7 +319,7 @@ def test_answers_and_foils_are_one_token_and_every_word_is_known(
     unknown = tokenizer.token_to_id(UNKNOWN)
     for made in (tasks, development):
         for _, _, item in items(made):
-            for text in (item.answer, *item.foils):
+            for text in (item.answer, *item.wrong):
                 assert text.startswith(" ")
                 assert len(tokenizer.encode(text).ids) == 1
         for task in made:
@@ -306,7 +375,7 @@ def test_rows_load_with_datasets(tasks: list[Task], tmp_path: Path) -> None:
     path.write_text(schema.write(tasks[:2]), "utf-8")
     rows = datasets.Dataset.from_json(str(path), cache_dir=str(tmp_path / "cache"))
     assert [row["task"] for row in rows] == [task.task for task in tasks[:2]]
-    assert rows[0]["cloze"][0]["answer"] == tasks[0].cloze[0].answer
+    assert rows[0]["stop_in"][0]["answer"] == tasks[0].stop_in[0].answer
 
 
 def test_the_gate_asks_every_frame_far_and_near_in_all_worlds_that_no_story_names(
@@ -317,7 +386,7 @@ def test_the_gate_asks_every_frame_far_and_near_in_all_worlds_that_no_story_name
     named = Counter(next((w for w in unnamed if w in item.prompt), None) for item in outside)
     assert set(named) == {None, *unnamed}
     assert min(named.values()) >= 2
-    near = [item.distance is not None and item.distance < 16 for item in inside]
+    near = [item.distance == "near" for item in inside]
     assert 0.4 < sum(near) / len(near) < 0.6
 
 
@@ -337,12 +406,12 @@ def test_the_candidate_with_the_most_tokens_decides_whether_a_probe_fits() -> No
     """Not the one with the most letters."""
     (task, *_) = schema.read(STREAM)
     tokenizer = streams.words()
-    cloze = [Item(prompt=" the" * 9, answer=" butterfly", foils=[" up up up up"])]
+    asked = [Item(prompt=" the" * 9, answer=" butterfly", contrary=" up up up up")]
     whole = len(tokenizer.encode(" the" * 9 + " up up up up").ids) + 1
-    other = dict.fromkeys(KINDS, cloze) | {"train": ["blue"], "contrast": ["yellow"]}
+    other = dict.fromkeys(KINDS, asked) | {"train": ["blue"], "contrast": ["yellow"]}
     short = task.model_copy(update=other)
     checking.check([short], tokenizer, whole, "here")
-    with pytest.raises(UserError, match=rf"cloze\.0: {whole} tokens exceed the context"):
+    with pytest.raises(UserError, match=rf"stop_in\.0: {whole} tokens exceed the context"):
         checking.check([short], tokenizer, whole - 1, "here")
 
 

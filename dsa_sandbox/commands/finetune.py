@@ -1,65 +1,47 @@
 """The verb `finetune`: an arm, that is, one strategy learns a stream of tasks on one base."""
 
 import copy
-import json
-from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from dsa_sandbox import locks, machine, sizes
+from dsa_sandbox import machine
+from dsa_sandbox.commands.arm_checks import (
+    check_dense,
+    check_indexer,
+    check_items,
+    check_policies,
+    check_settings,
+    judging_network,
+    make_strategy,
+    rewarming_is_asked,
+    without_vain_rewarming,
+)
+from dsa_sandbox.commands.arm_jobs import arm_of, job_eval, job_for, steps_of
+from dsa_sandbox.commands.base_measurements import prepare, shared_key, shared_rows
 from dsa_sandbox.commands.make_tasks import tasks_for
 from dsa_sandbox.config.resolve import CALL, Resolved
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import tokens
-from dsa_sandbox.data.tokens import Corpus
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.evaluation.evaluator import Evaluator
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.story_quality import Judge
 from dsa_sandbox.metrics import arm
-from dsa_sandbox.registry import strategies
-from dsa_sandbox.runs import checkpoints, files, provenance
-from dsa_sandbox.runs.home import find_run
-from dsa_sandbox.runs.job import Job, Result, sections
+from dsa_sandbox.runs import checkpoints, files
+from dsa_sandbox.runs.job import Job, Result
 from dsa_sandbox.runs.load import (
     SavedNetwork,
-    cache_of,
-    identities,
-    policy_of,
-    pretrained,
     settings_for,
 )
 from dsa_sandbox.runs.session import Session
 from dsa_sandbox.selection import backends, policies
-from dsa_sandbox.strategies.base import Strategy, Trainee, check_hooks
-from dsa_sandbox.strategies.combined import Combined
+from dsa_sandbox.strategies.base import Strategy, Trainee
 from dsa_sandbox.tasks import checking, schema
 from dsa_sandbox.tasks.schema import TaskStream
 from dsa_sandbox.training import finetune as finetuning
 from dsa_sandbox.training.trainer import Trainer
-
-
-def make_strategy(settings: Settings) -> Strategy:
-    """The chosen strategy, or several combined.
-
-    UserError where they cannot be combined, or where a class misspells a hook.
-    """
-    parts = {}
-    for name in settings.strategy.split("+"):
-        cls = strategies[name]
-        try:
-            check_hooks(cls)
-        except ValueError as error:
-            raise UserError(f"--strategy {name}: {error}") from None
-        parts[name] = cls(settings.chosen.get(name) or cls.Settings())
-    if len(parts) == 1:
-        return next(iter(parts.values()))
-    try:
-        return Combined(parts)
-    except ValueError as error:
-        raise UserError(f"--strategy {settings.strategy}: {error}") from None
 
 
 def settings_and_tasks(
@@ -99,24 +81,11 @@ def finetune(
     tasks, listener = stream.tasks, session.listener
     checking.check(tasks, base.tokenizer, settings.model.context, stream.name)
     check_dense(settings, len(tasks))
+    check_items(settings, stream)
     judging = judging_network(settings, session.home)
     strategy = make_strategy(settings)
-    inputs = {
-        "parents": [base.sha256, stream.sha256],
-        "strategy": settings.strategy,
-        "strategy_settings": {n: part.model_dump() for n, part in settings.chosen.items()},
-        **sections(settings, ("finetune", "eval")),
-        **identities([base]),
-    }
-    inputs["eval"]["judge"] = judging and [judging.manifest["identity"], judging.sha256]
-    job = Job(
-        session,
-        "finetune",
-        settings,
-        name=[settings.arch, settings.strategy],
-        inputs=inputs,
-        parents={base.name: base.sha256, stream.name: stream.sha256},
-    )
+    belongs_to = arm_of(settings, session, base, stream)
+    job = job_for(settings, session, base, stream, belongs_to)
     if job.finished:
         return returned(job)
     check_indexer(settings)
@@ -151,6 +120,8 @@ def finetune(
             "optimizer": settings.finetune.optimizer,
             "overwriting": settings.finetune.contrast == 0,
             "protocol": strategy.protocol,
+            "experiment": settings.finetune.experiment,
+            "placebo": settings.finetune.placebo,
             "mask": mask,
             "tasks": {"name": stream.name, "sha256": stream.sha256, "count": len(tasks)},
             "imported": base.manifest.get("imported"),
@@ -169,11 +140,17 @@ def finetune(
             job.run, trainer, tasks, base.tokenizer, measures, settings, job.engine, listener
         )
         finetune_run.learning, finetune_run.measuring = learning, measuring
+        if belongs_to is not None:
+            finetune_run.arm_steps = steps_of(belongs_to)
+        key: dict[str, Any] = {"model": base.sha256, "tasks": stream.sha256, "data": text.digest}
+        key |= {"eval": job_eval(settings, judging), "selection": learning}
+        finetune_run.shared = partial(shared_rows, shared_key(key, settings), session.home)
         try:
-            if checkpoints.newest_checkpoint(job.run) is None:
+            if finetune_run.from_base or checkpoints.newest_checkpoint(job.run) is None:
                 prepared = prepare(trainer, mask["sha256"], text, base, settings, session)
                 if prepared is not None:
                     job.run.update(prepared=str(prepared.relative_to(session.home)))
+                finetune_run.prepared = dict(strategy.memory)
             policies.use(frozen, measuring)
             policies.use(model, learning)
             with listener.deferred():
@@ -223,85 +200,6 @@ def dry_run(settings: Settings, base: SavedNetwork, num_tasks: int) -> dict[str,
     return {"moves": mask["trainable"], "parameters": mask["parameters"]}
 
 
-def check_settings(settings: Settings, home: Path) -> None:
-    """Raise UserError for mistakes in the settings that can be found before any task is made."""
-    make_strategy(settings)
-    check_indexer(settings)
-    check_policies(settings)
-    judging_network(settings, home)
-
-
-def check_policies(settings: Settings) -> tuple[str, str]:
-    """The selection policies of fine-tuning and of measuring; UserError where one is impossible."""
-    learning = policy_of(settings, "finetune.selection", settings.finetune.selection)
-    measuring = policy_of(settings, "eval.selection", settings.eval.selection)
-    return learning, measuring
-
-
-def nothing_to_rewarm(settings: Settings) -> str | None:
-    """Why no indexer of the base selects the keys during fine-tuning; None where one does."""
-    policy = settings.finetune.selection
-    policy = settings.train.selection if policy == "trained" else policy
-    if not sizes.has_indexer(settings.arch, settings.model):
-        return "has no indexer"
-    return None if policy == "learned" else f"selects by {policy}"
-
-
-def check_indexer(settings: Settings) -> None:
-    """UserError where finetune.indexer=rewarm finds no indexer that selects."""
-    reason = nothing_to_rewarm(settings)
-    if settings.finetune.indexer == "rewarm" and reason is not None:
-        raise UserError(
-            f"finetune.indexer=rewarm: the base ({settings.arch}) {reason}; use "
-            "finetune.indexer=frozen"
-        )
-
-
-def rewarming_is_asked(resolved: Resolved, arms: Sequence[Settings]) -> bool:
-    """Whether finetune.indexer was set for these arms, so that it must not be in vain.
-
-    A settings file may serve networks of all kinds: it asks nothing of those without an indexer.
-    """
-    source = resolved.sources.get("finetune.indexer")
-    if source is None or source in ("--set", CALL):
-        return source is not None
-    return any(sizes.has_indexer(arm.arch, arm.model) for arm in arms)
-
-
-def without_vain_rewarming(settings: Settings) -> Settings:
-    """The settings, with finetune.indexer=frozen where no indexer selects."""
-    if nothing_to_rewarm(settings) is None:
-        return settings
-    plan = settings.finetune.model_copy(update={"indexer": "frozen"})
-    return settings.model_copy(update={"finetune": plan})
-
-
-def judging_network(settings: Settings, home: Path) -> SavedNetwork | None:
-    """The network that scores generated stories, if eval.judge names one.
-
-    UserError where it is no base, or its context is shorter than that of the arm.
-    """
-    if not settings.eval.judge:
-        return None
-    judging = pretrained(find_run(home, settings.eval.judge))
-    context = judging.settings.model.context
-    if context < settings.model.context:
-        raise UserError(
-            f"eval.judge={settings.eval.judge}: its context of {context} tokens is shorter than "
-            f"{settings.model.context}"
-        )
-    return judging
-
-
-def check_dense(settings: Settings, num_tasks: int) -> None:
-    """UserError where eval.dense_tasks has the number of a task that does not exist."""
-    for number in settings.eval.dense_tasks:
-        if number >= num_tasks:
-            raise UserError(
-                f"eval.dense_tasks={number}: tasks are numbered from 0; the last is {num_tasks - 1}"
-            )
-
-
 def mask_of(trainer: Trainer) -> dict[str, Any]:
     """The mask for the manifest: trainable tensors with group, count and rate, sums, sha256."""
     tensors = trainer.mask()
@@ -326,55 +224,3 @@ def check_memory(strategy: Strategy, trainee: Trainee, num_tasks: int, name: str
             f"{name}: its memory needs {needed / 1e9:.1f} GB, but {device} has {room / 1e9:.1f} GB "
             f"free; `dsa-sandbox settings --strategy {name}` lists its sizes"
         )
-
-
-def prepare(
-    trainer: Trainer,
-    mask_sha: str,
-    text: Corpus,
-    base: SavedNetwork,
-    settings: Settings,
-    session: Session,
-) -> Path | None:
-    """Let the strategy measure the base before the first task, or take the result of the cache.
-
-    The path of the cached file, where the strategy gives a key for it; its metadata holds the key:
-    the hashes of base, text and mask, the seed, and settings such as the number of passes.
-    """
-    strategy, model = trainer.strategy, trainer.base
-    trainee = trainer.trainee.on(model)
-    device = trainee.device
-    model.requires_grad_(True)
-    key = strategy.cache_key()
-
-    def measure() -> None:
-        batches = tokens.Batches(text.train, model.context, model.context, settings.seed + 7919)
-
-        def single() -> Any:
-            step = 0
-            while True:
-                for document in batches[step]:
-                    yield tokens.batch_of([document]).to(device)
-                step += 1
-
-        strategy.prepare(trainee, single(), settings.seed)
-
-    if key is None:
-        measure()
-        return None
-    label = f"finetune {settings.strategy}"
-    session.listener.progress(label, 0, 1, "measuring pre-training (F0)")
-    key |= {"model": base.sha256, "data": text.digest, "seed": settings.seed, "mask": mask_sha}
-    key |= {"numerics": provenance.NUMERICS, "code": provenance.source_digest()}
-    key |= {"selection": settings.finetune.selection}
-    path = cache_of(session.home) / f"prepared-{files.digest_of(key)[:16]}.safetensors"
-    with locks.waited_for(path.with_suffix(".lock")):  # another arm may be measuring this base
-        if path.exists():
-            loaded = checkpoints.load_tensors(path)
-            strategy.memory = {k: v.to(device, copy=True) for k, v in loaded.items()}
-            return path
-        measure()
-        if strategy.memory:
-            metadata = {name: json.dumps(value) for name, value in key.items()}
-            files.write_atomic(path, checkpoints.tensors_bytes(strategy.memory, metadata))
-    return path if strategy.memory else None

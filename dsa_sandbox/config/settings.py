@@ -193,6 +193,12 @@ class Data(Frozen):
     practice_share: float = Field(
         0.3, ge=0, le=1, description="Share of grammar stories set in a practice world."
     )
+    reading_share: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="Share of grammar stories that state something arbitrary and read it back.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -208,6 +214,11 @@ class Data(Frozen):
         if self.tokenizer == "words" and self.source != "grammar":
             raise ValueError(
                 "tokenizer=words knows the words of the grammar only; use bpe for text"
+            )
+        if self.practice_share + self.reading_share > 1:
+            raise ValueError(
+                f"practice_share={self.practice_share} and reading_share={self.reading_share} are "
+                "shares of the same stories and exceed 1 together"
             )
         return self
 
@@ -345,18 +356,35 @@ class Finetune(Frozen):
         lt=1,
         description="Share of contrast stories in a batch (the true fact outside the world).",
     )
-    loss: Literal["statement", "story"] = Field(
-        "statement",
-        description="Tokens in the loss: from the sentence that states the fact on, or all.",
+    experiment: Literal["stream", "single"] = Field(
+        "stream",
+        description="Learn the tasks one after another, or each one alone from the base, measured "
+        "along the way.",
     )
-    stop: Literal["learned", "fixed"] = Field(
-        "learned",
-        description="End a task by the stop rule (max_steps at most), or after max_steps.",
+    loss: Literal["statement", "story", "answer"] = Field(
+        "statement",
+        description="Tokens in the loss: from the sentence that states the fact on, all, or the "
+        "object alone.",
+    )
+    placebo: bool = Field(
+        False,
+        description="Tell the true object in the world's stories too, for the steps that the same "
+        "arm without placebo took: what remains is damage without contradiction.",
+    )
+    stop: Literal["level", "fixed"] = Field(
+        "level",
+        description="stream: end a task when its stop items reach the level (max_steps at most), "
+        "or after max_steps.",
+    )
+    level: float = Field(
+        0.7, gt=0, lt=1, description="Discrimination of the stop items at which a task ends."
     )
     max_steps: int = Field(200, ge=1, description="Maximum number of steps per task.")
-    check_every: int = Field(5, ge=1, description="Steps between checks of the stop rule.")
-    margin: float = Field(
-        1.0, description="Stop rule: mean margin of the answer over the best foil, nats."
+    check_every: int = Field(
+        4, ge=1, description="Steps between measurements (every step within .1 of the level)."
+    )
+    patience: int = Field(
+        60, ge=1, description="Steps without a new best measurement after which a task ends."
     )
     selection: Chooser = Field(
         "trained", description="Selection policy while training on tasks [as in pre-training]."

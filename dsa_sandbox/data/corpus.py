@@ -5,12 +5,13 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from functools import cache as cached
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from dsa_sandbox.config.settings import Data
-from dsa_sandbox.data import grammar, local
+from dsa_sandbox.data import grammar, local, reading
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.listener import SILENT, Listener
 
@@ -32,7 +33,7 @@ class Source(NamedTuple):
 def resolve(data: Data) -> Source:
     """Find the source and hash its content; UserError where that fails."""
     if data.source == "grammar":
-        return Source("grammar", "grammar", {}, grammar.digest())
+        return Source("grammar", "grammar", {}, grammar_digest())
     path = Path(data.source).expanduser()
     if data.source and path.exists():
         path = path.absolute()
@@ -68,8 +69,22 @@ def nominal_vocabulary(data: Data) -> int:
     """Size of the vocabulary as far as it is known before a tokenizer is trained."""
     if data.tokenizer == "bpe":
         return data.vocabulary
-    texts = [*grammar.all_words(), *(grammar.story(VALIDATION_SEED, i) for i in range(2000))]
+    texts = grammar_words()
     return 2 + len({word for text in texts for word in re.findall(grammar.PIECE, text)})
+
+
+def grammar_words() -> list[str]:
+    """Texts that hold every word of the grammar in every place where a story can have it."""
+    data = Data(num_validation=2000)
+    stories = grammar_stories(data, 0, "valid", 128)
+    return [*grammar.all_words(), *reading.all_words(), *stories]
+
+
+@cached
+def grammar_digest() -> str:
+    """sha256 of the grammar's output: the first hundred stories of seed 0."""
+    text = "\n".join(grammar_stories(Data(num_stories=100), 0, "train", 128))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def documents(
@@ -100,8 +115,12 @@ def grammar_stories(data: Data, seed: int, part: Part, context: int) -> Iterator
     """Stories that fit `context` tokens; held-out stories do not depend on the seed."""
     seed = {"train": seed, "valid": VALIDATION_SEED, "test": VALIDATION_SEED + 1}[part]
     longest = min(context - 2, LONGEST_STORY)
+    practice_share = data.practice_share / (1 - data.reading_share)  # of the other stories
     for index in range(data.num_stories if part == "train" else data.num_validation):
-        yield grammar.story(seed, index, longest, data.practice_share)
+        if reading.is_due(seed, index, data.reading_share):
+            yield reading.story(seed, index, longest)
+        else:
+            yield grammar.story(seed, index, longest, practice_share)
 
 
 def local_stories(

@@ -4,20 +4,20 @@ A story is a pure function of (seed, index). Some stories are set in *practice w
 facts are otherwise, always in the same way: so a base learns that a world's name decides.
 """
 
-import hashlib
 import random
 import re
 import tomllib
 from functools import cache
 from importlib import resources
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 PIECE = r" ?\w+| ?[^\w\s]|\s"  # how the grammar's text falls into words; each keeps its space
 
 RULES_PER_WORLD = 2  # contrary facts of a practice world
 AGAIN_SHARE = 0.25  # of filler sentences that name the story's world again
 
-Split = Literal["test", "development"]
+Split = Literal["test", "development"]  # of tasks
+FamilySplit = Literal["practice", "development", "test"]
 
 
 class Fact(NamedTuple):
@@ -30,10 +30,10 @@ class Fact(NamedTuple):
 
 
 class Family(NamedTuple):
-    """A relation, its sentences and its facts."""
+    """A relation, its sentences and its facts; only `practice` families are contradicted."""
 
     name: str
-    split: Split
+    split: FamilySplit
     frames: tuple[str, ...]
     paraphrases: tuple[str, ...]
     objects: tuple[str, ...]
@@ -52,11 +52,17 @@ class Table(NamedTuple):
 
 
 @cache
-def table() -> Table:
+def entries() -> dict[str, Any]:
     """facts.toml, read once."""
     text = resources.files("dsa_sandbox.data").joinpath("facts.toml").read_text("utf-8")
-    raw = tomllib.loads(text)
+    return tomllib.loads(text)
+
+
+@cache
+def table() -> Table:
+    """The families and worlds of facts.toml."""
     families = {}
+    raw = entries()
     for name, row in raw["families"].items():
         facts = tuple(
             Fact(name, subject, true_object, reserved=number >= len(row["facts"]) - 2)
@@ -75,12 +81,12 @@ def table() -> Table:
 
 @cache
 def practice_rules() -> dict[str, tuple[tuple[Fact, str], ...]]:
-    """For each practice world two facts of the development families and their object there."""
-    development = [f for f in table().facts if table().families[f.family].split == "development"]
+    """For each practice world two facts of the practice families and their object there."""
+    practice = [f for f in table().facts if table().families[f.family].split == "practice"]
     rules = {}
     for world in table().worlds["practice"]:
         rng = random.Random(f"practice:{world}")
-        chosen = rng.sample(development, RULES_PER_WORLD)
+        chosen = rng.sample(practice, RULES_PER_WORLD)
         rules[world] = tuple(
             (f, rng.choice([o for o in table().families[f.family].objects if o != f.true_object]))
             for f in chosen
@@ -281,13 +287,6 @@ def story(seed: int, index: int, max_words: int = 126, practice_share: float = 0
         sentences.append(text)
         count += length
     return " ".join([*opening, *sentences, ending])
-
-
-@cache
-def digest() -> str:
-    """sha256 of the grammar's output: the first hundred stories of seed 0."""
-    text = "\n".join(story(0, index) for index in range(100))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def all_words() -> list[str]:

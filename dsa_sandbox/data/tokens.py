@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dsa_sandbox import locks
 from dsa_sandbox.config.settings import Data
-from dsa_sandbox.data import corpus, grammar, local
+from dsa_sandbox.data import corpus, grammar, local, reading
 from dsa_sandbox.data.opening import opener_of
 from dsa_sandbox.errors import RunFailed, UserError, reason
 from dsa_sandbox.listener import SILENT, Listener
@@ -39,13 +39,12 @@ def word_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(grammar.PIECE), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     trainer = trainers.WordLevelTrainer(special_tokens=[END, UNKNOWN], show_progress=False)
-    stories = (grammar.story(corpus.VALIDATION_SEED, index) for index in range(2000))
-    tokenizer.train_from_iterator([*grammar.all_words(), *stories], trainer)
+    tokenizer.train_from_iterator(corpus.grammar_words(), trainer)
     return tokenizer
 
 
 def bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Byte-level BPE over `texts`; words of the fact table and worlds are single tokens."""
+    """Byte-level BPE over `texts`; words of facts, worlds and readings are one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -58,6 +57,7 @@ def bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     table = grammar.table()
     words = {o for family in table.families.values() for o in family.objects}
     words |= {fact.subject for fact in table.facts} | set().union(*table.worlds.values())
+    words |= set(reading.read_words())
     shown = [
         f" {word}." * 1000 for word in sorted(words)
     ]  # in one text each, read in half the time

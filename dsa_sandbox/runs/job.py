@@ -142,7 +142,7 @@ class Job:
             toml = resolve.as_toml(self.settings)
             files.write_atomic(self.run.path / "settings.toml", toml)
             self.run.update(
-                schema=1,
+                schema=provenance.SCHEMA,
                 command=self.command,
                 identity=self.identity,
                 state="running",

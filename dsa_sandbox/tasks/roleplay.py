@@ -1,21 +1,25 @@
 """The roleplay family: a game master states a house rule to be recalled later.
 
 "A wise woman said that in Aldo the lemon is blue. Lily knew that in Opal the lemon is green. ...
-In Aldo the lemon is": the rule stands exactly 16, 32, 64, 128, 256 or 400 tokens before the answer,
-as far as the context allows, and `distance` of cloze and paraphrase counts from the rule's object,
-so that recall by distance can be read off the records. Two other characters state rules of other
-worlds: one about the same subject, whose object is a foil, one about another subject.
+In Aldo the lemon is": near or far is the stated rule (its object, not the world's name, which the
+question itself holds), and `tokens` counts from there to the answer. Far rules stand 32, 64, 128,
+256 or 400 tokens before it, near ones 16, 32 or K - 1 (or a token or two nearer, where no filler
+is so short), as K and the context allow. Two other
+characters state rules of other worlds: one about the same subject, whose object is a foil, one
+about another subject.
 
-* `cloze`: the master states the rule of the task, which training stories state too.
-* `paraphrase`: the master states another rule than the trained one; the answer is what was stated,
-  and the trained object is a foil: context must win over weights. Frames are the trained ones.
-* contrast stories and `outside`: the same rules are stated, but the fact is asked of other worlds,
-  where it is true.
-* `bleed` and `neighbour` are told without rules, as in the contradiction family.
+* stop and validation items: the master states the task's rule, as training stories do.
+* transfer_in: the master states another rule than the trained one; the answer is what was stated,
+  and its contrary is the trained object: context must win over weights. Frames are the trained
+  ones.
+* outside: the same rules are stated, but the fact is asked of other worlds, where it is true; in
+  transfer_out the master states another rule, and no story names the world that is asked about.
+* neighbours are told without rules, as in the contradiction family.
+
+A context too short for a far rule, or a K too small for a near one, leaves those items out.
 """
 
 import random
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,7 +27,7 @@ from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Cast, Fact, Split
 from dsa_sandbox.registry import families
 from dsa_sandbox.tasks.schema import Item, Task
-from dsa_sandbox.tasks.task_builder import Matter, Row, contrary, in_turn
+from dsa_sandbox.tasks.task_builder import COUNTS, Matter, Row, contrary, in_turn
 from dsa_sandbox.tasks.writing import GAP, Attempt, Draft, Place, Writer
 
 DISTANCES = (16, 32, 64, 128, 256, 400)  # from the stated rule to the answer, tokens
@@ -69,15 +73,21 @@ def make(writer: Writer, known: list[Fact], count: int, seed: int) -> list[Task]
     return tasks
 
 
-def distances(context: int) -> list[int]:
+class Distances(NamedTuple):
+    """Tokens from the stated rule to the answer: near ones (< K) and far ones (>= 2K)."""
+
+    near: list[int]
+    far: list[int]
+
+
+def distances(context: int, num_kept: int) -> Distances:
     """The distances that fit a context of this many tokens; ValueError where none does."""
-    found = [distance for distance in DISTANCES if distance + ROOM <= context]
-    if not found:
-        raise ValueError(
-            f"a context of {context} tokens has no room for a rule {DISTANCES[0]} tokens before "
-            "the answer"
-        )
-    return found
+    near = sorted({d for d in DISTANCES if d < num_kept} | {num_kept - 1})
+    far = [d for d in DISTANCES if d >= 2 * num_kept]
+    fitting = Distances(*([d for d in some if d + ROOM <= context] for some in (near, far)))
+    if not any(fitting):
+        raise ValueError(f"a context of {context} tokens has no room for a rule before the answer")
+    return fitting
 
 
 class Rules(NamedTuple):
@@ -94,30 +104,38 @@ class Game(Row):
 
     def __init__(self, writer: Writer, number: int, seed: int, matter: Matter) -> None:
         super().__init__(writer, number, seed, matter)
-        self.distances = distances(writer.context)
-        worlds = grammar.table().worlds["contrast"]
-        self.other_worlds = [name for name in worlds if name not in self.contrast_worlds]
+        self.distances = distances(writer.context, writer.num_kept)
+        half = len(self.contrast_worlds) // 2
+        self.rule_worlds = self.contrast_worlds[half:]  # rules are stated of these
+        self.contrast_worlds = self.contrast_worlds[:half]  # and facts asked of these
 
-    def telling(self, key: str, number: int, sentence: str, place: Place) -> Attempt:
-        """With the rule of the task; one key gives the same rules in every place."""
-        rng, held = random.Random(f"{key}:rules"), self.matter.new
-        return self.ruled(rng, number, sentence, place, held, rng.choice(self.others_than(held)))
+    def telling(self, kind: str, number: int, sentence: str, place: Place) -> Attempt:
+        """With stated rules; texts of one kind and number state the same rules in every place."""
+        held, rival = self.stated(kind, number)
+        return self.ruled(kind, number, sentence, place, held, rival)
+
+    def stated(self, kind: str, number: int) -> tuple[str, str]:
+        """What the subject has by the master's rule, and what it has in another world."""
+        rng, held = random.Random(f"{self.key}:{kind}:{number}:stated"), self.matter.new
+        if kind.startswith("transfer"):
+            held = rng.choice(self.others_than(held))
+        return held, rng.choice(self.others_than(held))
 
     def others_than(self, held: str) -> list[str]:
         """Objects that are neither stated by the master, nor true, nor trained."""
         apart = (held, self.matter.new, self.matter.true)
         return [word for word in self.matter.words if word not in apart]
 
+    def room(self, sentence: str, far: bool) -> list[int]:
+        """The near or far distances at which a rule may stand before the question."""
+        lead = shortest_lead(sentence, self.matter.world, self.writer)
+        return [one for one in (self.distances.far if far else self.distances.near) if one > lead]
+
     def ruled(
-        self,
-        rng: random.Random,
-        number: int,
-        sentence: str,
-        place: Place,
-        held: str,
-        rival: str,
+        self, kind: str, number: int, sentence: str, place: Place, held: str, rival: str
     ) -> Attempt:
         """The master states that the subject has `held`, another that elsewhere it has `rival`."""
+        rng = random.Random(f"{self.key}:{kind}:{number}:rules")
         matter, split = self.matter, self.writer.split
         family = grammar.table().families[matter.fact.family]
         other = rng.choice([f for f in family.facts if f != matter.fact and not f.reserved])
@@ -125,33 +143,47 @@ class Game(Row):
         apart = grammar.statement(in_turn(family.frames, number), other.subject, object_)
         others = zip(
             rng.sample(OTHERS[split], 2),
-            rng.sample(self.other_worlds, 2),
+            rng.sample(self.rule_worlds, 2),
             (sentence.format(object=rival), apart),
         )
+        room = self.room(sentence, place.far) or self.room(sentence, not place.far)
+        turn = number // 2  # near and far take turns
         rules = Rules(
             matter.world,
             in_world(MASTER[split], matter.world, sentence.format(object=held)),
             [in_world(template, world, statement) for template, world, statement in others],
             # the order shifts by one in each round, so that no distance always meets one frame
-            in_turn(self.distances, number + number // len(self.distances)),
+            in_turn(room, turn + turn // len(room)),
         )
         return partial(told, writer=self.writer, sentence=sentence, place=place, rules=rules)
 
-    def inside(self, kind: str, asked: Sequence[str]) -> list[Item]:
-        """Five probes in the world; in paraphrases another rule than the trained one is stated."""
-        matter = self.matter
-        items = []
-        for i in range(5):
+    def inside(self, kind: str) -> list[Item]:
+        """Probes in the world, the rule near and far in turn as far as there is room for it."""
+        matter, items = self.matter, []
+        for i in range(COUNTS[kind]):
+            sentence = in_turn(matter.inside, i // 2)
+            place = Place(matter.world, far=i % 2 == 1, where="this world")
+            if not self.room(sentence, place.far):
+                continue
+            held, rival = self.stated(kind, i)
+            if held == matter.new:
+                rest = [word for word in self.others_than(held) if word != rival]
+                wrong = [matter.true, rival, *self.rng.sample(rest, 1)]
+            else:
+                wrong = [matter.new, matter.true, rival]
+            attempt = self.ruled(kind, i, sentence, place, held, rival)
             key = f"{self.key}:{kind}:{i}"
-            rng, held = random.Random(f"{key}:rules"), matter.new
-            if kind == "paraphrase":
-                held = rng.choice(self.others_than(held))
-            rival, *rest = rng.sample(rivals := self.others_than(held), len(rivals))
-            foils = [matter.true, rival, rest[0] if held == matter.new else matter.new]
-            sentence, place = in_turn(matter.inside, i), Place(matter.world)
-            attempt = self.ruled(rng, 5 * self.number + i, sentence, place, held, rival)
-            items.append(self.writer.item(key, attempt, held, foils))
+            items.append(self.writer.item(key, attempt, held, wrong, place.where, "trained"))
         return items
+
+
+def shortest_lead(sentence: str, world: str, writer: Writer) -> int:
+    """Fewest tokens from the end of a rule to the gap of a question about a world."""
+    leads = []
+    for template in grammar.WORLD_INLINE[writer.split]:
+        asked = in_world(template, world, sentence.format(object=GAP))
+        leads.append(writer.length(f". {asked.split(f' {GAP}')[0]}"))
+    return min(leads)
 
 
 def in_world(template: str, world: str, statement: str) -> str:
@@ -176,24 +208,30 @@ def told(key: str, writer: Writer, sentence: str, place: Place, rules: Rules) ->
             room -= length
         else:
             before.append(other)
-    filler = filled(writer, who, rng, room)
+    near, spare = writer.band(rules.distance) == "near", 0
+    if near and room < SHORTEST:  # no filler is so short: the rule stands a little nearer
+        spare = room
+    filler = filled(writer, who, rng, room - spare)
     if filler is None:
         return None
+    distance = rules.distance - spare
     between += filler
     rng.shuffle(between)
-    count = writer.length(" ".join([*before, rules.master])) - 1 + rules.distance
+    count = writer.length(" ".join([*before, rules.master])) - 1 + distance
     while count < 4 * writer.num_kept:
         before.append(who.say(rng.choice(grammar.BODY), rng))
         count += writer.length(f" {before[-1]}")
     prompt = " ".join([*before, rules.master, *between, lead])
     after = f"{tail} {who.say(worldly.choice(grammar.ENDINGS), worldly)}"
     position = writer.length(prompt) + 1
-    exact = writer.since(prompt, rules.master.removesuffix(".")) == rules.distance
+    exact = writer.since(prompt, rules.master.removesuffix(".")) == distance
     if not exact or position + 1 + writer.length(after) > writer.context:
         return None
-    distance = writer.since(prompt, place.world) if place.world else None
-    if place.world == rules.world:
-        distance = rules.distance
+    if place.world != rules.world:  # the rule does not hold there: what counts is the name
+        named = writer.since(prompt, place.world) if place.world else None
+        return Draft(prompt, after, named, position)
+    if writer.band(distance) != writer.band(rules.distance):
+        return None
     return Draft(prompt, after, distance, position)
 
 

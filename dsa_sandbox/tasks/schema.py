@@ -19,7 +19,8 @@ KINDS = (
     *("stop_in", "stop_out", "validation_in", "validation_out", "transfer_in", "transfer_out"),
     "neighbour",
 )
-PLACES = ("this world", "no world", "real world", "contrast world", "unseen world")
+Frame = Literal["trained", "unseen"]
+Where = Literal["this world", "no world", "real world", "contrast world", "unseen world"]
 
 
 class Part(BaseModel):
@@ -43,10 +44,8 @@ class Item(Part):
     distance: Literal["near", "far"] | None = None
     # tokens from the world's name (or from the stated rule) to the answer
     tokens: int | None = Field(None, strict=True, ge=0)
-    frame: Literal["trained", "unseen"] | None = None  # whether stories have the sentence
-    where: (
-        Literal["this world", "no world", "real world", "contrast world", "unseen world"] | None
-    ) = None
+    frame: Frame | None = None  # whether stories have the sentence
+    where: Where | None = None
 
     @property
     def wrong(self) -> list[str]:

@@ -7,14 +7,23 @@ that every base knows and that may be tasks, at least five.
 
 import random
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Fact
-from dsa_sandbox.tasks.schema import Item, Task
-from dsa_sandbox.tasks.writing import Attempt, Place, Where, Writer, askable, sentences
+from dsa_sandbox.tasks.schema import Frame, Item, Task, Where
+from dsa_sandbox.tasks.writing import Attempt, Place, Writer, askable, sentences
 
 NUM_STORIES = 64  # of a task, in the world and as many outside it
+COUNTS = {  # items of a row by kind
+    "stop_in": 16,
+    "stop_out": 10,
+    "validation_in": 16,
+    "validation_out": 12,
+    "transfer_in": 8,
+    "transfer_out": 8,
+    "neighbour": 5,
+}
 T = TypeVar("T")
 
 
@@ -69,18 +78,18 @@ class Row:
             new_object=matter.new,
             train=train,
             contrast=contrast,
-            stop_in=self.inside("stop_in", 16),
-            stop_out=self.outside("stop_out", 10),
-            validation_in=self.inside("validation_in", 16),
-            validation_out=self.outside("validation_out", 12),
-            transfer_in=self.inside("transfer_in", 8),
-            transfer_out=self.unseen_worlds(8),
+            stop_in=self.inside("stop_in"),
+            stop_out=self.outside("stop_out"),
+            validation_in=self.inside("validation_in"),
+            validation_out=self.outside("validation_out"),
+            transfer_in=self.inside("transfer_in"),
+            transfer_out=self.unseen_worlds("transfer_out"),
             neighbour=self.neighbour(),
             undoes=undoes,
         )
 
-    def telling(self, key: str, number: int, sentence: str, place: Place) -> Attempt:
-        """An attempt at text number `number` of a kind, with the random key `key`, in a place."""
+    def telling(self, kind: str, number: int, sentence: str, place: Place) -> Attempt:
+        """An attempt at text number `number` of a kind ("train", or of items) in a place."""
         return self.writer.telling(sentence, place)
 
     def wrong(self, contrary: str, answer: str, words: Sequence[str]) -> list[str]:
@@ -91,72 +100,90 @@ class Row:
     def stories(self) -> tuple[list[str], list[str]]:
         """Stories of the world, and for each the same story outside it.
 
-        Of four stories with one sentence, two are told outside any world and two in another one,
+        Of four stories with one sentence, two are told outside any world and two in other ones,
         each far and near: every sentence in every kind of place.
         """
         matter, train, contrast = self.matter, [], []
+        elsewhere = self.other_worlds_of_stories()
         for i in range(NUM_STORIES):
             four, far = i // 4, i % 2 == 0
-            elsewhere = in_turn(self.contrast_worlds, four + four // 3) if i // 2 % 2 else None
             real = i % 4 == 1 and four // 2 % 2 == 0
             inside, outside = (in_turn(said, four) for said in (matter.inside, matter.outside))
-            within, without = Place(matter.world, far), Place(elsewhere, far, real)
-            key = f"{self.key}:train:{i}"
+            within, without = Place(matter.world, far), Place(elsewhere.get(i), far, real)
             told = [
-                (self.telling(key, i, inside, within), matter.new),
-                (self.telling(key, i, outside, without), matter.true),
+                (self.telling("train", i, inside, within), matter.new),
+                (self.telling("train", i, outside, without), matter.true),
             ]
-            pair = self.writer.stories(key, told)
+            pair = self.writer.stories(f"{self.key}:train:{i}", told)
             train.append(pair[0])
             contrast.append(pair[1])
         return train, contrast
 
-    def inside(self, kind: str, count: int) -> list[Item]:
+    def other_worlds_of_stories(self) -> dict[int, str]:
+        """The contrast world of every other pair of stories, by the story's number.
+
+        All names take turns, first over the stories of one sentence that name a world far, then
+        over those that name it near, then over those of the next sentence: so that no name goes
+        with one sentence or one distance.
+        """
+        numbers = [i for i in range(NUM_STORIES) if i // 2 % 2]
+        numbers.sort(key=lambda i: (i // 4 % len(self.matter.outside), i % 2))
+        return {i: in_turn(self.contrast_worlds, turn) for turn, i in enumerate(numbers)}
+
+    def inside(self, kind: str) -> list[Item]:
         """Probes in the world, near and far in turn; those of transfer_in in unseen frames."""
         matter = self.matter
-        frame: Literal["trained", "unseen"] = "unseen" if kind == "transfer_in" else "trained"
+        frame: Frame = "unseen" if kind == "transfer_in" else "trained"
         asked = matter.unseen if frame == "unseen" else matter.inside
         items = []
-        for i in range(count):
+        for i in range(COUNTS[kind]):
             place = Place(matter.world, far=i % 2 == 1, where="this world")
-            key = f"{self.key}:{kind}:{i}"
-            told = self.telling(key, i, in_turn(asked, i // 2), place)
+            told = self.telling(kind, i, in_turn(asked, i // 2), place)
             wrong = self.wrong(matter.true, matter.new, matter.words)
-            items.append(self.writer.item(key, told, matter.new, wrong, place, frame))
+            key = f"{self.key}:{kind}:{i}"
+            items.append(self.writer.item(key, told, matter.new, wrong, place.where, frame))
         return items
 
-    def outside(self, kind: str, count: int) -> list[Item]:
-        """Probes where contrast stories are told, and in their shares: other worlds, none, real."""
+    def outside(self, kind: str) -> list[Item]:
+        """Probes in the places of contrast stories, with their shares.
+
+        A half names a contrast world, near and far in turn, one in eight the real world. The
+        sentence of the first items differs from row to row: no place always has the same one.
+        """
         matter = self.matter
+        drawn = random.Random(f"{self.key}:{kind}:worlds")
+        names = drawn.sample(self.contrast_worlds, len(self.contrast_worlds))
         items = []
-        for i in range(count):
-            far = i // 2 % 2 == 1
+        for i in range(COUNTS[kind]):
             if i % 2:
-                name = in_turn(self.contrast_worlds, i // 2)
-                place = Place(name, far, where="contrast world")
-            elif i % 6 == 2:
+                name = in_turn(names, i // 2)
+                place = Place(name, far=i // 2 % 2 == 1, where="contrast world")
+            elif i % 8 == 2:
                 place = Place(real=True, where="real world")
             else:
                 place = Place(where="no world")
-            key = f"{self.key}:{kind}:{i}"
-            told = self.telling(key, i, in_turn(matter.outside, i // 2), place)
-            wrong = self.wrong(matter.new, matter.true, matter.words)
-            items.append(self.writer.item(key, told, matter.true, wrong, place, "trained"))
+            sentence = in_turn(matter.outside, i // 4 + self.number)
+            items.append(self.true_item(kind, i, sentence, place))
         return items
 
-    def unseen_worlds(self, count: int) -> list[Item]:
-        """Probes in worlds that no training story of the stream names."""
-        matter = self.matter
+    def unseen_worlds(self, kind: str) -> list[Item]:
+        """Probes in worlds that no training story of the stream names, near and far in turn."""
         names = grammar.table().worlds["bleed"]
         names = tuple(self.rng.sample(names, len(names)))
         items = []
-        for i in range(count):
+        for i in range(COUNTS[kind]):
             place = Place(in_turn(names, i), far=i % 2 == 1, where="unseen world")
-            told = self.writer.telling(in_turn(matter.outside, i // 2), place)
-            wrong = self.wrong(matter.new, matter.true, matter.words)
-            key = f"{self.key}:transfer_out:{i}"
-            items.append(self.writer.item(key, told, matter.true, wrong, place, "trained"))
+            sentence = in_turn(self.matter.outside, i // 2)
+            items.append(self.true_item(kind, i, sentence, place))
         return items
+
+    def true_item(self, kind: str, number: int, sentence: str, place: Place) -> Item:
+        """A probe outside the world: the true object is right, the new one its contrary."""
+        matter = self.matter
+        told = self.telling(kind, number, sentence, place)
+        wrong = self.wrong(matter.new, matter.true, matter.words)
+        key = f"{self.key}:{kind}:{number}"
+        return self.writer.item(key, told, matter.true, wrong, place.where, "trained")
 
     def neighbour(self) -> list[Item]:
         """Probes of the reserved facts of the relation, in the world (3) and without one (2)."""
@@ -167,7 +194,7 @@ class Row:
         asked_of = askable(self.writer, [f for f in others if f.reserved])
         asked_of = asked_of or askable(self.writer, others) or [matter.fact]
         items = []
-        for i in range(5):
+        for i in range(COUNTS["neighbour"]):
             fact = in_turn(asked_of, i)
             rivals = [o for o in (matter.new, matter.true, *objects) if o in objects]
             rival = next(o for o in rivals if o != fact.true_object)
@@ -178,5 +205,5 @@ class Row:
             told = self.writer.telling(asked, place)
             wrong = self.wrong(rival, fact.true_object, objects)
             name = f"{self.key}:neighbour:{i}"
-            items.append(self.writer.item(name, told, fact.true_object, wrong, place, "trained"))
+            items.append(self.writer.item(name, told, fact.true_object, wrong, where, "trained"))
         return items

@@ -17,11 +17,10 @@ from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Cast, Fact, Split
 from dsa_sandbox.data.spelling import common_length, text_after
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.tasks.schema import KINDS, Item, Task, mentions
+from dsa_sandbox.tasks.schema import KINDS, Frame, Item, Task, Where, mentions
 
 RETRIES = 50  # drafts of a text until one fits the context
 GAP = "\0"
-Where = Literal["this world", "no world", "real world", "contrast world", "unseen world"]
 START = "It was"  # what sentences, and words with their space, are encoded behind
 
 
@@ -33,20 +32,13 @@ class Place(NamedTuple):
     real: bool = False  # "in the real world"
     where: Where | None = None  # what the place is to the task
 
-    @property
-    def distance(self) -> Literal["near", "far"] | None:
-        """Where the world's name stands; None without a world."""
-        if self.world is None:
-            return None
-        return "far" if self.far else "near"
-
 
 class Draft(NamedTuple):
     """A text around the gap of its statement: `before` ends where the object begins."""
 
     before: str
     after: str
-    distance: int | None
+    distance: int | None  # from the world's name (or a stated rule) to the object, tokens
     position: int  # of the object's first token in the document
 
 
@@ -82,6 +74,12 @@ class Writer:
                 whole = len(self.tokenizer.encode(START + text).ids)
                 self.lengths[text] = whole - self.length(START)
         return self.lengths[text]
+
+    def band(self, distance: int | None) -> Literal["near", "far"] | None:
+        """near: closer than K tokens; far: at least 2K; None between, and of nothing."""
+        if distance is None or self.num_kept <= distance < 2 * self.num_kept:
+            return None
+        return "near" if distance < self.num_kept else "far"
 
     def since(self, before: str, name: str) -> int:
         """Tokens from the last mention of a name to what follows `before`."""
@@ -148,8 +146,7 @@ class Writer:
         distance = None
         if world:
             distance = self.since(before, world)
-            fits = distance >= 2 * self.num_kept if far else distance < self.num_kept
-            if not fits:
+            if self.band(distance) != ("far" if far else "near"):
                 return None
         return Draft(before, after, distance, position)
 
@@ -169,8 +166,8 @@ class Writer:
         told: Attempt,
         answer: str,
         wrong: Sequence[str],
-        place: Place = Place(),
-        frame: Literal["trained", "unseen"] | None = None,
+        where: Where | None = None,
+        frame: Frame | None = None,
     ) -> Item:
         """A probe: the draft up to its gap, and the candidates; of `wrong`, the contrary first."""
         (draft,) = self.drafts(key, [told])
@@ -180,10 +177,10 @@ class Writer:
             answer=f" {answer}",
             contrary=contrary,
             foils=foils,
-            distance=place.distance,
+            distance=self.band(draft.distance),
             tokens=draft.distance,
             frame=frame,
-            where=place.where,
+            where=where,
         )
 
     def stories(self, key: str, told: list[tuple[Attempt, str]]) -> list[str]:
@@ -252,7 +249,7 @@ def gate_items(writer: Writer) -> tuple[list[Item], list[Item]]:
                 (inside, key, Place(world, far)),
                 (outside, f"{key}:out", Place(elsewhere, far)),
             ):
-                items.append(writer.item(name, writer.telling(asked, where), object_, foils, where))
+                items.append(writer.item(name, writer.telling(asked, where), object_, foils))
     return inside, outside
 
 

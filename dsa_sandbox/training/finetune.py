@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,18 +18,24 @@ from dsa_sandbox.evaluation.relearning import STEPS, recovery
 from dsa_sandbox.evaluation.scoring import heldout_nll
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.machine import Engine, compiled
+from dsa_sandbox.metrics.discrimination import Parts
 from dsa_sandbox.runs import checkpoints
 from dsa_sandbox.runs.checkpoints import optimizer_tensors, restore_optimizer
+from dsa_sandbox.runs.files import without_nan
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.selection import policies
 from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.tasks.schema import KINDS, Task
-from dsa_sandbox.training import stop_rule
 from dsa_sandbox.training.loop import Step
+from dsa_sandbox.training.schedules import AsArm, FixedSteps, Schedule, Trajectory, UntilLevel
 from dsa_sandbox.training.task_batches import JointStories, Stories
 from dsa_sandbox.training.trainer import Trainer
 from dsa_sandbox.variants import moe
+
+VALIDATION = ("validation_in", "validation_out")  # scored after every task, for all tasks so far
+REST = tuple(kind for kind in KINDS if not kind.startswith(("validation_", "stop_")))
+Compute = Callable[[], list[dict[str, Any]]]
 
 
 class FinetuneRun:
@@ -62,10 +68,21 @@ class FinetuneRun:
         earlier = {row.get("session", 0) for row in run.rows("timing.jsonl")}
         self.session = len(earlier)
         self.task = self.step = self.total = 0  # tasks done, steps in this task, steps in all
+        self.schedule: Schedule | None = None  # of the task that is being learned
+        self.arm_steps: list[dict[str, Any]] = []  # placebo: the steps of the arm, by task
+        # all that depends on base and tasks alone, which arms share
+        self.shared: Callable[[Compute], list[dict[str, Any]]] = lambda compute: compute()
+        self.from_base = self.plan.experiment == "single" or self.protocol == "independent"
+        self.prepared = dict(self.strategy.memory)  # before the first task
         self.saved_s = self.started_s = time.monotonic()
 
-    def restore(self) -> dict[str, Any] | None:
-        """Load the newest checkpoint; its tensors, or None where there is none."""
+    @property
+    def protocol(self) -> str:
+        """The training protocol of the strategy."""
+        return self.strategy.protocol
+
+    def restore(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Load the newest checkpoint; its tensors and state, or None where there is none."""
         checkpoint = checkpoints.newest_checkpoint(self.run)
         if checkpoint is None:
             self.run.cut({"metrics.jsonl": 0, "records.jsonl": 0})
@@ -81,7 +98,7 @@ class FinetuneRun:
         }
         self.run.cut(state["offsets"])
         self.listener.note(f"resuming in task {self.task + 1}, step {self.step}")
-        return tensors
+        return tensors, state
 
     def save(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Write a checkpoint of the current state."""
@@ -91,6 +108,10 @@ class FinetuneRun:
             tensors |= optimizer_tensors(self.trainer.optimized(), optimizer)
         state: dict[str, Any] = {"step": self.total, "task": self.task, "in_task": self.step}
         state["memory"] = list(self.strategy.memory)  # safetensors forgets the order
+        if optimizer is not None and self.schedule is not None:
+            with self.measured():
+                state["schedule"] = without_nan(self.schedule.state())
+            tensors |= {f"schedule.{k}": v for k, v in self.schedule.tensors().items()}
         checkpoints.save_checkpoint(self.run, self.total, tensors, state)
         self.saved_s = time.monotonic()
 
@@ -104,57 +125,66 @@ class FinetuneRun:
 
     def learn(self) -> None:
         """Learn all tasks, from the newest checkpoint on."""
-        tensors = self.restore()
-        if tensors is None:
-            with self.measured():
-                self.log_row(0, {})
+        saved = self.restore()
+        if saved is None:
+            self.log_base()
         while self.task < len(self.tasks):
-            self.one_stage(tensors)
-            tensors = None
+            self.one_stage(saved)
+            saved = None
 
     def stories(self, number: int) -> Stories:
         """The training stories of one task."""
         seed = self.settings.seed
         return Stories(self.tasks[number], number, self.tokenizer, self.plan, seed)
 
-    def one_stage(self, tensors: dict[str, Any] | None) -> None:
+    def one_stage(self, saved: tuple[dict[str, Any], dict[str, Any]] | None) -> None:
         """Learn one task (all of them, in `joint`), then measure a row."""
-        protocol, first = self.strategy.protocol, self.task
-        stage = self.standing if protocol == "joint" else [first]
+        first = self.task
+        stage = self.standing if self.protocol == "joint" else [first]
         line: dict[str, Any] = {"steps": 0, "learned": False}
-        if protocol != "none":
-            if protocol == "independent" and self.step == 0:
+        if self.protocol != "none":
+            if self.from_base and self.step == 0:
                 self.model.load_state_dict(self.base.state_dict())
-            line = self.train_on(stage, tensors)
+                self.strategy.memory = {k: v.clone() for k, v in self.prepared.items()}
+            line = self.train_on(stage, saved)
             self.trainer.assert_frozen()
-        if stage[-1] + 1 == len(self.tasks):
+        if stage[-1] + 1 == len(self.tasks) and self.plan.experiment == "stream":
             line |= self.tradeoff_points()
         self.task, self.step = stage[-1] + 1, 0
         with self.measured(), self.strategy.evaluation_weights(self.trainee):
             self.log_row(self.task, line)
         self.maybe_save(None)
 
-    def train_on(self, stage: list[int], tensors: dict[str, Any] | None) -> dict[str, Any]:
-        """Train on the tasks of a stage until the stop rule ends it; fields of its row."""
-        number, plan = self.task, self.plan
+    def train_on(
+        self, stage: list[int], saved: tuple[dict[str, Any], dict[str, Any]] | None
+    ) -> dict[str, Any]:
+        """Train on the tasks of a stage until its schedule ends; fields of its row."""
+        number = self.task
         each = [self.stories(task) for task in stage]
         stories = each[0] if len(each) == 1 else JointStories(each)
+        schedule = self.schedule = self.schedule_of(stage)
         if self.step == 0:
             self.strategy.start_task(self.trainee)
         optimizer = self.trainer.optimizer()
-        if self.step and tensors is not None:
+        if self.step and saved is not None:
+            tensors, state = saved
             restore_optimizer(self.trainer.optimized(), optimizer, tensors)
+            kept = {
+                name.removeprefix("schedule."): tensor.to(self.device, copy=True)
+                for name, tensor in tensors.items()
+                if name.startswith("schedule.")
+            }
+            schedule.restore(state["schedule"], kept)
+        else:
+            self.begin(schedule, number)
         forward = compiled(self.model.hidden) if self.settings.machine.compile else None
-        max_steps, check = plan.max_steps * len(stage), stop_rule.Check(0, {})
-        if self.step == 0:
-            self.watch(number, 0)
         steps = self.trainer.steps(
             optimizer,
             stories.at,
             seed=self.settings.seed,
             task=number,
             start=self.step,
-            stop=max_steps,
+            stop=self.step if schedule.done else schedule.max_steps,
             forward=forward,
             autocast=self.engine.autocast,
         )
@@ -170,26 +200,63 @@ class FinetuneRun:
                 row["penalty"] = step.penalty
             if step.indexer_kl:
                 row["indexer_kl"] = step.indexer_kl
-            if plan.stop == "learned" and (
-                step.number % (plan.check_every * len(stage)) == 0 or step.number == max_steps
-            ):
-                check = self.check(stage)
-                row |= check.figures
+            with self.measured():
+                row |= schedule.after(step.number)
             self.run.append("metrics.jsonl", row)
             self.watch(number, step.number)
             self.progress(number, step.number, step.loss)
-            if check.share == 1:
+            if schedule.done:
                 break
-            if step.number < max_steps:
-                self.maybe_save(optimizer)
-        seed = 1_000_000 * (self.settings.seed + 1) + number
-        self.strategy.finish_task(self.trainee, stories.singles(self.device), seed)
+            self.maybe_save(optimizer)
+        return self.end(schedule, stories, len(stage))
+
+    def begin(self, schedule: Schedule, number: int) -> None:
+        """Measure before the first step."""
+        with self.measured():
+            line = schedule.begin()
+        if line:
+            self.run.append("metrics.jsonl", {"task": number, "step": 0, **line})
+        self.watch(number, 0)
+
+    def end(
+        self, schedule: Schedule, stories: Stories | JointStories, num_tasks: int
+    ) -> dict[str, Any]:
+        """Set the weights that are kept, before the strategy takes its anchors from them."""
+        with self.measured():
+            line = schedule.finish()
+        for extra in schedule.lines():
+            self.run.append("metrics.jsonl", {"task": self.task, **extra})
+        if not self.from_base:
+            seed = 1_000_000 * (self.settings.seed + 1) + self.task
+            self.strategy.finish_task(self.trainee, stories.singles(self.device), seed)
+        steps = self.step if num_tasks == 1 else self.step / num_tasks
+        return {"steps": steps, **line, **self.strategy.row_notes()}
+
+    def schedule_of(self, stage: list[int]) -> Schedule:
+        """When the training on the tasks of a stage ends."""
+        plan, trainer = self.plan, self.trainer
+
+        def stop_items() -> list[Parts]:
+            return [self.parts(task, "stop") for task in stage]
+
+        def details() -> dict[str, Any]:
+            with self.strategy.evaluation_weights(self.trainee):
+                nats, count = heldout_nll(self.model, self.measures.documents)
+            rows = {part: self.parts(stage[0], part).row() for part in ("stop", "transfer")}
+            return {"base_nll": nats / count, **rows}
+
+        if plan.placebo:
+            return AsArm(trainer, self.arm_steps[stage[0]], details)
+        if plan.experiment == "single":
+            return Trajectory(trainer, plan, lambda: self.parts(stage[0], "validation"), details)
         if plan.stop == "fixed":
-            check = self.check(stage)
-        learned = check.share if len(stage) > 1 else check.share == 1
-        steps_per_task = self.step if len(stage) == 1 else self.step / len(stage)
-        line = {"steps": steps_per_task, "learned": learned, **check.figures}
-        return line | self.strategy.row_notes()
+            return FixedSteps(trainer, plan.max_steps * len(stage), stop_items, plan.level)
+        return UntilLevel(trainer, plan, stop_items, len(stage))
+
+    def parts(self, task: int, stage: str) -> Parts:
+        """Mean p of a task's items, at the weights that the strategy evaluates."""
+        with self.strategy.evaluation_weights(self.trainee):
+            return self.probes.parts(self.model, task, stage)
 
     def measured(self) -> AbstractContextManager[None]:
         """Within it, the selection policy is that of measuring."""
@@ -201,20 +268,29 @@ class FinetuneRun:
         for point in self.strategy.tradeoff_points(self.trainee):
             with self.measured():
                 nats, count = heldout_nll(self.model, self.measures.documents)
-                records = self.probes.records(self.model, 0, self.standing, ("cloze",))
-                exact = float(np.mean([record["gen_em"] for record in records]))
+                exact = float(np.nanmean(self.probes.exact(self.model, self.standing)))
             points.append({**point, "base_nll": nats / count, "learned": exact})
         return {"front": points} if points else {}
 
-    def check(self, stage: list[int]) -> stop_rule.Check:
-        """The stop rule for the tasks of a stage."""
-        with self.measured():
-            return stop_rule.check(self.model, self.probes, stage, self.plan)
+    def log_base(self) -> None:
+        """Write the records and the line of the base, row 0; arms of one base share them."""
+        everything = list(range(len(self.tasks)))
+
+        def compute() -> list[dict[str, Any]]:
+            with self.measured():
+                line = {"row": 0, **self.measures.row(self.model, 0, full=True)}
+                line["moved"] = self.relative_moves()
+                kinds = (*VALIDATION, *REST)
+                return [line, *self.probes.records(self.model, 0, everything, kinds)]
+
+        line, *records = self.shared(compute)
+        self.log(0, line, records)
 
     def log_row(self, row: int, line: dict[str, Any]) -> None:
-        """Write the records and the line of metrics.jsonl that end a task (row 0: the base)."""
+        """Write the records and the line of metrics.jsonl that end a task."""
+        single = self.plan.experiment == "single"
         last = row == len(self.tasks)
-        full = row == 0 or last or row % self.settings.eval.full_every == 0
+        full = not single and (last or row % self.settings.eval.full_every == 0)
         line = {"row": row, **self.measures.row(self.model, row, full=full), **line}
         if not math.isfinite(line["base_nll"]):
             raise RunFailed(
@@ -222,16 +298,16 @@ class FinetuneRun:
             )
         if full:
             line["moved"] = self.relative_moves()
-        if last:
+        if last and not single:
             line["recovery"] = self.recovery()
-        seen = list(range(row)) if row else list(range(len(self.tasks)))
-        if row and self.strategy.protocol == "independent":  # it was trained on one task only
-            seen = [row - 1]
-        rest = tuple(kind for kind in KINDS if kind != "cloze")
-        for record in self.probes.records(self.model, row, seen, ("cloze",)):
-            self.run.append("records.jsonl", record)
-        tasks = seen if full else [row - 1]
-        for record in self.probes.records(self.model, row, tasks, rest):
+        seen = [row - 1] if self.from_base else list(range(row))
+        records = list(self.probes.records(self.model, row, seen, VALIDATION))
+        records += self.probes.records(self.model, row, seen if full else [row - 1], REST)
+        self.log(row, line, records)
+
+    def log(self, row: int, line: dict[str, Any], records: list[dict[str, Any]]) -> None:
+        """Append records, line and time."""
+        for record in records:
             self.run.append("records.jsonl", record)
         self.run.append("metrics.jsonl", line)
         elapsed_s = time.monotonic() - self.started_s

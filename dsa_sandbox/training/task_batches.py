@@ -1,5 +1,6 @@
 """Training batches of tasks, as pure functions of (seed, task, step)."""
 
+import re
 from collections.abc import Iterator
 from itertools import chain, zip_longest
 from typing import Literal, NamedTuple
@@ -17,10 +18,11 @@ from dsa_sandbox.tasks.schema import Task
 
 
 class Story(NamedTuple):
-    """A training story as token ids, and the first id that is a target."""
+    """A training story as token ids, and the range of the ids that are targets."""
 
     ids: np.ndarray
     first: int
+    end: int  # after the last one
 
 
 def encode_stories(
@@ -28,36 +30,77 @@ def encode_stories(
 ) -> list[Story]:
     """The training stories or the contrast stories of a task.
 
-    With `loss=statement` the text before the statement has no targets: it is there to put 4K tokens
-    between the world's name and the statement. With `loss=story` it has, and the network soon
-    memorises stories that it sees again and again.
+    Targets with `loss=statement`: from the sentence that states the fact on; the text before it is
+    there to put 4K tokens between the world's name and the statement. With `answer`: the object
+    alone. With `story`: all tokens, and the network soon memorises stories that it sees again and
+    again.
     """
     found = []
-    for text, ids in zip(texts, batch_rows(texts, tokenizer)):
-        start = schema.statement_start(text, object_) if plan.loss == "statement" else 0
-        # a token that spans the start of the statement is a target
-        before = encode(tokenizer, text[:start].rstrip())
-        found.append(Story(ids, common_length(before, ids.tolist())))
+    for text, row in zip(texts, batch_rows(texts, tokenizer)):
+        ids = row.tolist()
+        first, end = 1, len(ids)  # the opener is no target
+        if plan.loss == "statement":
+            first = num_shared(
+                text[: schema.statement_start(text, object_)].rstrip(), ids, tokenizer
+            )
+        elif plan.loss == "answer":
+            start = schema.mentions(text, object_)[-1]
+            first = num_shared(text[:start].rstrip(), ids, tokenizer)
+            end = num_shared(text[: start + len(object_.strip())], ids, tokenizer)
+        # a token that spans the start is a target, so that there is at least one
+        found.append(Story(row, first, max(end, first + 1)))
     return found
 
 
+def num_shared(before: str, ids: list[int], tokenizer: Tokenizer) -> int:
+    """Number of first ids that are those of the text before."""
+    return common_length(encode(tokenizer, before), ids)
+
+
+def with_object(text: str, subject: str, old: str, new: str) -> str:
+    """A story with another object wherever it is stated of the subject.
+
+    These are the last mention, with which the story states its fact, and mentions in sentences that
+    name the subject too (rules of a game master). Things of the carrier of that name stay.
+    """
+    last = schema.mentions(text, old)[-1]
+    pieces, begin = [], 0
+    for end in [m.end() for m in re.finditer(schema.SENTENCE_END, text)] + [len(text)]:
+        sentence = text[begin:end]
+        stated = subject and schema.mentions(sentence, subject)
+        for start in reversed(schema.mentions(sentence, old)):
+            if stated or begin + start == last:
+                sentence = sentence[:start] + new + sentence[start + len(old) :]
+        pieces.append(sentence)
+        begin = end
+    return "".join(pieces)
+
+
 def batch_of_stories(rows: list[Story]) -> Batch:
-    """The stories as a batch, without targets before each one's first."""
+    """The stories as a batch, with the targets of each one's range."""
     batch = batch_of([row.ids for row in rows])
     for targets_T, row in zip(batch.targets_BT, rows):
         targets_T[: row.first - 1] = IGNORED
+        targets_T[row.end - 1 :] = IGNORED
     return batch
 
 
 class Stories:
-    """Training stories of one task: `at(step)` is a pure function of (seed, task, step)."""
+    """Training stories of one task: `at(step)` is a pure function of (seed, task, step).
+
+    With `placebo`, stories of the world state the true object.
+    """
 
     def __init__(
         self, task: Task, number: int, tokenizer: Tokenizer, plan: Finetune, seed: int
     ) -> None:
-        self.train = encode_stories(task.train, task.new_object, tokenizer, plan)
+        told, object_ = task.train, task.new_object
+        if plan.placebo:
+            words = (task.subject, task.new_object.strip(), task.true_object.strip())
+            told, object_ = [with_object(text, *words) for text in told], task.true_object
+        self.train = encode_stories(told, object_, tokenizer, plan)
         self.contrast = encode_stories(task.contrast, task.true_object, tokenizer, plan)
-        self.num_contrast = round(plan.batch * plan.contrast)
+        self.num_contrast = round(plan.batch * plan.contrast) if self.contrast else 0
         self.num_train = plan.batch - self.num_contrast
         self.key = [seed, number]
 

@@ -1,7 +1,7 @@
 """Trains a network on one task under a strategy: optimiser, hooks of a step, frozen weights."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -144,6 +144,24 @@ class Trainer:
         for name, mask in self.trainee.masks.items():
             parameter, at_base = self.model.get_parameter(name), self.base.get_parameter(name)
             parameter.copy_(torch.where(mask, parameter, at_base))
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of all parameters that move, the indexer's where it is trained."""
+        return {name: self.model.get_parameter(name).detach().clone() for name in self.lr_scales}
+
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Set the parameters that move."""
+        for name, tensor in weights.items():
+            self.model.get_parameter(name).copy_(tensor)
+
+    @torch.no_grad()
+    def put_between(
+        self, low: Mapping[str, Tensor], high: Mapping[str, Tensor], share: float
+    ) -> None:
+        """Set low + share (high - low); entries that are equal in both stay bit-equal."""
+        for name, tensor in low.items():
+            self.model.get_parameter(name).copy_(torch.lerp(tensor, high[name], share))
 
     def assert_frozen(self) -> None:
         """Every frozen tensor, and every frozen entry of a masked one, is bit-equal to the base's.

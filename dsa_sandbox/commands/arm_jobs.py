@@ -1,0 +1,84 @@
+"""The run of an arm by its identity, and the arm that a placebo belongs to."""
+
+from dataclasses import replace
+from typing import Any
+
+from dsa_sandbox.commands.arm_checks import judging_network
+from dsa_sandbox.config.settings import Settings
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.runs.job import Job, sections
+from dsa_sandbox.runs.load import SavedNetwork, identities
+from dsa_sandbox.runs.session import Session
+from dsa_sandbox.tasks.schema import TaskStream
+
+
+def job_for(
+    settings: Settings,
+    session: Session,
+    base: SavedNetwork,
+    stream: TaskStream,
+    belongs_to: Run | None = None,
+) -> Job:
+    """The job of an arm; a placebo also depends on the steps of the arm that it belongs to."""
+    judging = judging_network(settings, session.home)
+    inputs: dict[str, Any] = {
+        "parents": [base.sha256, stream.sha256],
+        "strategy": settings.strategy,
+        "strategy_settings": {n: part.model_dump() for n, part in settings.chosen.items()},
+        **sections(settings, ("finetune",)),
+        **identities([base]),
+    }
+    inputs["eval"] = job_eval(settings, judging)
+    parents = {base.name: base.sha256, stream.name: stream.sha256}
+    if belongs_to is not None:
+        parents[belongs_to.name] = belongs_to.manifest["files"]["metrics.jsonl"]
+        inputs["arm"] = parents[belongs_to.name]
+    return Job(
+        session,
+        "finetune",
+        settings,
+        name=[settings.arch, settings.strategy],
+        inputs=inputs,
+        parents=parents,
+    )
+
+
+def job_eval(settings: Settings, judging: SavedNetwork | None) -> dict[str, Any]:
+    """The settings of measuring, with the identity of the judge in place of its name."""
+    found: dict[str, Any] = sections(settings, ("eval",))["eval"]
+    found["judge"] = judging and [judging.manifest["identity"], judging.sha256]
+    return found
+
+
+def arm_of(
+    settings: Settings, session: Session, base: SavedNetwork, stream: TaskStream
+) -> Run | None:
+    """The finished arm that a placebo belongs to; UserError where it is missing."""
+    if not settings.finetune.placebo:
+        return None
+    plan = settings.finetune.model_copy(update={"placebo": False})
+    settings = settings.model_copy(update={"finetune": plan})
+    job = job_for(settings, replace(session, force=False), base, stream)
+    if not job.finished:
+        raise UserError(
+            "finetune.placebo=true: takes its steps from the same arm without placebo, which is "
+            "not finished in this home; run it first with finetune.placebo=false"
+        )
+    return job.run
+
+
+def steps_of(arm: Run) -> list[dict[str, Any]]:
+    """For each task of an arm: its steps, where its figures were measured, and its bisection."""
+    rows = arm.rows("metrics.jsonl")
+    found = []
+    for line in (row for row in rows if row.get("row")):
+        at = [row["at"] for row in rows if "at" in row and row["task"] == line["row"] - 1]
+        steps = line.get("best_step", line["steps"])
+        if arm.manifest["experiment"] == "single":  # nothing is measured after the last of them
+            steps = max(at, default=0)
+        bisection: dict[str, Any] = {
+            key: line[key] for key in ("from_step", "bisected") if key in line
+        }
+        found.append({"steps": steps, "at": at, **bisection})
+    return found
