@@ -59,6 +59,9 @@ def full_row(row: int, last: bool, arch: str) -> dict[str, Any]:
         line |= {"kl_new": 0.3 * row, "moved": {"selected": 0.05 * row, "norm": 0.0}}
     if arch != "dense":
         line["jaccard"] = [1 - 0.1 * row, 1 - 0.2 * row]
+        if row:
+            rates = [0.1 * row, 0.2 * row]
+            line["far_worlds"] = {"by_layer": rates, "base": [0.1, 0.2], "chance": 0.2}
     if last:
         line["recovery"] = [{"task": 0, "steps": k, "right": k / 10} for k in (0, 1, 5, 10)]
     return line

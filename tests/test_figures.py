@@ -219,12 +219,15 @@ def test_figures_of_a_stored_arm_by_hand(tmp_path: Path) -> None:
         "leakage": 0,
         "neighbour_kl": 0.75,
         "jaccard": (0.7 + 0.4) / 2,
+        "hit_rate": (0.2 + 0.4) / 2,
         "pairs_fall": 0.15,
         "recall_fall": 0.3,
         "recovered": 1.0,
         "judge_nll": 4.5,
     }
     assert {key: found[key] for key in expected} == pytest.approx(expected)
+    layers = {"before": [0.1, 0.2], "after": [0.2, 0.4], "chance": 0.2}
+    assert {k: pytest.approx(v) for k, v in layers.items()} == found["hits_by_layer"]
     assert found["by_lag"] == [1.0, 0.5, 0.5]
     assert found["by_distance"]["cloze"] == {"own": {16: 1.0, 64: 1.0}, "end": {16: 1.0, 64: 1 / 3}}
 
@@ -240,6 +243,7 @@ def test_tasks_learned_apart_have_no_figure_of_the_end(tmp_path: Path) -> None:
         "steps",
         "learning_auc",
         "steps_to_tau",
+        "hit_rate",
         *COSTS,
     }
     assert finite(found) == told

@@ -278,10 +278,10 @@ def test_arms_that_were_asked_for_something_else_are_not_at_equal_learning() -> 
     ours = arm("dsa", "acft", 0.25, terms=terms)
     for other, reasons in (
         (arm("dense", "acft", 0.5, terms=terms), []),
-        (arm("dense", "acft", 0.5, terms=terms | {"finetune.indexer": "kl"}), []),
+        (arm("dense", "acft", 0.5, terms=terms | {"finetune.indexer": "rewarm"}), []),
         (
-            arm("dsa", "sgd", 0.5, terms=terms | {"finetune.indexer": "kl"}),
-            ["finetune.indexer is frozen and kl"],
+            arm("dsa", "sgd", 0.5, terms=terms | {"finetune.indexer": "rewarm"}),
+            ["finetune.indexer is frozen and rewarm"],
         ),
         (
             arm("dense", "acft", 0.5, terms=terms | {"finetune.optimizer": "sgd"}),

@@ -389,11 +389,12 @@ class Finetune(Frozen):
     selection: Chooser = Field(
         "trained", description="Selection policy while training on tasks [as in pre-training]."
     )
-    indexer: Literal["frozen", "kl"] = Field(
-        "frozen", description="Freeze the indexer, or keep training it with its KL loss."
+    indexer: Literal["frozen", "rewarm"] = Field(
+        "frozen",
+        description="Freeze the indexer, or let it learn from attention over all past keys.",
     )
-    indexer_learning_rate: float = Field(
-        1e-3, gt=0, description="indexer=kl: learning rate of the indexer after warm-up."
+    indexer_ratio: float = Field(
+        5.0, gt=0, description="indexer=rewarm: learning rate of the indexer over learning_rate."
     )
 
     @model_validator(mode="after")

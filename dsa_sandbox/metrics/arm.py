@@ -109,6 +109,7 @@ def figures_of(run: Run) -> dict[str, Any]:
             "exact_match_when_learned": forgetting.own_accuracy(matrix, protocol).tolist(),
         },
         "jaccard_by_layer": last.get("jaccard") or [],
+        "hits_by_layer": drift.hits_by_layer(lines),
         "pairs": {
             "before": lines[0].get("pairs"),
             "after": last.get("pairs"),

@@ -22,6 +22,7 @@ class Phase(NamedTuple):
     train_indexer: bool = False  # with its KL loss
     # the queries, of T, that the KL loss is computed for: all, or a mask
     queries: Callable[[int], Tensor | bool] = lambda length: True
+    at_targets: bool = False  # the KL loss where some sequence has a target: all that it counts
     trunk: bool = True  # train everything else with the language loss
     name: str = "sparse"
     indexer_rate: float = 1.0  # one more factor, for the indexer's parameter group
@@ -93,6 +94,8 @@ def train(
             real_BT = targets_BT != IGNORED  # only these need logits
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 queries = phase.train_indexer and phase.queries(tokens_BT.shape[1])
+                if phase.train_indexer and phase.at_targets:
+                    queries = real_BT.any(0).nonzero().squeeze(1)
                 x_BTD, losses = forward(tokens_BT, sparse=phase.sparse, train_indexer=queries)
                 parts_x = x_BTD[real_BT].split(num_at_once)
                 parts_y = targets_BT[real_BT].split(num_at_once)
@@ -102,7 +105,8 @@ def train(
             objective = objective + auxiliary_loss(batch, x_BTD)
             if losses:  # padding is left out; a sample of queries is scaled up to all of them
                 real_BQ = real_BT if queries is True else real_BT[:, queries]
-                kl = torch.stack(losses)[:, real_BQ].sum() * (real_BT.numel() / real_BQ.numel())
+                scale = 1.0 if phase.at_targets else real_BT.numel() / real_BQ.numel()
+                kl = torch.stack(losses)[:, real_BQ].sum() * scale
                 objective = objective + kl / num_tokens
                 kl_sum += kl.item() / len(losses)
             objective.backward()
