@@ -128,25 +128,27 @@ def test_candidates_of_unequal_length_are_compared_by_their_mean(words: Tokenize
     assert not single.per_token
 
 
-def test_where_stop_items_are_missing_validation_items_stand_in(words: Tokenizer) -> None:
-    item = items_of_words()[0]
-    other = item.model_copy(update={"answer": " w7", "foils": []})
-    model = tiny_model("dsa")
-
-    def read(stage: str, **kinds: list[Item]) -> float:
-        probes = Probes([Task(**(NAMED | kinds))], words)
-        return probes.parts(model, 0, stage).near_in
-
-    both = {"stop_in": [item], "validation_in": [other]}
-    assert (
-        read("stop", **both) == read("validation", stop_in=[item]) == read("stop", stop_in=[item])
-    )
-    assert read("validation", **both) == read("stop", validation_in=[other]) != read("stop", **both)
-    assert math.isnan(read("stop", transfer_in=[item]))
-    assert math.isnan(read("transfer", **both))
-    silent = Probes([Task(**(NAMED | {"neighbour": [item]}))], words)
-    assert math.isnan(silent.exact(model, [0])[0])
-    assert list(silent.records(model, 0, [0], ("stop_in", "transfer_out"))) == []
+def test_where_nothing_is_asked_of_a_task_there_are_no_parts_and_no_records(
+    words: Tokenizer,
+) -> None:
+    item, model = items_of_words()[0], tiny_model("dsa")
+    tasks = [
+        Task(**(NAMED | {"stop_in": [item]})),
+        Task(**(NAMED | {"validation_in": [item], "stop_out": [item]})),
+    ]
+    probes = Probes(tasks, words, model)
+    near, far, out = probes.parts(model, 0, "stop")
+    assert near > 0
+    assert math.isnan(far)
+    assert math.isnan(out)
+    assert all(math.isnan(part) for part in probes.parts(model, 0, "validation"))
+    assert math.isnan(probes.parts(model, 1, "stop").near_in)
+    none, some = probes.exact(model, [0, 1])
+    assert math.isnan(none)
+    assert some in (0.0, 1.0)
+    records = list(probes.records(model, 0, [0, 1], KINDS))
+    asked = [(record["task"], record["kind"]) for record in records]
+    assert asked == [(0, "stop_in"), (1, "stop_out"), (1, "validation_in")]
 
 
 def test_where_nothing_is_asked_nothing_is_scored(words: Tokenizer) -> None:

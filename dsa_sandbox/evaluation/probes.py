@@ -68,22 +68,9 @@ class Probes:
                         record["kl"] = float(divergence(before_NV[index], gap_V))
                     yield record
 
-    def kinds_of(self, number: int, stage: str) -> list[str]:
-        """The kinds of a task's `stop`, `validation` or `transfer` items.
-
-        A task without stop items is stopped by its validation items, and one without validation
-        items is read on its stop items.
-        """
-        other = {"stop": "validation", "validation": "stop"}.get(stage, stage)
-        for name in (stage, other):
-            kinds = [f"{name}_in", f"{name}_out"]
-            if any(self.tasks[number].items(kind) for kind in kinds):
-                return kinds
-        return [f"{stage}_in", f"{stage}_out"]
-
     def parts(self, model: Transformer, number: int, stage: str) -> Parts:
-        """Mean p of the `stop`, `validation` or `transfer` items of a task, by part."""
-        kinds = self.kinds_of(number, stage)
+        """Mean p of a task's `stop`, `validation` or `transfer` items, by part; NaN of none."""
+        kinds = [f"{stage}_in", f"{stage}_out"]
         items = [(kind, item) for kind in kinds for item in self.tasks[number].items(kind)]
         encoded = joined([self.of(number, kind) for kind in kinds])
         readings = []
@@ -94,11 +81,8 @@ class Probes:
         return parts_of(readings)
 
     def exact(self, model: Transformer, numbers: list[int]) -> list[float]:
-        """Share of validation items in the world answered exactly, of each of the named tasks.
-
-        NaN of a task without items in the world.
-        """
-        parts = [self.of(number, self.kinds_of(number, "validation")[0]) for number in numbers]
+        """Share of validation items in the world answered exactly, of each task; NaN of none."""
+        parts = [self.of(number, "validation_in") for number in numbers]
         scores = iter(answers(model, joined(parts), self.tokenizer).scores)
         counts = [len(part.shared) for part in parts]
         return [
