@@ -43,7 +43,7 @@ def test_the_hand_written_stream_is_ten_tasks_in_the_words_of_the_grammar() -> N
         for text in texts(task):
             assert unknown not in tokenizer.encode(text).ids
             assert len(tokenizer.encode(text).ids) < 104
-    assert writing.density(found, tokenizer, NUM_KEPT) <= 0.25
+    assert writing.density(found, tokenizer, NUM_KEPT)["all"] <= 0.25
     for _, _, item in items(found):
         assert len({item.answer, *item.wrong}) == 4
 
@@ -206,6 +206,40 @@ def test_stories_two_objects_and_one_kind_of_items_are_a_row(tmp_path: Path) -> 
     assert [kind for kind in schema.KINDS if first.items(kind)] == ["stop_in"]
     path.write_text(schema.write([first, second]), "utf-8")  # a run keeps the names
     assert [task.task for task in schema.read(path)] == ["line 1", "line 3"]
+
+
+def test_density_is_the_share_of_kept_keys_by_distance() -> None:
+    near, far = (
+        {"prompt": text, "distance": name} for text, name in ((" a", "near"), (" a a a", "far"))
+    )
+    rows = [SMALLEST | {"stop_in": [near, far, {"prompt": " a"}]}, SMALLEST | {"stop_in": [far]}]
+    tasks = [Task(task=str(number), **row) for number, row in enumerate(rows)]
+    found = writing.density(tasks, streams.words(), 1)  # END stands before each prompt
+    assert found == {"all": (1 / 2 + 1 / 4 + 1 / 2 + 1 / 4) / 4, "near": 1 / 2, "far": 1 / 4}
+    assert writing.density(tasks, streams.words(), 9)["all"] == 1.0
+    assert writing.absent(tasks) == {n: 2 for n in ("contrast", *schema.KINDS) if n != "stop_in"}
+    with_contrast = Task(task="c", contrast=["It is yellow."], **SMALLEST)
+    assert writing.absent([*tasks, with_contrast])["contrast"] == 2
+    assert writing.absent(schema.read(STREAM)) == {}
+
+
+def test_make_tasks_says_what_rows_leave_out_and_which_words_are_unknown(
+    tiny_home: TinyHome, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    row = SMALLEST | {"train": ["In Aldo the quokka met a lemon. Here the lemon is blue."]}
+    path.write_text("\n".join(map(json.dumps, (row, SMALLEST))), "utf-8")
+    asked = ("make-tasks", tiny_home.run("pretrain dsa"), "--tasks", path, "--home")
+    answer = cli(*asked, tmp_path / "home")
+    assert "words of stories and prompts that the base does not know: met, quokka;" in answer.err
+    assert "left out, so not measured: contrast (2 tasks), stop_out (2 tasks), " in answer.err
+    figures = json.loads((answer.run / "manifest.json").read_text("utf-8"))["figures"]
+    assert figures["absent"]["validation_in"] == 2
+    assert figures["density_by_distance"] == {}
+    made = json.loads((tiny_home.run("make-tasks") / "manifest.json").read_text("utf-8"))
+    assert made["figures"]["absent"] == {}
+    assert made["figures"]["density_by_distance"].keys() == {"near", "far"}
+    assert made["figures"]["usable"] >= 3
 
 
 def test_a_row_without_items_is_refused(tmp_path: Path) -> None:

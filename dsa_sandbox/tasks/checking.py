@@ -82,6 +82,16 @@ class Words:
             yield Problem("long", line, field, text)
 
 
+def unknown_words(tasks: list[Task], tokenizer: Tokenizer) -> list[str]:
+    """Words of stories and prompts that the vocabulary lacks, sorted."""
+    unknown, checked = unknown_id(tokenizer), set()
+    for task in tasks:
+        prompts = [item.prompt for kind in KINDS for item in task.items(kind)]
+        for text in (*task.train, *task.contrast, *prompts):
+            checked.update(text.split())
+    return sorted(word for word in checked if not is_known(tokenizer, f" {word}", unknown))
+
+
 def end_marker_problems(task: Task, line: int, words: Words) -> Iterator[Problem]:
     """Texts that contain an end-of-document token, which would be encoded as that token."""
     sides = (("train", task.train), ("contrast", task.contrast))

@@ -270,8 +270,9 @@ class FinetuneRun:
                 nats, count = heldout_nll(self.model, self.measures.documents)
                 shares = self.probes.exact(self.model, self.standing)
             known = [share for share in shares if not math.isnan(share)]
-            learned = float(np.mean(known)) if known else math.nan
-            points.append({**point, "base_nll": nats / count, "learned": learned})
+            if known:  # else no task has validation items
+                learned = float(np.mean(known))
+                points.append({**point, "base_nll": nats / count, "learned": learned})
         return {"front": points} if points else {}
 
     def log_base(self) -> None:
