@@ -90,7 +90,12 @@ def stream(name: str, figures: dict[str, Any]) -> str:
             f"facts known by all bases: {figures['known_by_all']} of {figures['asked_facts']}; "
             f"{figures['usable']} may be tasks here, {figures['reused_facts']} used again"
         )
-    lines.append(f"mean density K/t at answers: {figures['density']:.3f} (limit 0.25)")
+    by_distance = figures.get("density_by_distance", {})
+    parts = "".join(f", {name} {value:.3f}" for name, value in sorted(by_distance.items()))
+    lines.append(f"mean density K/t at answers: {figures['density']:.3f}{parts} (limit 0.25)")
+    if absent := figures.get("absent"):
+        left_out = [f"{name} ({count} tasks)" for name, count in absent.items()]
+        lines.append(f"left out, so not measured: {', '.join(left_out)}")
     for base_name, row in figures.get("bases", {}).items():
         lines.append(f"{base_name}: knows {row['known_facts']}; {gate_text(row['gate'])}")
     return "\n".join(lines)
