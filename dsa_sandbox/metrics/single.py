@@ -210,11 +210,11 @@ def single_figures(rows: list[Record], num_tasks: int, level: float) -> dict[str
         found = {}
         if points and not math.isnan(points[0].discrimination):
             found = {one: at_level(points, one) for one in levels}
-        for one, here in found.items():
-            at[one].append(here)
+        for one, reading in found.items():
+            at[one].append(reading)
         trajectories.append(
             {
-                "levels": {f"{one:g}": here and here.as_json() for one, here in found.items()},
+                "levels": {f"{one:g}": got and got.as_json() for one, got in found.items()},
                 "dnll": dnll_by_step(rows, task),
                 "discrimination": {point.step: point.discrimination for point in points},
             }
