@@ -11,6 +11,7 @@ from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.report.loading import Arm, by_row, having, or_none
 
 Points = list[dict[str, Any]]
+ITEMS = {"validation_in": "validation", "transfer_in": "transfer (frames of no story)"}
 STORIES = {
     "repetition": "Repetition: share of 4-grams of generated stories that repeat an earlier one",
     "pronoun": "Pronouns of generated stories that agree with their protagonist",
@@ -123,7 +124,7 @@ def drift_point(arm: Arm, line: dict[str, Any]) -> dict[str, Any]:
 
 @plots.register("recovery")
 def draw_recovery(arms: list[Arm], style: dict[str, Any]) -> Drawn:
-    """Exact share of clozes of early tasks against steps of relearning, after the stream."""
+    """Exact share of items of early tasks against steps of relearning, after the stream."""
     found = having(
         arms,
         lambda arm: arm.lines[-1].get("recovery"),
@@ -137,7 +138,7 @@ def draw_recovery(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         for row in arm.lines[-1]["recovery"]:
             place = {"arm": arm.name, "task": row["task"] + 1}
             points.append(place | {"steps": row["steps"], "right": row["right"]})
-    title = "Recovery: exact share of clozes of early tasks, relearned on a copy after the stream"
+    title = "Recovery: exact share of items of early tasks, relearned on a copy after the stream"
     drawn = charts.curves(title, "steps of relearning", "exact match", series, **style)
     return Drawn(drawn, points)
 
@@ -194,14 +195,14 @@ def stated_series(arm: Arm, points: Points) -> Iterator[Series]:
 
 
 def item_series(arm: Arm, points: Points) -> Iterator[Series]:
-    """Share right by distance of clozes and paraphrases, after their task and last; adds points."""
+    """Share right by distance of items in worlds, after their task and last; adds points."""
     if not arm.done:
         return
     last = "at the end" if arm.done == arm.num_tasks else "so far"
     for kind, rows in items.by_distance(arm.records, arm.done, arm.protocol).items():
         for when, shares in rows.items():
             if shares:
-                name = f"{kind} {'after its task' if when == 'own' else last}"
+                name = f"{ITEMS[kind]} {'after its task' if when == 'own' else last}"
                 distances = [float(distance) for distance in shares]
                 yield Series(name, distances, list(shares.values()))
             for distance, share in shares.items():
@@ -210,10 +211,11 @@ def item_series(arm: Arm, points: Points) -> Iterator[Series]:
 
 
 def has_distances(arm: Arm) -> bool:
-    """Whether a cloze of the last row has a distance other than 0."""
+    """Whether an item of the last row has a distance in tokens other than 0."""
     if not arm.done:
         return False
-    return any(r["distance"] for r in forgetting.select(arm.records, "cloze", row=arm.done))
+    asked = forgetting.select(arm.records, forgetting.LEARNED, row=arm.done)
+    return any(record["tokens"] for record in asked)
 
 
 def story_figure(line: dict[str, Any], figure: str) -> float:

@@ -3,8 +3,11 @@
 from typing import Any
 
 from dsa_sandbox.metrics.arm import FIGURES
+from dsa_sandbox.metrics.single import not_reached
 from dsa_sandbox.report.numbers import number, percent, signed
 from dsa_sandbox.report.wrapping import plain, rendered
+
+SIDES = ("near_in", "far_in", "out")
 
 
 def parameters(figures: dict[str, Any]) -> str:
@@ -103,9 +106,14 @@ def stream(name: str, figures: dict[str, Any]) -> str:
 
 def arm(name: str, figures: dict[str, Any]) -> str:
     """The result of `finetune`, in two lines."""
+    if figures["placebo"]:
+        return f"{name}: placebo of {figures['tasks']} tasks; eval shows it beside its arm"
+    if figures["experiment"] == "single":
+        return single_tasks(name, figures)
     outcomes = [
+        f"{FIGURES['drift'].name} {signed(figures['drift'], 3)} nats per token",
+        f"{FIGURES['lost'].name} {signed(figures['lost'], 2)}",
         f"{FIGURES['heldout_dnll'].name} {signed(figures['heldout_dnll'], 3)} nats per token",
-        f"{FIGURES['log_odds_fall'].name} {signed(figures['log_odds_fall'], 2)} nats",
         f"{FIGURES['final_exact_match'].name} {percent(figures['final_exact_match'])}",
     ]
     return (
@@ -115,7 +123,22 @@ def arm(name: str, figures: dict[str, Any]) -> str:
     )
 
 
+def single_tasks(name: str, figures: dict[str, Any]) -> str:
+    """The result of `finetune` on single tasks, in two lines."""
+    damage = "not reached" if not_reached(figures) else signed(figures["damage"], 3)
+    return (
+        f"{name}: {percent(figures['reached'])} of {figures['tasks']} tasks reach discrimination "
+        f"{figures['level']:g}, after {number(figures['level_steps'], 0)} steps (median)\n"
+        f"{FIGURES['damage'].name} there {damage} nats per token (median)"
+    )
+
+
 def probes(name: str, figures: dict[str, Any]) -> str:
     """Shares right of a base on the items of a stream before learning."""
     shares = ", ".join(f"{kind} {percent(share)}" for kind, share in figures["right"].items())
-    return f"{name} on {figures['stream']}, before learning: right on {shares}"
+    parts = figures["parts"]
+    sides = ", ".join(f"{key.replace('_', '-')} {number(parts[key])}" for key in SIDES)
+    return (
+        f"{name} on {figures['stream']}, before learning: right on {shares}\n"
+        f"discrimination {number(parts['discrimination'])}: mean p {sides}"
+    )
