@@ -112,10 +112,10 @@ def one_planted(tokenizer: Tokenizer) -> Planted:
     """Two items whose answer stands at place 3 of a row of 14."""
     prompts = [f" w1 w2 w{a} w4 w5 w6 w7 w8 w9 w10 w11 w1 w2" for a in (20, 21)]
     items = [
-        Item(prompt=prompt, answer=f" w{a}", foils=[" w22", " w23", " w24"])
+        Item(prompt=prompt, answer=f" w{a}", contrary=" w22", foils=[" w23", " w24"])
         for prompt, a in zip(prompts, (20, 21))
     ]
-    return Planted(10, encode_items(items, tokenizer), [3, 3])
+    return Planted("names", 10, encode_items(items, tokenizer), [3, 3])
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
