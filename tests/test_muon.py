@@ -107,7 +107,7 @@ def test_a_stack_of_matrices_moves_as_each_of_them_alone() -> None:
         group = {"params": one, "lr": 0.1, "weight_decay": 0.0, "matrices": True}
         rest = {"params": parameters((2,)), "lr": 0.1, "weight_decay": 0.0}
         Muon([group, rest]).step()
-    torch.testing.assert_close(stack_NOI[0].detach(), torch.stack(alone).detach())
+    torch.testing.assert_close(stack_NOI[0].detach(), torch.stack([*alone]).detach())
 
 
 def test_muon_moves_the_trunks_matrices_and_adamw_the_rest() -> None:

@@ -96,6 +96,11 @@ def test_the_phases_of_dsa_are_dense_then_indexer_only_then_sparse() -> None:
     assert all(phase_of(Train(steps=100), False, False)(step).name == "dense" for step in (0, 99))
 
 
+def warming(taught: bool, step: int) -> Phase:
+    """Of the indexer's warm-up, or without it."""
+    return Phase(1.0, sparse=False, train_indexer=taught)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_in_the_indexers_warm_up_the_trunk_learns_as_without_it(optimizer: str) -> None:
     plan, batch = Train(optimizer=optimizer), batch_of(documents(31, 20))
@@ -103,14 +108,13 @@ def test_in_the_indexers_warm_up_the_trunk_learns_as_without_it(optimizer: str) 
     for taught in (True, False):
         model = tiny_model("dsa")
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        always = partial(Phase, 1.0, sparse=False, train_indexer=taught)
         moves = make_optimizer(model, plan)
         list(
             train(
                 model,
                 moves,
                 lambda _: [batch],
-                lambda _, at=always: at(),
+                partial(warming, taught),
                 start=0,
                 stop=2,
                 clip=1.0,

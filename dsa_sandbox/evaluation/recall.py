@@ -60,7 +60,7 @@ def recall(model: Transformer, items: list[Planted], tokenizer: Tokenizer) -> li
         scores = score(model, encoded, tokenizer)
         right = sum(one.margin > 0 for one in scores) / len(scores)
         hits = hit_rates(model, encoded, said)
-        row = {"of": kind, "distance": distance, "num": len(scores), "right": right}
+        row: dict[str, Any] = {"of": kind, "distance": distance, "num": len(scores), "right": right}
         row |= {"hit": float(np.mean(hits)) if hits else None}
         row |= {"hit_by_layer": hits or None, "hit_chance": chance_rate(model, encoded)}
         rows.append(row)
