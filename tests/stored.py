@@ -67,7 +67,8 @@ def full_row(row: int, last: bool, arch: str) -> dict[str, Any]:
         "kl": 0.1 * row,
         "pairs": {"pronoun": 0.9 - 0.1 * row, "agreement": 0.8},
         "recall": [
-            {"distance": d, "num": 8, "right": 0.9 - 0.1 * row, "hit": share}
+            {"of": of, "distance": d, "num": 8, "right": 0.9 - 0.1 * row, "hit": share}
+            for of in ("names", "relations")
             for d, share in ((16, None if arch == "dense" else 0.75), (64, None))
         ],
         "bits_per_byte": 0.5 + 0.1 * row,

@@ -173,7 +173,7 @@ def one_planted(tokenizer: Tokenizer) -> Planted:
         Item(prompt=prompt, answer=f" w{a}", contrary=" w22", foils=[" w23", " w24"])
         for prompt, a in zip(prompts, (20, 21))
     ]
-    return Planted(10, encode_items(items, tokenizer), [3, 3])
+    return Planted("names", 10, encode_items(items, tokenizer), [3, 3])
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])

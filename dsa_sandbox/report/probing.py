@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 from dsa_sandbox.metrics import drift, forgetting, items
@@ -158,7 +159,7 @@ def draw_recall(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     points: Points = []
     for arm in found:
         charted = {
-            "recall of a stated fact, before and after the stream": (
+            "recall of what a text states, before and after the stream": (
                 "share",
                 list(stated_series(arm, points)),
             ),
@@ -182,10 +183,11 @@ def stated_series(arm: Arm, points: Points) -> Iterator[Series]:
         rows["after"] = arm.lines[-1]
     for when, line in rows.items():
         recalled = line.get("recall") or []
-        for key, name in (("right", "right"), ("hit", "hit rate")):
-            drawn = Series(f"{name} {when}", [], [])
+        of = dict.fromkeys(row.get("of", "facts") for row in recalled)
+        for kind, (key, name) in product(of, (("right", "right"), ("hit", "hit rate"))):
+            drawn = Series(f"{kind}: {name} {when}", [], [])
             for row in recalled:
-                if row.get(key) is not None:
+                if row.get(key) is not None and row.get("of", "facts") == kind:
                     drawn.x.append(float(row["distance"]))
                     drawn.y.append(float(row[key]))
             if drawn.x:

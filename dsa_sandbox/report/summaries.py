@@ -63,26 +63,43 @@ def base(name: str, figures: dict[str, Any]) -> str:
     lines.append(f"{known}; pairs: {', '.join(pairs)}")
     lines.append(gate_text(figures["gate"]))
     if figures.get("recall"):  # bases made with 0.2.0 have no recall figures
-        lines.append(recall_text(figures["recall"], figures["recall_chance"]))
+        lines += recall_lines(figures)
     if figures.get("far_worlds"):
         lines.append(far_worlds_text(figures["far_worlds"]))
     lines += [f"a story: {figures['story']}"]
     return "\n".join(lines)
 
 
-def recall_text(rows: list[dict[str, Any]], chance: float) -> str:
-    """Recall of stated facts by distance in tokens."""
-    right = ", ".join(f"{number(row['right'], 2)} after {row['distance']}" for row in rows)
-    return f"recall of a stated fact: {right} tokens (chance {number(chance, 2)})"
+def recall_lines(figures: dict[str, Any]) -> list[str]:
+    """Recall of stated words by distance, and how often the farthest are among the selected keys.
+
+    A line for each kind of what is stated; bases of the first releases have one kind, facts.
+    """
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in figures["recall"]:
+        kinds.setdefault(row.get("of", "facts"), []).append(row)
+    lines = []
+    for kind, rows in kinds.items():
+        right = ", ".join(f"{number(row['right'], 2)} after {row['distance']}" for row in rows)
+        by_guess = f"chance {number(figures['recall_chance'], 2)}"
+        if "recall_bigram" in figures:
+            by_guess += f", bigram {number(figures['recall_bigram'], 2)}"
+        lines.append(f"recall of stated {kind}: {right} tokens ({by_guess})")
+        if rows[-1].get("hit_by_layer"):
+            what = f"stated {kind}, {rows[-1]['distance']} tokens back,"
+            lines.append(hits_text(what, rows[-1]["hit_by_layer"], rows[-1]["hit_chance"]))
+    return lines
 
 
 def far_worlds_text(found: dict[str, Any]) -> str:
     """Hit rates of far world names among the selected keys, by layer, beside chance."""
-    layers = ", ".join(number(rate, 2) for rate in found["by_layer"])
-    return (
-        f"far world names among the selected keys, by layer: {layers} "
-        f"(chance {number(found['chance'], 2)}, {found['num']} items)"
-    )
+    return hits_text(f"far world names ({found['num']} items)", found["by_layer"], found["chance"])
+
+
+def hits_text(what: str, by_layer: list[float], chance: float) -> str:
+    """Hit rates by layer, beside chance."""
+    layers = ", ".join(number(rate, 2) for rate in by_layer)
+    return f"{what} among the selected keys, by layer: {layers} (chance {number(chance, 2)})"
 
 
 def stream(name: str, figures: dict[str, Any]) -> str:
