@@ -187,7 +187,7 @@ def test_an_experiment_stopped_at_any_step_ends_in_the_same_bytes(
             stops += 1
         else:
             break
-    assert stops > 6
+    assert stops > 2
     assert contents(the_run(other, "finetune")) == contents(whole.path)
 
 
