@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from dsa_sandbox import children, machine, sizes
 from dsa_sandbox.commands import arm_checks, make_tasks
-from dsa_sandbox.config.resolve import INDEXER_KEYS, in_order, resolve
+from dsa_sandbox.config.resolve import INDEXER_KEYS, Resolved, in_order, resolve
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.listener import Listener
-from dsa_sandbox.metrics import arm, transfer
+from dsa_sandbox.metrics import arm
 from dsa_sandbox.registry import Unknown, archs, strategies
 from dsa_sandbox.runs import folder, provenance
 from dsa_sandbox.runs.files import digest_of, file_digest, write_json
@@ -28,7 +28,7 @@ REGISTRIES = {"archs": archs, "strategies": strategies}
 FORCED = ".study-"  # prefix of files in the home: runs that a study with --force has made so far
 # settings that only networks with an indexer have
 FOR_INDEXED = (*INDEXER_KEYS, "train.dense_fraction")
-FOR_TAUGHT = ("finetune.indexer", "finetune.indexer_learning_rate")  # and only their arms
+FOR_TAUGHT = ("finetune.indexer", "finetune.indexer_ratio")  # and only their arms
 
 
 class Rows(NamedTuple):
@@ -149,23 +149,26 @@ def read_rows(home: Path, where: str | None) -> Rows | None:
 
 
 def check_study(
-    resolved: Settings, networks: list[str], home: Path, rows: Rows | None = None
+    resolved: Resolved, networks: list[str], home: Path, rows: Rows | None = None
 ) -> None:
     """UserError, before any training, for settings that arms or make-tasks would refuse."""
-    machine.resolve(resolved.machine, resolved.preset)
+    settings = resolved.settings
+    machine.resolve(settings.machine, settings.preset)
     if rows is None:
-        orders.check(resolved.tasks.order, resolved.tasks.count)
+        orders.check(settings.tasks.order, settings.tasks.count)
     else:
-        orders.arranged(rows.tasks, resolved.tasks.order)
-        if resolved.data.tokenizer == "words":  # other tokenizers are learned from the text
+        orders.arranged(rows.tasks, settings.tasks.order)
+        if settings.data.tokenizer == "words":  # other tokenizers are learned from the text
             tokenizer = tokens.word_tokenizer()
-            checking.check(rows.tasks, tokenizer, resolved.model.context, rows.name)
-    arm_checks.check_dense(resolved, len(rows.tasks) if rows else resolved.tasks.count)
-    arm_checks.check_policies(resolved)
-    indexed = [arch for arch in networks if sizes.has_indexer(arch, resolved.model)]
-    arm_checks.check_indexer(resolved.model_copy(update={"arch": (indexed or networks)[0]}))
-    if resolved.eval.judge:
-        pretrained(find_run(home, resolved.eval.judge))
+            checking.check(rows.tasks, tokenizer, settings.model.context, rows.name)
+    arm_checks.check_dense(settings, len(rows.tasks) if rows else settings.tasks.count)
+    arm_checks.check_policies(settings)
+    arms = [settings.model_copy(update={"arch": arch}) for arch in networks]
+    if arm_checks.rewarming_is_asked(resolved, arms):
+        indexed = [arm for arm in arms if sizes.has_indexer(arm.arch, arm.model)]
+        arm_checks.check_indexer((indexed or arms)[0])
+    if settings.eval.judge:
+        pretrained(find_run(home, settings.eval.judge))
 
 
 def plan(
@@ -348,4 +351,4 @@ def is_finished(path: Path) -> bool:
 
 def evaluate(outcome: Outcome) -> dict[str, dict[str, Any]]:
     """Figures of every arm, by the name of its run."""
-    return transfer.against({run.name: arm.figures_of(run) for run in outcome.arms})
+    return arm.together({run.name: arm.figures_of(run) for run in outcome.arms})

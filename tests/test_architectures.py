@@ -146,10 +146,10 @@ def test_no_command_teaches_an_indexer_to_an_included_architecture_without_one(
 ) -> None:
     base, home = pretrained(quick_home, *INCLUDE), ("--home", quick_home)
     names = sorted(path.name for path in quick_home.iterdir())
-    asked = ("--set", "finetune.indexer=kl")
+    asked = ("--set", "finetune.indexer=rewarm")
     problem = cli("finetune", base, "--tasks", STREAM, *asked, *home).problem
     told = "the base (linear) has no indexer; use finetune.indexer=frozen"
-    assert problem == f"error: finetune.indexer=kl: {told}"
+    assert problem == f"error: finetune.indexer=rewarm: {told}"
     told = "linear has no indexer to train"
     assert told in cli("pretrain", *INCLUDE, "--set", "train.indexer_clip=0.5", *QUICK).problem
     grid = ("run", "--archs", "linear", "--include", LINEAR, "--dry-run", *home)
@@ -173,16 +173,17 @@ def test_a_study_tells_what_is_for_an_indexer_only_to_those_that_have_one(tmp_pa
     networks = ["dense", "linear", "shifted", "dsa"]
     files = ("--include", LINEAR, "--include", path)
     assert cli("ls", *files).code == 0
-    sets = ["train.indexer_clip=0.5", "finetune.indexer=kl"]
-    settings = resolve(sets=sets).settings
-    study.check_study(settings, networks, tmp_path)
+    sets = ["train.indexer_clip=0.5", "finetune.indexer=rewarm"]
+    resolved = resolve(sets=sets)
+    settings = resolved.settings
+    study.check_study(resolved, networks, tmp_path)
     plan = study.plan(
         settings, tmp_path, archs=networks, strategies=["sgd"], preset=None, config=None,
         sets=sets, include=[], data=None, device=None, count=None, seed=None, jobs=1,
     )  # fmt: skip
     told = [arch for arch in networks if "train.indexer_clip=0.5" in plan.base_options(arch)]
     assert told == ["shifted", "dsa"]
-    arms = [arch for arch in networks if "finetune.indexer=kl" in plan.arm_options(arch, "sgd")]
+    arms = [arch for arch in networks if "finetune.indexer=rewarm" in plan.arm_options(arch, "sgd")]
     assert arms == ["shifted", "dsa"]
     rows = cli("ls", "archs", "--json", *files).value["rows"]
     assert rows[-1] == {"arch": "shifted", "what": "dsa with another K."}

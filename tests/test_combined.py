@@ -190,11 +190,11 @@ def test_a_study_refuses_what_its_last_cell_would_before_it_trains_a_base(
 # --- the indexer beside the rule ---------------------------------------------------------------
 
 
-def first_gradients(indexer: str, rate: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def first_gradients(indexer: str, ratio: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What the optimiser was given in the first step, and how far that moved the weights."""
     model = tiny_model("dsa")
     before = state(model)
-    plan = Finetune(indexer=indexer, indexer_learning_rate=rate, max_steps=1)
+    plan = Finetune(indexer=indexer, indexer_ratio=ratio, max_steps=1)
     trainer = Trainer(Sequential(Sequential.Settings()), model, copy.deepcopy(model), plan)
     list(trainer.steps(trainer.optimizer(), story, seed=0, task=0))
     trainer.assert_frozen()
@@ -203,19 +203,19 @@ def first_gradients(indexer: str, rate: float) -> tuple[dict[str, Tensor], dict[
 
 
 def test_an_indexer_that_follows_its_loss_moves_at_its_own_rate_and_nothing_else_changes() -> None:
-    frozen, still = first_gradients("frozen", 1e-3)
-    slow, crept = first_gradients("kl", 1e-6)
-    fast, moved = first_gradients("kl", 1e-2)
+    frozen, still = first_gradients("frozen", 5.0)
+    slow, crept = first_gradients("rewarm", 1e-3)
+    fast, moved = first_gradients("rewarm", 10.0)
     for name in moved:
         if group_of(name) == "indexer":
             assert name not in frozen
             assert not still[name].any()
             assert moved[name].abs().max() > 1e-3
-            assert 0 < crept[name].abs().max() < 1e-6
+            assert 0 < crept[name].abs().max() < 1e-6, name
         else:
             assert torch.equal(slow[name], fast[name]), name
             assert torch.equal(crept[name], moved[name]), name
-            torch.testing.assert_close(fast[name], frozen[name], rtol=1e-4, atol=1e-6)
+            assert torch.equal(fast[name], frozen[name]), name
 
 
 def test_the_indexer_stands_still_unless_asked_for() -> None:
@@ -224,7 +224,7 @@ def test_the_indexer_stands_still_unless_asked_for() -> None:
 
 @pytest.mark.parametrize("strategy", ["acft", "lora", "random-mask"])
 def test_an_indexer_learns_beside_any_mask_and_is_counted(strategy: str, tmp_path: Path) -> None:
-    at_work = stream_of(tmp_path, strategy, "finetune.indexer=kl")
+    at_work = stream_of(tmp_path, strategy, "finetune.indexer=rewarm")
     at_work.train_on([0], None)
     at_work.run.close()
     at_work.trainer.assert_frozen()
@@ -246,10 +246,10 @@ def test_without_an_indexer_that_chooses_there_is_none_to_teach(
         ("dsa", ("--set", "finetune.selection=window"), "the base (dsa) selects by window"),
     ):
         base = tiny_home.run(f"pretrain {arch}")
-        kl = ("--set", "finetune.indexer=kl")
+        kl = ("--set", "finetune.indexer=rewarm")
         problem = cli("finetune", base, *tasks, *kl, *more).problem
         hint = "use finetune.indexer=frozen"
-        assert problem == f"error: finetune.indexer=kl: {reason}; {hint}"
+        assert problem == f"error: finetune.indexer=rewarm: {reason}; {hint}"
     assert not (tmp_path / "home").exists()
 
 

@@ -116,8 +116,11 @@ def test_a_selection_that_no_probe_fits_is_refused_before_training(quick_home: P
         (("run", "--set", "tasks.order=60"), "tasks.order=60"),
         (("run", "--set", "eval.dense_tasks=[99]", "--count", 5), "the last is 4"),
         (("run", "--set", "eval.judge=nosuch"), "nosuch"),
-        (("run", "--set", "train.selection=random", "--set", "finetune.indexer=kl"), "indexer=kl"),
-        (("run", "--archs", "dense", "--set", "finetune.indexer=kl"), "has no indexer"),
+        (
+            ("run", "--set", "train.selection=random", "--set", "finetune.indexer=rewarm"),
+            "selects by random; use finetune.indexer=frozen",
+        ),
+        (("run", "--archs", "dense", "--set", "finetune.indexer=rewarm"), "has no indexer"),
         (("run", "--set", "arch=dense"), "use --archs"),
         (("run", "--set", "strategy=ewc"), "use --strategies"),
         (("run", "--strategies", "EWC"), "did you mean ewc?"),

@@ -94,7 +94,7 @@ def run(
     study.check_strategies(chosen, call.preset, call.config, sets)
     make_tasks.check_unasked(tasks, {"--count": count, "--family": family}, resolved)
     rows = study.read_rows(home, tasks)
-    study.check_study(call.settings, networks, home, rows)
+    study.check_study(resolved, networks, home, rows)
     plan = study.plan(
         call.settings,
         home,

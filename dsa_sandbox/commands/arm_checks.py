@@ -1,8 +1,10 @@
 """Checks of an arm's settings and tasks, each with a message for the user."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dsa_sandbox import sizes
+from dsa_sandbox.config.resolve import CALL, Resolved
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import strategies
@@ -85,18 +87,42 @@ def check_policies(settings: Settings) -> tuple[str, str]:
     return learning, measuring
 
 
-def check_indexer(settings: Settings) -> None:
-    """UserError where finetune.indexer=kl finds no indexer to train."""
-    if settings.finetune.indexer == "frozen":
-        return
+def nothing_to_rewarm(settings: Settings) -> str | None:
+    """Why no indexer of the base selects the keys during fine-tuning; None where one does."""
     policy = settings.finetune.selection
     policy = settings.train.selection if policy == "trained" else policy
-    indexed = sizes.has_indexer(settings.arch, settings.model)
-    if not indexed or policy != "learned":
-        reason = f"selects by {policy}" if indexed else "has no indexer"
+    if not sizes.has_indexer(settings.arch, settings.model):
+        return "has no indexer"
+    return None if policy == "learned" else f"selects by {policy}"
+
+
+def check_indexer(settings: Settings) -> None:
+    """UserError where finetune.indexer=rewarm finds no indexer that selects."""
+    reason = nothing_to_rewarm(settings)
+    if settings.finetune.indexer == "rewarm" and reason is not None:
         raise UserError(
-            f"finetune.indexer=kl: the base ({settings.arch}) {reason}; use finetune.indexer=frozen"
+            f"finetune.indexer=rewarm: the base ({settings.arch}) {reason}; use "
+            "finetune.indexer=frozen"
         )
+
+
+def rewarming_is_asked(resolved: Resolved, arms: Sequence[Settings]) -> bool:
+    """Whether finetune.indexer was set for these arms, so that it must not be in vain.
+
+    A settings file may serve networks of all kinds: it asks nothing of those without an indexer.
+    """
+    source = resolved.sources.get("finetune.indexer")
+    if source is None or source in ("--set", CALL):
+        return source is not None
+    return any(sizes.has_indexer(arm.arch, arm.model) for arm in arms)
+
+
+def without_vain_rewarming(settings: Settings) -> Settings:
+    """The settings, with finetune.indexer=frozen where no indexer selects."""
+    if nothing_to_rewarm(settings) is None:
+        return settings
+    plan = settings.finetune.model_copy(update={"indexer": "frozen"})
+    return settings.model_copy(update={"finetune": plan})
 
 
 def judging_network(settings: Settings, home: Path) -> SavedNetwork | None:

@@ -14,6 +14,8 @@ from dsa_sandbox.commands.arm_checks import (
     check_settings,
     judging_network,
     make_strategy,
+    rewarming_is_asked,
+    without_vain_rewarming,
 )
 from dsa_sandbox.commands.arm_jobs import arm_of, job_eval, job_for, steps_of
 from dsa_sandbox.commands.base_measurements import prepare, shared_key, shared_rows
@@ -57,6 +59,8 @@ def settings_and_tasks(
     make it.
     """
     settings = settings_for(resolved, base)
+    if not rewarming_is_asked(resolved, [settings]):
+        settings = without_vain_rewarming(settings)
     check_settings(settings, session.home)  # a mistake is told before tasks are made
     asked: dict[str, Any] = {}
     if resolved.is_typed("tasks.count") or resolved.sources.get("tasks.count") == CALL:

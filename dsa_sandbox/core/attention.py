@@ -216,6 +216,9 @@ class TopKAttention(nn.Module, ABC):
     backend: Callable[..., Output] | None = None
     # input [B, T, D] to scores [B, T, S], which replace those of the indexer (selection.policies)
     selector: Callable[[Tensor], Tensor] | None = None
+    # the indexer's loss [B, T] or [B, Q], in place of that over the attended keys; the output then
+    # is that without a loss (selection.rewarming)
+    lesson: Callable[..., Tensor] | None = None
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -256,6 +259,9 @@ class TopKAttention(nn.Module, ABC):
         length = x_BTD.shape[1]
         sparse = sparse and self.num_kept < length  # K >= T selects every past key
         needs_loss = train_indexer is not False
+        if needs_loss and self.lesson is not None:
+            y_BTD, _ = self.forward(x_BTD, rope_2TH, sparse)
+            return y_BTD, self.lesson(self, x_BTD, rope_2TH, train_indexer)
         if not sparse and not needs_loss:
             return self.attend(x_BTD, rope_2TH, None), None
         if self.backend is not None:

@@ -141,6 +141,5 @@ def indexer_kl(scores_BTS: Tensor, teacher_BTS: Tensor, support_BTS: Tensor) -> 
     # The lowest finite number, not -inf: outside the support the teacher is 0, and 0 * -inf is NaN.
     lowest = torch.finfo(scores_BTS.dtype).min
     log_p_BTS = scores_BTS.masked_fill(~support_BTS, lowest).log_softmax(-1)
-    cross_entropy_BT = -(teacher_BTS * log_p_BTS).sum(-1)
-    entropy_BT = torch.special.entr(teacher_BTS).sum(-1)
-    return cross_entropy_BT - entropy_BT
+    # cross-entropy minus the teacher's entropy
+    return -(teacher_BTS * log_p_BTS).sum(-1) - torch.special.entr(teacher_BTS).sum(-1)

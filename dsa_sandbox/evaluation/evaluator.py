@@ -10,6 +10,7 @@ from dsa_sandbox.config.settings import Eval
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.tokens import Corpus, heldout
+from dsa_sandbox.evaluation.hit_rate import chance_rate, hit_rates
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.recall import Planted, planted, recall
 from dsa_sandbox.evaluation.scoring import (
@@ -17,6 +18,7 @@ from dsa_sandbox.evaluation.scoring import (
     batch_rows,
     bigram_accuracy,
     bits_per_byte,
+    encode_items,
     encode_pairs,
     fitting_pairs,
     heldout_kl,
@@ -60,8 +62,7 @@ class Evaluator:
         line: dict[str, Any] = {"base_nll": nats / count}
         if not math.isfinite(nats):  # a diverged network has no other measurements
             return line
-        if row == 0:
-            line |= self.once()
+        line |= self.far_worlds(model, row - 1) if row else self.once()
         if full:
             line["bits_per_byte"] = bits_per_byte(nats, self.num_bytes)
             line |= self.full(model, row)
@@ -73,22 +74,44 @@ class Evaluator:
             )
         return line
 
+    def far_worlds(self, model: Transformer, task: int) -> dict[str, Any]:
+        """`far_worlds`: how often the selected keys hold the far name that an answer depends on.
+
+        Over a task's far validation items in the world: by layer, the base's, and by chance.
+        Empty for a network without selection, and where an item does not say where the name stands.
+        """
+        inside = self.probes.tasks[task].items("validation_in")
+        far = [item for item in inside if item.distance == "far" and item.tokens]
+        if not far:
+            return {}
+        encoded = encode_items(far, self.tokenizer)
+        places = []
+        for start, (number, _) in zip(encoded.starts, encoded.owners):
+            places.append(max(0, start - (far[number].tokens or 0)))
+        by_layer = hit_rates(model, encoded, places)
+        if not by_layer:
+            return {}
+        base = hit_rates(self.base, encoded, places)
+        chance = chance_rate(model, encoded)
+        return {"far_worlds": {"by_layer": by_layer, "base": base, "chance": chance}}
+
     def once(self) -> dict[str, Any]:
         """References of later figures: counts of the pre-training text, and chance by kind."""
         vocabulary = self.tokenizer.get_vocab_size()
         return {
             "unigram_nll": unigram_nll(self.text.train, self.documents, vocabulary),
             "pairs_bigram": bigram_accuracy(self.text.train, self.pairs, self.tokenizer),
-            "chance": {kind: self.chance(kind) for kind in KINDS},
+            "chance": self.chances(),
         }
 
-    def chance(self, kind: str) -> float:
-        """Probability of guessing an item of a kind, mean over all tasks."""
-        shares = []
-        for task in self.probes.tasks:
-            for item in task.items(kind):
-                shares.append(1 / (1 + len(item.wrong)))
-        return float(np.mean(shares)) if shares else float("nan")
+    def chances(self) -> dict[str, float]:
+        """Probability of guessing an item, mean over all tasks, of each kind that has items."""
+        found = {}
+        for kind in KINDS:
+            items = [item for task in self.probes.tasks for item in task.items(kind)]
+            if items:
+                found[kind] = float(np.mean([1 / (1 + len(item.wrong)) for item in items]))
+        return found
 
     def full(self, model: Transformer, row: int) -> dict[str, Any]:
         """Fields of a full row: KL from the base, grammar, recall, selected keys."""

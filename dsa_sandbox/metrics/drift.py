@@ -24,6 +24,12 @@ FIGURES = {
         "mean over layers of |S and S0| / |S or S0|, keys selected now (after T) and by the base",
         "end",
     ),
+    "hit_rate": Figure(
+        "hit rate",
+        "share",
+        "far worlds' names among the selected keys, mean over layers and tasks, each after its own",
+        "task",
+    ),
     "bits_per_byte": Figure(
         "bits per byte", "bits per byte", "held-out NLL in bits per byte of text, after T", "end"
     ),
@@ -45,7 +51,7 @@ FIGURES = {
     "recovered": Figure(
         "recovered",
         "share",
-        "clozes of early tasks exact after T and the most steps of relearning on a copy",
+        "validation items of early tasks exact after T and the most steps of relearning on a copy",
     ),
     "repetition": Figure(
         "repetition",
@@ -98,7 +104,7 @@ def recalled(line: Record) -> float:
 
 
 def recovery(line: Record) -> dict[int, float]:
-    """Exact share of clozes by steps of relearning, mean over the relearned tasks."""
+    """Exact share of items by steps of relearning, mean over the relearned tasks."""
     shares: dict[int, list[float]] = {}
     for row in line.get("recovery") or []:
         shares.setdefault(row["steps"], []).append(row["right"])
@@ -110,6 +116,23 @@ def mean_jaccard(line: Record) -> float:
     return mean(share for share in line.get("jaccard") or [] if share is not None)
 
 
+def hits_by_layer(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Hit rates of far worlds' names by layer, before (the base) and after a task; and by chance.
+
+    Means over the tasks that have them; empty where none has.
+    """
+    found = [line["far_worlds"] for line in lines if line.get("far_worlds")]
+    if not found:
+        return {}
+    before = zip(*(one["base"] for one in found))
+    after = zip(*(one["by_layer"] for one in found))
+    return {
+        "before": [mean(layer) for layer in before],
+        "after": [mean(layer) for layer in after],
+        "chance": mean(one["chance"] for one in found),
+    }
+
+
 def drift_figures(lines: list[dict[str, Any]], protocol: str = "sequential") -> dict[str, float]:
     """The figures of FIGURES, from the lines of metrics.jsonl that end a task, in their order."""
     first, last = lines[0], lines[-1]
@@ -119,6 +142,7 @@ def drift_figures(lines: list[dict[str, Any]], protocol: str = "sequential") -> 
         "fraction_lost": fraction_lost(first, last),
         "new_task_kl": number(last, "kl_new"),
         "jaccard": mean_jaccard(last),
+        "hit_rate": mean(hits_by_layer(lines).get("after", [])),
         "bits_per_byte": number(last, "bits_per_byte"),
         "pairs_fall": mean_of_pairs(first.get("pairs")) - mean_of_pairs(last.get("pairs")),
         "recall": recalled(last),

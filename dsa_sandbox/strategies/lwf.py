@@ -64,7 +64,7 @@ def softened_kl(teacher_MV: Tensor, student_MV: Tensor, temperature: float) -> T
 class Lwf(Strategy):
     """Memory holds `teacher.<name>` of trainable parameters; the teacher shares the others.
 
-    The teacher also selects keys by the current indexer, which changes with finetune.indexer=kl.
+    The teacher selects keys by the current indexer, which changes with finetune.indexer=rewarm.
     """
 
     Settings = LwfSettings

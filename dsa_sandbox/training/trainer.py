@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data.tokens import Batch
+from dsa_sandbox.selection import rewarming
 from dsa_sandbox.sizes import group_of
 from dsa_sandbox.strategies.base import Position, Strategy, Trainee
 from dsa_sandbox.training.loop import Phase, Step, train
@@ -26,15 +27,15 @@ class Trainer:
     ) -> None:
         self.strategy, self.model, self.base, self.plan = strategy, model, base, plan
         self.trainee = Trainee(model, strategy.trainable(model))
-        self.trains_indexer = plan.indexer == "kl"
+        self.trains_indexer = plan.indexer == "rewarm"
+        rewarming.use(model, self.trains_indexer)
         # the strategy decides about the trunk; the indexer has its own loss, the same in every arm
         self.lr_scales = dict(self.trainee.lr_scales)
         self.indexer: dict[str, nn.Parameter] = {}
         if self.trains_indexer:
             parameters = model.named_parameters()
             self.indexer = {name: p for name, p in parameters if group_of(name) == "indexer"}
-            scale = plan.indexer_learning_rate / plan.learning_rate
-            self.lr_scales |= dict.fromkeys(self.indexer, scale)
+            self.lr_scales |= dict.fromkeys(self.indexer, plan.indexer_ratio)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self.lr_scales)
         self.added_loss = 0.0  # by the strategy, in this step
@@ -109,7 +110,7 @@ class Trainer:
         """Linear warm-up within each task."""
         share = min(1.0, (step + 1) / max(1, self.plan.warmup_steps))
         self.learning_rate = self.plan.learning_rate * share
-        return Phase(share, train_indexer=self.trains_indexer)
+        return Phase(share, train_indexer=self.trains_indexer, at_targets=True)
 
     def auxiliary_loss(self, batch: Batch, x_BTD: Tensor) -> Tensor | float:
         """The strategy's loss of one batch, weighted by the batch's share of the step's targets."""
