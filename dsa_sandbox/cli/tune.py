@@ -110,7 +110,7 @@ def tune(
     path = tuning.keep(call.session.home, request, found)
     report = tuning.report(request, found)
     if call.as_json:
-        table = tuning.table_of(request, found)
+        table = tuning.table_of(found)
         console.emit_json({"command": "tune", "file": str(path), "rates": table, **report})
         return
     style = {
