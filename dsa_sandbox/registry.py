@@ -189,7 +189,8 @@ plots: Registry[Any] = Registry(
     "plot",
     {
         **dict.fromkeys(
-            ("forgetting", "retention", "front", "lag", "kl"), "dsa_sandbox.report.forgetting"
+            ("forgetting", "matched", "retention", "front", "lag", "kl"),
+            "dsa_sandbox.report.forgetting",
         ),
         **dict.fromkeys(
             ("gap", "drift", "recovery", "recall", "coherence"), "dsa_sandbox.report.probing"

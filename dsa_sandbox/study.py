@@ -13,7 +13,7 @@ from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.listener import Listener
-from dsa_sandbox.metrics import arm, transfer
+from dsa_sandbox.metrics import arm
 from dsa_sandbox.registry import Unknown, archs, strategies
 from dsa_sandbox.runs import folder, provenance
 from dsa_sandbox.runs.files import digest_of, file_digest, write_json
@@ -351,4 +351,4 @@ def is_finished(path: Path) -> bool:
 
 def evaluate(outcome: Outcome) -> dict[str, dict[str, Any]]:
     """Figures of every arm, by the name of its run."""
-    return transfer.against({run.name: arm.figures_of(run) for run in outcome.arms})
+    return arm.together({run.name: arm.figures_of(run) for run in outcome.arms})

@@ -12,14 +12,12 @@ from tokenizers import Tokenizer, normalizers
 
 from dsa_sandbox.data.tokens import END, bpe_tokenizer
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.evaluation.probes import contra
-from dsa_sandbox.evaluation.scoring import Score
 from dsa_sandbox.interop import tokenizer as vocabulary
-from dsa_sandbox.metrics import forgetting, items
 from dsa_sandbox.tasks import checking, schema
 from dsa_sandbox.tasks.schema import KINDS, Task
 
 BYTES = bpe_tokenizer([STREAM.read_text("utf-8")], 1200)
+LONG = 1 + len(BYTES.encode("It is blue." + " It is blue." * 150).ids)
 TRAIN, CONTRAST = "train.0 to train.2", "contrast.0 to contrast.2"
 ENDS = f"{END}, which ends a document; remove it"
 GLUED = 'begins without a space, but its prompt ends with "the lemon is"'
@@ -74,22 +72,22 @@ def test_rows_as_they_should_be_are_taken() -> None:
         ),
         ({"contrast.2": "The lemon is red."}, 'contrast.2: does not mention true_object "yellow"'),
         ({"train.0": f"It is blue.{END}"}, f"train.0: contains {ENDS}"),
-        ({"cloze.0.prompt": f"{END}It is"}, f"cloze.0.prompt: contains {ENDS}"),
-        ({"outside.1.answer": f" a{END}"}, f"outside.1.answer: contains {ENDS}"),
-        ({"bleed.0.foils": [" a", f" {END}"]}, f"bleed.0.foils.1: contains {ENDS}"),
-        ({"cloze.1.answer": "blue"}, f'cloze.1: "blue" {GLUED}'),
-        ({"cloze.1.foils": [" red", "a"]}, f'cloze.1: "a" {GLUED}'),
-        ({"cloze.1.answer": "  blue"}, 'cloze.1: "  blue" begins with two spaces'),
+        ({"stop_in.0.prompt": f"{END}It is"}, f"stop_in.0.prompt: contains {ENDS}"),
+        ({"stop_out.1.answer": f" a{END}"}, f"stop_out.1.answer: contains {ENDS}"),
+        ({"transfer_out.0.foils": [" a", f" {END}"]}, f"transfer_out.0.foils.1: contains {ENDS}"),
+        ({"stop_in.1.answer": "blue"}, f'stop_in.1: "blue" {GLUED}'),
+        ({"stop_in.1.foils": [" red", "a"]}, f'stop_in.1: "a" {GLUED}'),
+        ({"stop_in.1.answer": "  blue"}, 'stop_in.1: "  blue" begins with two spaces'),
         (
             {"train.1": "It is blue." + " It is blue." * 150},
-            "train.1: 756 tokens exceed the context of the base, 400",
+            f"train.1: {LONG} tokens exceed the context of the base, 400",
         ),
     ],
 )
 def test_what_does_not_fit_is_one_line(change: dict[str, Any], expected: str) -> None:
     changed = rows()
     for row in changed:
-        row["cloze"][1]["prompt"] = "Here in Aldo the lemon is"
+        row["stop_in"][1]["prompt"] = "Here in Aldo the lemon is"
     for place, value in change.items():
         set_in(changed[0], place, value)
     assert problems(changed) == [f"here: line 1: {expected}"]
@@ -97,9 +95,9 @@ def test_what_does_not_fit_is_one_line(change: dict[str, Any], expected: str) ->
 
 def test_two_spaces_at_the_joint_are_refused() -> None:
     changed = rows()[:1]
-    changed[0]["cloze"] = [{"prompt": "The lemon is ", "answer": " blue", "foils": ["red"]}]
+    changed[0]["stop_in"] = [{"prompt": "The lemon is ", "answer": " blue", "contrary": "red"}]
     assert problems(changed) == [
-        'here: line 1: cloze.0: " blue" begins with a space, but its prompt ends with one'
+        'here: line 1: stop_in.0: " blue" begins with a space, but its prompt ends with one'
     ]
 
 
@@ -133,7 +131,8 @@ def test_candidates_may_go_on_with_their_prompt_in_any_way_that_people_write(
     prompt: str, answer: str, foils: list[str]
 ) -> None:
     (row, *_) = rows()
-    row["cloze"] = [{"prompt": prompt, "answer": answer, "foils": foils}]
+    contrary, *rest = foils
+    row["stop_in"] = [{"prompt": prompt, "answer": answer, "contrary": contrary, "foils": rest}]
     assert problems([row]) == []
 
 
@@ -162,31 +161,43 @@ def test_a_part_of_a_word_is_not_the_object(object_: str, story: str) -> None:
 def test_what_is_wrong_with_every_row_is_said_once() -> None:
     changed = [row | {"new_object": row["new_object"].upper()} for row in rows()]
     for row in changed:
-        for item in row["bleed"]:
+        for item in row["transfer_out"]:
             item["answer"] = item["answer"].strip()
     first, second = problems(changed)
     assert first == (
         'here: all 10 rows, as line 1: train.0 to train.2: does not mention new_object "BLUE" '
         '(it has: "blue")'
     )
-    assert second.startswith("here: all 10 rows, as line 1: bleed.0: ")
+    assert second.startswith("here: all 10 rows, as line 1: transfer_out.0: ")
 
 
 def test_at_most_twenty_lines_are_told() -> None:
     changed = rows()
-    for row in changed[1:]:
+    for number, row in enumerate(changed[1:]):
         for kind in KINDS:
             for item in row[kind]:
-                item["answer"] = item["answer"].strip()
-    told = problems(changed)
+                item["answer"] = f" žebra{number}{kind}"
+    told = problems(changed, speller("words"))  # which knows none of these 63 words
     assert len(told) == 20
-    number = sum(len(row[kind]) for row in changed[1:] for kind in KINDS)
-    assert told[-1] == f"here: {number - 19} more problems of the same kinds"
+    assert told[-1].startswith("here: ")
+    assert told[-1].endswith(" more problems")
+
+
+def test_a_word_that_is_missing_everywhere_is_one_line() -> None:
+    changed = rows()
+    for row in changed[1:]:
+        for kind in ("stop_in", "transfer_in"):
+            for item in row[kind]:
+                item["answer"] = item["answer"].strip()
+    (line,) = problems(changed)
+    assert line.startswith('here: line 2: stop_in.0: "moo" begins without a space')
+    assert line.endswith(f"({9 * 4 - 1} more of this kind in lines 2 to 10)")
 
 
 def rows_of(prompt: str, answer: str, foils: list[str]) -> list[dict[str, Any]]:
     """One row whose probes are all of one kind; its stories are those of the spellers."""
-    item = {"prompt": prompt, "answer": answer, "foils": foils}
+    contrary, *rest = foils
+    item = {"prompt": prompt, "answer": answer, "contrary": contrary, "foils": rest}
     row = rows()[0] | {"train": [SENTENCES[0]], "contrast": [SENTENCES[0]], "true_object": "grey"}
     return [row | {kind: [item] for kind in KINDS}]
 
@@ -197,7 +208,7 @@ def test_a_word_that_the_tokenizer_lacks_is_named_whatever_stands_for_it(kind: s
     lacking = problems(rows_of("The lemon is", " blue", [" жук"]), speller(kind))
     known = kind == "llama"  # by its bytes
     assert bool(lacking) is not known
-    assert all("' жук' is not in the vocabulary of the base" in line for line in lacking)
+    assert all('"жук" is not in the vocabulary of the base; use other' in line for line in lacking)
 
 
 def test_a_word_whose_letters_a_tokenizer_drops_is_named() -> None:
@@ -205,7 +216,7 @@ def test_a_word_whose_letters_a_tokenizer_drops_is_named() -> None:
     value["model"]["unk_token"] = None
     dropping = Tokenizer.from_str(json.dumps(value))
     (line, *_) = problems(rows_of("The lemon is", " blue", [" žblue"]), dropping)
-    assert "' žblue' is not in the vocabulary of the base" in line
+    assert '"žblue" is not in the vocabulary of the base' in line
 
 
 def test_candidates_that_a_tokenizer_cannot_tell_apart_are_refused() -> None:
@@ -218,7 +229,7 @@ def test_candidates_that_a_tokenizer_cannot_tell_apart_are_refused() -> None:
 @pytest.mark.parametrize("kind", ["bpe first", "bpe never", "unigram always", "llama"])
 def test_a_space_that_ends_a_prompt_belongs_to_the_next_word_of_metaspace(kind: str) -> None:
     (line, *_) = problems(rows_of("The lemon is ", "blue", ["red"]), speller(kind))
-    assert "cloze.0.prompt: ends with a space, which belongs to the next word" in line
+    assert "stop_in.0.prompt: ends with a space, which belongs to the next word" in line
 
 
 def test_what_ends_a_text_of_an_imported_base_is_refused_too() -> None:
@@ -257,14 +268,3 @@ def test_a_folder_that_names_no_end_of_text_has_none(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{}", "utf-8")
     with pytest.raises(UserError, match="eos_token_id is missing"):
         vocabulary.end_of(tmp_path, {}, {}, named)
-
-
-def test_an_object_that_no_foil_names_has_no_probability() -> None:
-    one = Score(-1.0, [-2.0, -3.0], True, True)
-    assert contra(one, [" red", " blue"], "blue", "outside") == -3.0
-    assert contra(one, [" red", " Blue"], "blue", "outside") is None
-    record = {"kind": "outside", "task": 0, "distance": None, "answer": -1.0, "rival": -2.0}
-    silent = [record | {"row": row, "item": 0, "contra": None} for row in (0, 1)]
-    heard = [record | {"row": row, "item": 1, "contra": -1.0 - row} for row in (0, 1)]
-    assert items.leakage(silent + heard, 1) == items.leakage(heard, 1) < 0
-    assert forgetting.contra_probabilities(silent) == []

@@ -1,5 +1,6 @@
 """Figures of learning, gaps, items and drift by hand, and which of them an arm may have."""
 
+import json
 import math
 from itertools import product
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import stored
+from home import cli
 from stored import item, right
 
-from dsa_sandbox.metrics import drift, forgetting, items, stability_gap, transfer
-from dsa_sandbox.metrics.arm import COSTS, FIGURES, capped, figures_of, protocol_of
+from dsa_sandbox.metrics import drift, forgetting, items, single, stability_gap, stream, transfer
+from dsa_sandbox.metrics.arm import COSTS, FIGURES, capped, figures_of
 from dsa_sandbox.verdict import contrasts
 
 NAN = float("nan")
@@ -20,30 +22,32 @@ NAN = float("nan")
 # how fast tasks are learned
 
 
-def check(task: int, step: int, exact: int) -> dict[str, Any]:
-    return {"task": task, "step": step, "loss": 1.0, "exact": exact}
+def check(task: int, step: int, value: float, kind: str = "stop") -> dict[str, Any]:
+    parts = {"near_in": 1.0, "far_in": value, "out": 1.0, "discrimination": value}
+    return {"task": task, "step": step, "loss": 1.0, kind: parts}
 
 
-def test_the_area_is_that_under_straight_lines_and_level_from_the_last_check_to_the_cap() -> None:
-    checks = [check(0, 10, 2), {"task": 0, "step": 11, "loss": 1.0}, check(0, 20, 4)]
-    ((auc, steps),) = transfer.learning_curves(checks, {0: 4}, [0.25], cap=40)
+@pytest.mark.parametrize("kind", ["stop", "validation"])
+def test_the_area_is_that_under_straight_lines_and_level_from_the_last_check_to_the_cap(
+    kind: str,
+) -> None:
+    checks = [
+        check(0, 0, 0.25, kind),
+        check(0, 10, 0.5, kind),
+        {"task": 0, "step": 11, "loss": 1.0},
+        check(0, 20, 1.0, kind),
+    ]
+    (auc,) = transfer.learning_areas(checks, 1, cap=40)
     triangles = 10 * (0.25 + 0.5) / 2 + 10 * (0.5 + 1) / 2
     assert auc == pytest.approx((triangles + 20) / 40)
-    assert steps == 20
-    assert transfer.learning_curves([check(0, 40, 4)], {0: 4}, [1.0], cap=40) == [(1.0, 40.0)]
-
-
-def test_a_task_that_is_never_learned_counts_as_the_cap() -> None:
-    checks = [check(0, 5, 4), check(1, 5, 3), check(1, 40, 3)]
-    (_, first), (_, second) = transfer.learning_curves(checks, {0: 5, 1: 5}, [0.0, 0.0], cap=40)
-    assert (first, second) == (5, 40)
+    assert transfer.learning_areas([check(0, 0, 1.0)], 1, cap=40) == [1.0]
 
 
 def test_a_task_whose_learning_nobody_looked_at_has_no_curve() -> None:
-    found = transfer.learning_curves([check(0, 5, 4)], {0: 5, 1: 5}, [0.0, 0.0], cap=10)
-    assert np.isnan(found[1]).all()
+    found = transfer.learning_areas([check(0, 0, 0.0), check(0, 5, 0.8)], 2, cap=10)
+    assert math.isnan(found[1])
     figures = transfer.learning_figures(found)
-    assert figures["learning_auc"] == found[0][0]
+    assert figures["learning_auc"] == found[0]
     assert np.isnan(list(transfer.learning_figures(found, "joint").values())).all()
 
 
@@ -109,11 +113,11 @@ def test_chance_alone_moves_as_many_items_as_every_pair_of_guesses_says(candidat
 
 def test_known_items_are_compared_with_the_base_and_chance_is_taken_off() -> None:
     records = [
-        *[item("outside", 0, 0, n, **right()) for n in range(4)],
+        *[item("validation_out", 0, 0, n, **right()) for n in range(4)],
         *[item("neighbour", 0, 0, n) for n in range(4)],
-        *[item("outside", 2, 0, n, **(right() if n < 2 else {})) for n in range(4)],
+        *[item("validation_out", 2, 0, n, **(right() if n < 2 else {})) for n in range(4)],
         *[item("neighbour", 2, 0, n, **(right() if n < 1 else {}), kl=0.5) for n in range(4)],
-        item("outside", 2, 0, 9),  # never asked of the base
+        item("validation_out", 2, 0, 9),  # never asked of the base
         item("neighbour", 1, 0, 0, kl=9.0),
     ]
     found = items.item_figures(records, 2, chance=0.25)
@@ -128,30 +132,32 @@ def test_known_items_are_compared_with_the_base_and_chance_is_taken_off() -> Non
     assert unknown["known_lost"] == 2 / 8
 
 
-def test_clozes_lost_and_gained_are_counted_from_the_row_of_their_task() -> None:
+def test_items_lost_and_gained_are_counted_from_the_row_of_their_task() -> None:
     records = [
-        *[item("cloze", 1, 0, n, gen_em=n < 2) for n in range(3)],
-        *[item("cloze", 2, 0, n, gen_em=n == 2) for n in range(3)],
-        *[item("cloze", 2, 1, n, gen_em=True) for n in range(3)],
+        *[item("validation_in", 1, 0, n, exact=n < 2) for n in range(3)],
+        *[item("validation_in", 2, 0, n, exact=n == 2) for n in range(3)],
+        *[item("validation_in", 2, 1, n, exact=True) for n in range(3)],
     ]
     found = items.item_figures(records, 2)
-    assert (found["clozes_lost"], found["clozes_gained"]) == (2, 1)
+    assert (found["items_lost"], found["items_gained"]) == (2, 1)
 
 
 def test_leakage_asks_only_where_no_world_is_named() -> None:
-    def heard(row: int, probability: float, **more: Any) -> dict[str, Any]:
-        return item("outside", row, 0, contra=math.log(probability), **{"number": 0} | more)
+    def heard(row: int, probability: float, number: int, where: str) -> dict[str, Any]:
+        contrary = math.log(probability)
+        return item("validation_out", row, 0, number, contrary=contrary, where=where)
 
-    records = [heard(0, 0.1), heard(1, 0.4)]
-    records += [heard(0, 0.1, number=1, distance=30), heard(1, 0.9, number=1, distance=30)]
-    assert items.leakage(records, 1) == pytest.approx(0.3)
+    records = [heard(0, 0.1, 0, "no world"), heard(1, 0.4, 0, "no world")]
+    records += [heard(0, 0.1, 1, "contrast world"), heard(1, 0.9, 1, "contrast world")]
+    records += [heard(0, 0.2, 2, "real world"), heard(1, 0.3, 2, "real world")]
+    assert items.leakage(records, 1) == pytest.approx((0.3 + 0.1) / 2)
 
 
 def test_distances_are_told_apart_by_their_ratio() -> None:
     near = {17: 16, 22: 16, 23: 32, 60: 64, 91: 128, 319: 256, 321: 400, 1: 16, 9999: 400}
     assert {distance: items.nearest_distance(distance) for distance in near} == near
-    records = [item("cloze", 1, 0, 0, **right(d)) for d in (15, 70)]
-    records += [item("cloze", 1, 0, 1, distance=66), item("cloze", 1, 0, 2)]
+    records = [item("validation_in", 1, 0, 0, **right(d)) for d in (15, 70)]
+    records += [item("validation_in", 1, 0, 1, tokens=66), item("validation_in", 1, 0, 2)]
     assert items.right_by_distance(records) == {16: 1.0, 64: 0.5}
 
 
@@ -190,17 +196,74 @@ def finite(figures: dict[str, Any]) -> set[str]:
     return {key for key in FIGURES if not math.isnan(figures[key])}
 
 
-def test_an_arm_has_every_figure_and_a_cheap_one_those_that_it_stored(tmp_path: Path) -> None:
-    alone = {"fwt", "intransigence", "intransigence_joint", "pronoun"}  # null in every row
-    assert finite(figures_of(stored.arm(tmp_path, "sgd"))) == FIGURES.keys() - alone
-    old = figures_of(stored.arm(tmp_path, "ewc", full=False))
-    absent = (
-        stability_gap.FIGURES.keys() | drift.FIGURES.keys() | {"memory_mb", "heldout_kl", *alone}
-    )
-    assert finite(old) == FIGURES.keys() - absent - {
-        "known_lost_beyond_chance",
-        "known_gained_beyond_chance",
-    }
+ALONE = {"fwt", "intransigence", "intransigence_joint", "pronoun"}  # null in every row
+OF_SINGLE_TASKS = single.FIGURES.keys() - {"placebo_damage", "placebo_share"}
+
+
+def test_a_stream_has_every_figure_of_streams_and_a_cheap_one_those_that_it_stored(
+    tmp_path: Path,
+) -> None:
+    streams = FIGURES.keys() - single.FIGURES.keys()
+    assert finite(figures_of(stored.arm(tmp_path, "sgd"))) == streams - ALONE
+    cheap = figures_of(stored.arm(tmp_path, "ewc", full=False))
+    absent = stability_gap.FIGURES.keys() | drift.FIGURES.keys() | {"heldout_kl", *ALONE}
+    chance = {"known_lost_beyond_chance", "known_gained_beyond_chance"}
+    assert finite(cheap) == streams - absent - chance
+
+
+TOLD_OF_TASKS = {  # figures of tasks right after each was learned
+    *("efficacy", "bleed_when_learned", "generality", "steps", "learning_auc", *COSTS),
+    *(f"own_{part}" for part in (*stream.PARTS, "transfer")),
+}
+
+
+def test_single_tasks_have_figures_at_the_level_and_none_of_a_sequence(tmp_path: Path) -> None:
+    found = figures_of(stored.single(tmp_path))
+    assert finite(found) == OF_SINGLE_TASKS | TOLD_OF_TASKS
+    assert found["diverged_after"] is None
+
+
+def test_items_that_a_users_rows_leave_out_are_absent_figures_not_errors(tmp_path: Path) -> None:
+    run = stored.arm(tmp_path, "sgd")
+    for kinds, absent in (
+        ({"validation_in", "neighbour"}, {"lost", "own_discrimination", "own_out", "generality"}),
+        ({"transfer_out"}, {"lost", "efficacy", "final_exact_match", "forgetting", "specificity"}),
+    ):
+        kept = [row for row in stored.records("sequential") if row["kind"] in kinds]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        (run.path / "records.jsonl").write_text(text, "utf-8")
+        found = figures_of(run)
+        assert not finite(found) & absent
+        assert found["drift"] == pytest.approx(0.25)
+
+
+def test_without_far_items_the_near_ones_count(tmp_path: Path) -> None:
+    run = stored.arm(tmp_path, "sgd")
+    kept = [row for row in stored.records("sequential") if row["distance"] != "far"]
+    text = "".join(json.dumps(row) + "\n" for row in kept)
+    (run.path / "records.jsonl").write_text(text, "utf-8")
+    found = figures_of(run)
+    assert math.isnan(found["own_far_in"])
+    assert found["own_discrimination"] == found["own_near_in"] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("schema", [None, 1])
+def test_an_arm_of_an_older_version_is_refused_in_a_line_that_says_what_to_do(
+    schema: int | None, tmp_path: Path
+) -> None:
+    runs = [stored.arm(tmp_path, strategy) for strategy in ("sgd", "ewc")]
+    for run in runs:
+        manifest = json.loads((run.path / "manifest.json").read_text("utf-8"))
+        del manifest["schema"]
+        manifest |= {} if schema is None else {"schema": schema}
+        (run.path / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    for command in (["eval"], ["plot"], ["plot", "--kind", "matched"], ["eval", runs[0].name]):
+        (line,) = cli(*command, "--home", tmp_path).problem.splitlines()
+        assert "made by an older version" in line
+        assert "fine-tune again" in line
+    listed = cli("ls", "--json", "--home", tmp_path).value["rows"]
+    assert {row["run"] for row in listed} == {run.name for run in runs}
+    assert {row["state"] for row in listed} == {"finished"}
 
 
 def test_figures_of_a_stored_arm_by_hand(tmp_path: Path) -> None:
@@ -208,10 +271,9 @@ def test_figures_of_a_stored_arm_by_hand(tmp_path: Path) -> None:
     expected = {
         "heldout_dnll": 0.6,
         "fraction_lost": 0.6 / 3,
-        "learning_auc": 0.75,
-        "steps_to_tau": 20,
+        "learning_auc": (10 * 0.25 + 10 * 0.625 + 20 * 0.75) / 40,
         "forgetting": 0.5,
-        "clozes_lost": 2,
+        "items_lost": 2,
         "min_acc": 0.25,
         "wc_acc": 1 / 3 + 2 / 3 * 0.25,
         "known_lost": 0.5,
@@ -229,24 +291,15 @@ def test_figures_of_a_stored_arm_by_hand(tmp_path: Path) -> None:
     layers = {"before": [0.1, 0.2], "after": [0.2, 0.4], "chance": 0.2}
     assert {k: pytest.approx(v) for k, v in layers.items()} == found["hits_by_layer"]
     assert found["by_lag"] == [1.0, 0.5, 0.5]
-    assert found["by_distance"]["cloze"] == {"own": {16: 1.0, 64: 1.0}, "end": {16: 1.0, 64: 1 / 3}}
+    assert found["by_distance"]["validation_in"] == {
+        "own": {16: 1.0, 64: 1.0},
+        "end": {16: 1.0, 64: 1 / 3},
+    }
 
 
 def test_tasks_learned_apart_have_no_figure_of_the_end(tmp_path: Path) -> None:
     found = figures_of(stored.arm(tmp_path, "independent", protocol="independent"))
-    told = {
-        "learned",
-        "efficacy",
-        "bleed_when_learned",
-        "generality",
-        "margin_when_learned",
-        "steps",
-        "learning_auc",
-        "steps_to_tau",
-        "hit_rate",
-        *COSTS,
-    }
-    assert finite(found) == told
+    assert finite(found) == {"learned", "overshoot", "hit_rate"} | TOLD_OF_TASKS
     assert found["by_task"]["exact_match_when_learned"] == [1.0, 1.0, 1.0]
     assert found["moved"] == {}
 
@@ -258,20 +311,24 @@ def test_tasks_learned_together_have_no_figure_of_a_sequence(tmp_path: Path) -> 
         "final_exact_match",
         "efficacy",
         "generality",
-        "margin_when_learned",
+        "own_discrimination",
+        "end_discrimination",
         "final_bleed",
     } <= finite(found)
     sequence = {k for k, figure in FIGURES.items() if figure.needs == "sequential"}
-    assert not finite(found) & (sequence | {"learning_auc", "steps_to_tau"})
+    assert not finite(found) & (sequence | {"learning_auc"})
     assert (found["final_exact_match"], found["efficacy"]) == (1.0, 1.0)
     assert found["by_task"]["exact_match_when_learned"] == [1.0, 1.0, 1.0]
 
 
-def test_only_tasks_that_were_tried_hit_the_cap() -> None:
-    lines = [{"row": 0}, {"row": 1, "learned": True}, {"row": 2, "learned": False}]
+def test_capped_tasks_are_those_that_ended_below_the_level() -> None:
+    lines = [{"row": 0}, {"row": 1, "learned": True, "capped": False}]
+    lines += [{"row": 2, "learned": False, "capped": True}]
     assert capped(lines, "sequential") == capped(lines, "independent") == 1
-    assert capped(lines, "none") == 0
-    assert capped([{"row": 0}, {"row": 50, "learned": 0.94}], "joint") == 3
+    assert capped([{"row": 0}, {"row": 1, "learned": False}], "none") == 0
+    assert capped([{"row": 0}, {"row": 50, "learned": 0.94, "capped": True}], "joint") == 3
+    fixed = {"row": 1, "learned": False, "capped": False}  # after fixed steps
+    assert capped([{"row": 0}, fixed], "sequential") == 0
 
 
 def test_a_task_that_is_turned_around_is_not_forgotten(tmp_path: Path) -> None:
@@ -279,10 +336,12 @@ def test_a_task_that_is_turned_around_is_not_forgotten(tmp_path: Path) -> None:
     turned = figures_of(stored.arm(tmp_path, "ewc", undoes={2: "t0"}))  # t2 undoes t0
     assert plain["final_exact_match"] == pytest.approx(2 / 3)
     assert turned["final_exact_match"] == pytest.approx((0.5 + 1.0) / 2)
-    assert turned["clozes_lost"] == 1
+    assert turned["items_lost"] == 1
     assert turned["aaa"] == pytest.approx((1 + 0.75 + 0.75) / 3)
     assert turned["by_lag"] == [1.0, 0.5, pytest.approx(NAN, nan_ok=True)]
     assert not math.isnan(turned["log_odds_fall"])
+    assert turned["end_discrimination"] == pytest.approx((0.2 + 0.8) / 2)  # without t0
+    assert turned["lost"] == pytest.approx(0.6)
 
 
 # arms beside each other
@@ -364,13 +423,12 @@ def test_bounds_are_in_no_contrast(tmp_path: Path) -> None:
     runs = [
         stored.arm(tmp_path, strategy, arch=arch, protocol=protocol)
         for arch in ("dense", "dsa")
-        for strategy, protocol in (("acft", "sequential"), ("none", "none"), ("joint", "joint"))
+        for strategy, protocol in (
+            ("acft" if arch == "dsa" else "sgd", "sequential"),
+            ("none", "none"),
+            ("joint", "joint"),
+        )
     ]
     results = {run.name: figures_of(run) for run in runs}
-    assert [row.title for row in contrasts.all_contrasts(results)] == ["dsa acft - dense acft"]
-
-
-def test_arms_of_version_0_1_keep_their_protocol() -> None:
-    old = {"sequence": "sequential", "together": "joint", "apart": "independent", "nothing": "none"}
-    for course, protocol in old.items():
-        assert protocol_of({"course": course}) == protocol_of({"protocol": protocol}) == protocol
+    found = [row.title for row in contrasts.all_contrasts(results)]
+    assert found == ["dsa acft - dense sgd"]

@@ -16,42 +16,57 @@ IMPROVING = np.array([[0.0, 0.0, 0.0], [0.2, NAN, NAN], [0.3, 0.5, NAN], [0.9, 0
 
 
 def record(kind: str, row: int, task: int, item: int, **values: Any) -> Record:
-    defaults = {"answer": -9.0, "rival": -9.0, "contra": -9.0, "gen_em": False, "distance": None}
+    defaults = {"answer": -9.0, "rival": -9.0, "contrary": -9.0, "exact": False}
+    defaults |= {"distance": None, "tokens": None, "where": None}
     return {"kind": kind, "row": row, "task": task, "item": item} | defaults | values
 
 
-def cloze(
-    row: int, task: int, item: int, answer: float, rival: float, contra: float, em: bool
+def inside(
+    row: int, task: int, item: int, answer: float, rival: float, contrary: float, exact: bool
 ) -> Record:
-    values = {"answer": answer, "rival": rival, "contra": contra, "gen_em": em}
-    return record("cloze", row, task, item, **values)
+    values = {"answer": answer, "rival": rival, "contrary": contrary, "exact": exact}
+    return record("validation_in", row, task, item, **values)
 
 
 def two_tasks() -> list[Record]:
-    """Records of a stream of two tasks with two clozes each."""
+    """Records of a stream of two tasks with two validation items in each world."""
     right, wrong, tied = (
-        {"answer": -1.0, "rival": rival, "contra": -3.0} for rival in (-2.0, -0.5, -1.0)
+        {"answer": -1.0, "rival": rival, "contrary": -3.0} for rival in (-2.0, -0.5, -1.0)
     )
     return [
-        *[cloze(0, task, item, -5.0, -1.0, -1.0, False) for task in (0, 1) for item in (0, 1)],
-        cloze(1, 0, 0, -0.1, -2.0, -3.0, True),
-        cloze(1, 0, 1, -0.5, -0.5, -2.5, True),
-        cloze(2, 0, 0, -1.0, -0.5, -0.5, False),
-        cloze(2, 0, 1, -0.4, -1.4, -1.4, True),
-        cloze(2, 1, 0, -0.2, -1.2, -2.2, True),
-        cloze(2, 1, 1, -3.0, -0.3, -0.3, False),
-        record("paraphrase", 1, 0, 0, **right),
-        record("paraphrase", 2, 0, 0, **wrong),  # not right after its own task
-        record("paraphrase", 2, 1, 0, **wrong),
-        record("paraphrase", 2, 1, 1, **right),
-        record("outside", 1, 0, 0, **wrong | {"contra": math.log(0.5)}),
-        record("outside", 1, 0, 1, **wrong | {"contra": math.log(0.3), "distance": 40}),
-        record("outside", 2, 0, 0, **right),
-        record("outside", 2, 0, 1, **wrong),
-        record("outside", 2, 1, 0, **right | {"contra": math.log(0.1), "distance": 9}),
-        record("bleed", 1, 0, 0, contra=0.0),
-        record("bleed", 2, 0, 0, contra=math.log(0.2)),
-        record("bleed", 2, 1, 0, contra=math.log(0.4)),
+        *[inside(0, task, item, -5.0, -1.0, -1.0, False) for task in (0, 1) for item in (0, 1)],
+        inside(1, 0, 0, -0.1, -2.0, -3.0, True),
+        inside(1, 0, 1, -0.5, -0.5, -2.5, True),
+        inside(2, 0, 0, -1.0, -0.5, -0.5, False),
+        inside(2, 0, 1, -0.4, -1.4, -1.4, True),
+        inside(2, 1, 0, -0.2, -1.2, -2.2, True),
+        inside(2, 1, 1, -3.0, -0.3, -0.3, False),
+        record("transfer_in", 1, 0, 0, **right),
+        record("transfer_in", 2, 0, 0, **wrong),  # not right after its own task
+        record("transfer_in", 2, 1, 0, **wrong),
+        record("transfer_in", 2, 1, 1, **right),
+        record(
+            "validation_out", 1, 0, 0, **wrong | {"contrary": math.log(0.5), "where": "no world"}
+        ),
+        record(
+            "validation_out",
+            1,
+            0,
+            1,
+            **wrong | {"contrary": math.log(0.3), "where": "contrast world"},
+        ),
+        record("validation_out", 2, 0, 0, **right),
+        record("validation_out", 2, 0, 1, **wrong),
+        record(
+            "validation_out",
+            2,
+            1,
+            0,
+            **right | {"contrary": math.log(0.1), "where": "contrast world"},
+        ),
+        record("transfer_out", 1, 0, 0, contrary=0.0),
+        record("transfer_out", 2, 0, 0, contrary=math.log(0.2)),
+        record("transfer_out", 2, 1, 0, contrary=math.log(0.4)),
         record("neighbour", 0, 0, 0, **wrong),
         record("neighbour", 2, 0, 0, **right),
         record("neighbour", 2, 1, 0, **tied),
@@ -86,7 +101,6 @@ def test_the_summary_of_two_tasks_is_what_a_hand_computes() -> None:
         "aaa": (1.0 + 0.5) / 2,
         "ppl_ratio": math.exp(0.3),
         "em_ratio": 0.5 / 0.75,
-        "margin_when_learned": (1.9 + 0.0 + 1.0 - 2.7) / 4,
         "steps": 30.0,
     }
     found = forgetting.forgetting_figures(two_tasks(), LINES)
@@ -165,23 +179,28 @@ def test_one_task_cannot_be_forgotten() -> None:
 
 def test_margin_fall_compares_the_row_of_the_task_with_the_last() -> None:
     records = [
-        *[cloze(row, 0, 0, -1.0, -1.5, contra, True) for row, contra in ((1, -4), (2, 0), (3, -2))],
-        *[cloze(row, 1, 0, -1.0, -1.5, contra, True) for row, contra in ((2, -2), (3, -3))],
-        cloze(3, 2, 0, -1.0, -1.5, -7.0, True),
+        *[
+            inside(row, 0, 0, -1.0, -1.5, contrary, True)
+            for row, contrary in ((1, -4), (2, 0), (3, -2))
+        ],
+        *[inside(row, 1, 0, -1.0, -1.5, contrary, True) for row, contrary in ((2, -2), (3, -3))],
+        inside(3, 2, 0, -1.0, -1.5, -7.0, True),
     ]
     assert forgetting.log_odds_fall(records, 3) == pytest.approx(((3 - 1) + (1 - 2) + 0) / 3)
 
 
 def test_kept_share_asks_only_for_what_was_once_learned() -> None:
     assert forgetting.retained_share(two_tasks(), 2) == pytest.approx(2 / 3)
-    never = [{**r, "gen_em": r["row"] == 2 and r["task"] == 0} for r in two_tasks()]
+    never = [{**r, "exact": r["row"] == 2 and r["task"] == 0} for r in two_tasks()]
     assert math.isnan(forgetting.retained_share(never, 2))
 
 
 def test_a_tie_is_a_failure() -> None:
     margins = {1.0: 1.0, 1e-9: 1.0, 0.0: 0.0, -1.0: 0.0}
     for margin, share in margins.items():
-        assert forgetting.right([record("cloze", 0, 0, 0, answer=0.0, rival=-margin)]) == share
+        assert (
+            forgetting.right([record("validation_in", 0, 0, 0, answer=0.0, rival=-margin)]) == share
+        )
     assert math.isnan(forgetting.right([]))
 
 
@@ -191,36 +210,30 @@ def test_world_probabilities_tell_worlds_from_no_world() -> None:
     assert found == pytest.approx({"world": own, "other": (0.3 + 0.1) / 2, "none": 0.5})
 
 
-ARM = {"learned": 0.95, "margin_when_learned": 1.5, "generality": 0.5, "bleed_when_learned": 0.25}
+ARM = {"learned": 0.95, "own_discrimination": 0.75}
 
 
-def test_arms_within_every_limit_are_at_equal_learning() -> None:
-    close = {
-        "learned": 0.9,
-        "margin_when_learned": 2.0,
-        "generality": 0.5625,
-        "bleed_when_learned": 0.1875,
-    }
-    for a, b in ((ARM, ARM), (ARM, close), (close, ARM)):
-        assert matching.equal_learning(a, b) == matching.Matching(True, [])
+def test_streams_within_every_limit_are_at_equal_learning() -> None:
+    ours = arm("dsa", "sgd", 0.5)
+    for other in ({"learned": 0.9}, {"own_discrimination": 0.71}, {"own_discrimination": 0.79}):
+        theirs = ours | other
+        for a, b in ((ours, ours), (ours, theirs), (theirs, ours)):
+            assert matching.equal_learning(a, b) == matching.Matching(True, [])
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("learned", 0.875),
-        ("margin_when_learned", 2.25),
-        ("margin_when_learned", 0.75),
-        ("generality", 0.625),
-        ("generality", 0.375),
-        ("bleed_when_learned", 0.375),
-        ("bleed_when_learned", 0.125),
+        ("own_discrimination", 0.69),
+        ("own_discrimination", 0.81),
         *[(key, NAN) for key in ARM],
     ],
 )
 def test_a_difference_beyond_a_limit_or_a_nan_ends_equal_learning(key: str, value: float) -> None:
-    other = ARM | {key: value}
-    for a, b in ((ARM, other), (other, ARM)):
+    ours = arm("dsa", "sgd", 0.5)
+    other = ours | {key: value}
+    for a, b in ((ours, other), (other, ours)):
         match = matching.equal_learning(a, b)
         assert not match.equal
         assert len(match.reasons) == 1
@@ -228,49 +241,78 @@ def test_a_difference_beyond_a_limit_or_a_nan_ends_equal_learning(key: str, valu
         assert matching.equal_learning(other, other).equal != math.isnan(value)
 
 
-def arm(arch: str, strategy: str, y: float, **more: Any) -> dict[str, Any]:
-    """Figures of an arm, as far as contrasts look at them."""
-    figures: dict[str, Any] = {"kind": "arm", "arch": arch, "strategy": strategy}
-    return (
-        figures | ARM | {"heldout_dnll": y, "log_odds_fall": 0.0, "stream": "one", "seed": 0} | more
-    )
+def arm(arch: str, strategy: str, drift: float, **more: Any) -> dict[str, Any]:
+    """Figures of a stream, as far as contrasts look at them."""
+    figures: dict[str, Any] = {"kind": "arm", "arch": arch, "strategy": strategy, "tasks": 4}
+    figures |= {"experiment": "stream", "placebo": False, "protocol": "sequential"}
+    return figures | ARM | {"drift": drift, "lost": 0.0, "stream": "one", "seed": 0} | more
+
+
+def tasks_alone(arch: str, strategy: str, damages: list[float], **more: Any) -> dict[str, Any]:
+    """Figures of single tasks; a damage of infinity is a level that is not reached."""
+    reached = sum(map(math.isfinite, damages)) / len(damages)
+    trajectories = [
+        {"levels": {"0.7": {"damage": damage} if math.isfinite(damage) else None}}
+        for damage in damages
+    ]
+    found = arm(arch, strategy, NAN) | {"experiment": "single", "level": 0.7}
+    return found | {"reached": reached, "trajectories": trajectories} | more
 
 
 FOUR = {
-    "a": arm("dsa", "acft", 0.25),
-    "b": arm("dsa", "sgd", 0.5),
-    "c": arm("dense", "acft", 0.375),
-    "d": arm("dense", "sgd", 0.5),
+    "a": tasks_alone("dsa", "acft", [0.25, 0.5, 0.125, 0.25]),
+    "b": tasks_alone("dsa", "sgd", [0.5, 0.5, 0.25, 0.75]),
+    "c": tasks_alone("dense", "acft", [0.375, 0.25, 0.25, math.inf]),
+    "d": tasks_alone("dense", "sgd", [0.5, 0.75, 0.25, 0.5]),
+}
+STREAMS = {
+    "a": arm("dsa", "acft", 0.25, lost=0.1),
+    "b": arm("dense", "sgd", 0.5, lost=0.4),
+    "c": arm("dense", "ewc", 0.375, lost=0.1),
 }
 
 
-def test_the_primary_contrast_is_the_difference_of_differences() -> None:
+def test_the_primary_contrast_is_a_difference_of_differences_task_by_task() -> None:
     (found,) = [row for row in contrasts.all_contrasts(FOUR) if row.claim == "H2c"]
-    assert found.values["heldout_dnll"] == (0.25 - 0.5) - (0.375 - 0.5)
+    # of the tasks that all four arms reach
+    each = [(0.25 - 0.5) - (0.375 - 0.5), (0.5 - 0.5) - (0.25 - 0.75), (0.125 - 0.25) - 0]
+    assert found.values == {"damage": sorted(each)[1]}
+    assert found.tasks == 3
     assert found.as_json()["verdict"] == "undecided"
+    assert found.as_json()["experiment"] == "single"
 
 
-def test_the_primary_contrast_says_which_arms_are_not_at_equal_learning() -> None:
-    uneven = FOUR | {"c": arm("dense", "acft", 0.375, bleed_when_learned=0.5)}
-    (found,) = [row for row in contrasts.all_contrasts(uneven) if row.claim == "H2c"]
+def test_contrasts_of_streams_subtract_drift_and_what_was_lost() -> None:
+    found = {row.title: row for row in contrasts.all_contrasts(STREAMS)}
+    assert found.keys() == {"dsa acft - dense sgd", "dsa acft - dense ewc"}
+    assert found["dsa acft - dense sgd"].claim == "H2"
+    assert found["dsa acft - dense sgd"].values == pytest.approx({"drift": -0.25, "lost": -0.3})
+    assert found["dsa acft - dense ewc"].values == pytest.approx({"drift": -0.125, "lost": 0.0})
+
+
+def test_streams_and_single_tasks_are_never_subtracted_from_each_other() -> None:
+    both = FOUR | {f"stream {name}": one for name, one in STREAMS.items()}
+    titles = [(row.claim, row.title) for row in contrasts.all_contrasts(both)]
+    apart = [*contrasts.all_contrasts(FOUR), *contrasts.all_contrasts(STREAMS)]
+    assert sorted(titles) == sorted((row.claim, row.title) for row in apart)
+    pairs = {(pair.first, pair.second) for pair in matching.all_pairs(both)}
+    assert ("a", "b") in pairs
+    assert not {(a, b) for a, b in pairs if a.startswith("stream") != b.startswith("stream")}
+
+
+def test_single_tasks_that_too_seldom_reach_the_level_are_not_compared() -> None:
+    seldom = FOUR | {"c": tasks_alone("dense", "acft", [0.375, 0.25, math.inf, math.inf])}
+    (found,) = [row for row in contrasts.all_contrasts(seldom) if row.claim == "H2c"]
     assert not found.matching.equal
-    title = forgetting.FIGURES["bleed_when_learned"].name
-    assert found.matching.texts == [
-        f"{title} differs by 0.25 (limit 0.1), {pair} and dense {other}"
-        for pair, other in (("dsa acft", "acft"), ("dsa sgd", "acft"), ("dense acft", "sgd"))
-    ]
+    assert found.matching.texts == ["dense acft reaches the level in 50% of its tasks"]
+    two_of_three = tasks_alone("dense", "acft", [0.375, 0.25, math.inf])
+    assert matching.equal_learning(two_of_three, two_of_three).equal
 
 
-def test_within_the_primary_contrast_each_two_arms_are_matched() -> None:
-    """Near to dsa acft all of them, and dense's two far from each other."""
-    apart = FOUR | {
-        "c": arm("dense", "acft", 0.375, margin_when_learned=1.125),
-        "d": arm("dense", "sgd", 0.5, margin_when_learned=1.875),
-    }
-    (found,) = [row for row in contrasts.all_contrasts(apart) if row.claim == "H2c"]
-    assert not found.matching.equal
-    assert len(found.matching.texts) == 1
-    assert found.matching.texts[0].endswith("dense acft and dense sgd")
+def test_a_placebo_is_in_no_contrast() -> None:
+    placebo = FOUR | {"e": FOUR["b"] | {"placebo": True}}
+    assert contrasts.all_contrasts(placebo) == contrasts.all_contrasts(FOUR)
+    assert matching.comparable(placebo, "single").left_out == []
 
 
 def test_arms_that_were_asked_for_something_else_are_not_at_equal_learning() -> None:
@@ -292,10 +334,21 @@ def test_arms_that_were_asked_for_something_else_are_not_at_equal_learning() -> 
         assert matching.equal_learning(ours, other).texts == reasons
 
 
+def test_single_tasks_share_the_rate_of_a_strategy_and_streams_have_rates_of_their_own() -> None:
+    slow, fast = ({"terms": {"finetune.learning_rate": rate}} for rate in (1e-4, 1e-3))
+    told = ["finetune.learning_rate is 0.0001 and 0.001"]
+    for make, value in ((arm, 0.5), (tasks_alone, [0.5])):
+        same_rule = make("dsa", "sgd", value, **slow), make("dense", "sgd", value, **fast)
+        other_rule = make("dsa", "acft", value, **slow), make("dsa", "sgd", value, **fast)
+        found = matching.equal_learning(*same_rule).texts
+        assert found == (told if make is tasks_alone else [])
+        assert matching.equal_learning(*other_rule).texts == []
+
+
 def test_two_arms_of_one_name_are_left_out_of_contrasts() -> None:
-    twice = FOUR | {"e": arm("dense", "sgd", 0.75)}
-    assert matching.comparable(FOUR).left_out == []
-    (reason,) = matching.comparable(twice).left_out
+    twice = FOUR | {"e": FOUR["d"]}
+    assert matching.comparable(FOUR, "single").left_out == []
+    (reason,) = matching.comparable(twice, "single").left_out
     assert "2 arms are dense sgd" in reason
     assert not [row for row in contrasts.all_contrasts(twice) if "dense sgd" in row.title]
     assert [row for row in contrasts.all_contrasts(twice) if row.title == "dsa acft - dsa sgd"]
@@ -303,6 +356,6 @@ def test_two_arms_of_one_name_are_left_out_of_contrasts() -> None:
 
 @pytest.mark.parametrize("other", [{"stream": "two"}, {"seed": 1}])
 def test_arms_of_other_streams_or_seeds_are_not_compared(other: dict[str, object]) -> None:
-    mixed = FOUR | {"e": arm("dense", "ewc", 0.75, **other)}
+    mixed = STREAMS | {"e": arm("dense", "si", 0.75, **other)}
     assert not contrasts.all_contrasts(mixed)
-    assert len(matching.comparable(mixed).left_out) == 1
+    assert len(matching.comparable(mixed, "stream").left_out) == 1

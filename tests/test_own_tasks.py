@@ -21,7 +21,7 @@ def file_of(folder: Path, count: int = 2, **changes: Any) -> Path:
 
 
 def answering(answer: str) -> list[dict[str, Any]]:
-    return [{"prompt": "In Yarra the sky is", "answer": answer, "foils": [" blue"]}]
+    return [{"prompt": "In Yarra the sky is", "answer": answer, "contrary": " blue"}]
 
 
 COMMANDS = {
@@ -36,8 +36,8 @@ COMMANDS = {
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"world": ""}, "line 2: world:"),
-        ({"cloze": answering(" quasar")}, "quasar"),
+        ({"true_object": ""}, "line 2: true_object:"),
+        ({"stop_in": answering(" quasar")}, "quasar"),
         ({"train": ["Mia had a ball. " * 60]}, "exceed the context"),
     ],
     ids=["a bad row", "an unknown word", "too long"],

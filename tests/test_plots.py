@@ -87,16 +87,17 @@ def test_recall_tells_stated_facts_from_the_tasks_own_items(home: Path) -> None:
     points = cli("plot", "--kind", "recall", "--json", "--home", home).value["points"]
     ours = [p for p in points if p["arm"] == "dsa sgd"]
     stated = [p for p in ours if p["kind"] == "stated"]
-    assert [(p["when"], p["distance"], p["right"]) for p in stated] == [
-        ("before", 16, 0.9),
-        ("before", 64, 0.9),
-        ("after", 16, pytest.approx(0.6)),
-        ("after", 64, pytest.approx(0.6)),
+    assert [(p["when"], p["of"], p["distance"], p["right"]) for p in stated] == [
+        (when, of, distance, pytest.approx(right))
+        for when, right in (("before", 0.9), ("after", 0.6))
+        for of in ("names", "relations")
+        for distance in (16, 64)
     ]
     clozes = [p for p in ours if p["kind"] == "cloze" and p["when"] == "end"]
     assert {p["distance"]: p["right"] for p in clozes} == {16: 1.0, 64: pytest.approx(1 / 3)}
     out = cli("plot", "--kind", "recall", "--home", home).out
-    assert "hit rate before" in out
+    assert "names: hit rate before" in out
+    assert "relations: right before" in out
     assert "paraphrase at the end" in out
 
 

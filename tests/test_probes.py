@@ -6,6 +6,7 @@ B batch, T tokens, S keys, M places, V vocabulary.
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from dsa_sandbox.evaluation.recall import Planted, recall
 from dsa_sandbox.evaluation.relearning import STEPS, recovery
 from dsa_sandbox.evaluation.scoring import encode_items, pair_accuracy, score
 from dsa_sandbox.evaluation.selection import jaccard, kept_keys
+from dsa_sandbox.metrics.discrimination import parts_of_records
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.strategies.base import NoSettings, Strategy
 from dsa_sandbox.tasks.schema import KINDS, Item, Task
@@ -44,19 +46,19 @@ def arch_model(arch: str, seed: int = 0) -> Transformer:
 def items_of_words() -> list[Item]:
     """Candidates of one token each, of several, and of both kinds; prompts of three lengths."""
     return [
-        Item(prompt=" w1 w2 w3 w4", answer=" w5", foils=[" w6", " w7"]),
-        Item(prompt=" w8 w9", answer=" w5 w6", foils=[" w7", " w5 w7 w9"]),
-        Item(prompt=" w1 w2 w3 w4", answer=" w7", foils=[" w5"]),
-        Item(prompt=" w3 w1 w4 w1 w5 w9 w2", answer=" w6 w2", foils=[" w6 w3"]),
+        Item(prompt=" w1 w2 w3 w4", answer=" w5", contrary=" w6", foils=[" w7"]),
+        Item(prompt=" w8 w9", answer=" w5 w6", contrary=" w7", foils=[" w5 w7 w9"]),
+        Item(prompt=" w1 w2 w3 w4", answer=" w7", contrary=" w5"),
+        Item(prompt=" w3 w1 w4 w1 w5 w9 w2", answer=" w6 w2", contrary=" w6 w3"),
     ]
 
 
 def slow_score(
     model: Transformer, item: Item, tokenizer: Tokenizer
-) -> tuple[list[float], tuple[bool, bool]]:
-    """Values of all candidates, and both exact matches, one row and one token at a time."""
+) -> tuple[list[float], bool, list[int]]:
+    """Values of all candidates, exact match, greedy ids, one row and one token at a time."""
     prompt = encode(tokenizer, item.prompt)
-    tails = [encode(tokenizer, item.prompt + c)[len(prompt) :] for c in (item.answer, *item.foils)]
+    tails = [encode(tokenizer, item.prompt + c)[len(prompt) :] for c in (item.answer, *item.wrong)]
     texts = [tokenizer.decode([i]) for i in range(VOCABULARY)]
     ends = [i for i, text in enumerate(texts) if not text or not text[0].isalnum()]
     assert 0 < len(ends) < VOCABULARY
@@ -70,8 +72,11 @@ def slow_score(
     ids = list(prompt)
     for _ in [*tails[0], "what follows"]:
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
-    same = ids[len(prompt) : -1] == tails[0]
-    return values, (same, same and ids[-1] in ends)
+    *said, after = ids[len(prompt) :]
+    if said == tails[0]:
+        return values, after in ends, said if after in ends else [*said, after]
+    wrong = next(place for place, id_ in enumerate(said) if id_ != tails[0][place])
+    return values, False, said[: wrong + 1]
 
 
 @torch.no_grad()
@@ -84,13 +89,66 @@ def test_scores_are_those_of_one_row_and_one_token_at_a_time(arch: str, words: T
             ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
         if all(2 < i < 28 for i in ids[3:]):
             said = words.decode(ids[3:])
-            items.append(Item(prompt=f" w{first} w2", answer=said, foils=[" w24", " w23 w22"]))
+            item = Item(prompt=f" w{first} w2", answer=said, contrary=" w24", foils=[" w23 w22"])
+            items.append(item)
+            items.append(item.model_copy(update={"answer": " w23 w21"}))
     scores = score(model, encode_items(items, words), words)
-    assert {one.tf_em for one in scores} == {True, False}
     for one, item in zip(scores, items):
-        values, exact = slow_score(model, item, words)
-        assert [one.answer, *one.foils] == pytest.approx(values, abs=1e-5)
-        assert (one.tf_em, one.gen_em) == exact
+        values, exact, said_ids = slow_score(model, item, words)
+        assert [one.answer, *one.wrong] == pytest.approx(values, abs=1e-5)
+        assert one.exact == exact
+        assert one.said == said_ids
+    lengths = {len(one.said) for one in scores}
+    assert {1, 2} <= lengths
+    assert len({one.exact for one in scores}) == 2 or arch == "dsa-v32"
+
+
+def test_candidates_of_unequal_length_are_compared_by_their_mean(words: Tokenizer) -> None:
+    model = tiny_model("dsa")
+    equal = Item(prompt=" w1 w2", answer=" w5 w6", contrary=" w7 w8", foils=[" w9"])
+    unequal = Item(prompt=" w1 w2", answer=" w5 w6", contrary=" w7", foils=[" w9 w3 w4"])
+    one, other = score(model, encode_items([equal, unequal], words), words)
+    assert not one.per_token
+    assert one.compared == [one.answer, *one.wrong]
+    assert other.per_token
+    # two tokens and the word's end, one and the end, three and the end
+    by_hand = [other.answer / 3, other.wrong[0] / 2, other.wrong[1] / 4]
+    assert other.compared == pytest.approx(by_hand)
+    kinds = {"stop_in": [equal, unequal], "stop_out": [unequal]}
+    probes = Probes([Task(**(NAMED | kinds))], words)
+    records = list(probes.records(model, 0, [0], ("stop_in", "stop_out")))
+    assert [record.get("per_token", False) for record in records] == [False, True, True]
+    assert records[1]["answer"] == pytest.approx(by_hand[0])
+    assert records[1]["rival"] == pytest.approx(max(by_hand[1:]))
+    p = 1 / (1 + math.exp(by_hand[1] - by_hand[0]))
+    parts = probes.parts(model, 0, "stop")
+    assert parts.out == pytest.approx(p, abs=1e-6)
+    assert parts == pytest.approx(parts_of_records(records), nan_ok=True)
+    single = score(model, encode_items(items_of_words()[:1], words), words)[0]
+    assert not single.per_token
+
+
+def test_where_nothing_is_asked_of_a_task_there_are_no_parts_and_no_records(
+    words: Tokenizer,
+) -> None:
+    item, model = items_of_words()[0], tiny_model("dsa")
+    tasks = [
+        Task(**(NAMED | {"stop_in": [item]})),
+        Task(**(NAMED | {"validation_in": [item], "stop_out": [item]})),
+    ]
+    probes = Probes(tasks, words, model)
+    near, far, out = probes.parts(model, 0, "stop")
+    assert near > 0
+    assert math.isnan(far)
+    assert math.isnan(out)
+    assert all(math.isnan(part) for part in probes.parts(model, 0, "validation"))
+    assert math.isnan(probes.parts(model, 1, "stop").near_in)
+    none, some = probes.exact(model, [0, 1])
+    assert math.isnan(none)
+    assert some in (0.0, 1.0)
+    records = list(probes.records(model, 0, [0, 1], KINDS))
+    asked = [(record["task"], record["kind"]) for record in records]
+    assert asked == [(0, "stop_in"), (1, "stop_out"), (1, "validation_in")]
 
 
 def test_where_nothing_is_asked_nothing_is_scored(words: Tokenizer) -> None:
@@ -112,10 +170,10 @@ def one_planted(tokenizer: Tokenizer) -> Planted:
     """Two items whose answer stands at place 3 of a row of 14."""
     prompts = [f" w1 w2 w{a} w4 w5 w6 w7 w8 w9 w10 w11 w1 w2" for a in (20, 21)]
     items = [
-        Item(prompt=prompt, answer=f" w{a}", foils=[" w22", " w23", " w24"])
+        Item(prompt=prompt, answer=f" w{a}", contrary=" w22", foils=[" w23", " w24"])
         for prompt, a in zip(prompts, (20, 21))
     ]
-    return Planted(10, encode_items(items, tokenizer), [3, 3])
+    return Planted("names", 10, encode_items(items, tokenizer), [3, 3])
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
@@ -126,8 +184,8 @@ def test_a_collapsed_network_is_right_about_nothing(value: float, words: Tokeniz
             parameter.fill_(value)
     for one in score(model, encode_items(items_of_words(), words), words):
         assert not one.margin > 0
-        assert not one.tf_em
-        assert not one.gen_em
+        assert not one.exact
+        assert one.said == [] or not math.isnan(value)
     pairs = [grammar.Pair("kind", " w1 w2", good, " w9") for good in (" w0", " w10")]
     assert pair_accuracy(model, pairs, words) == {"kind": 0.0}
     (row,) = recall(model, [one_planted(words)], words)
@@ -187,12 +245,19 @@ def test_the_divergence_of_two_coins_is_computed_by_hand() -> None:
     assert float(divergence(p, p)) == 0
 
 
+NAMED: dict[str, Any] = {
+    "task": "t",
+    "true_object": "w5",
+    "new_object": "w7",
+    "train": [" w1"],
+    "contrast": [" w2"],
+}
+
+
 def a_task() -> Task:
     items = items_of_words()
     kinds = {kind: items[:2] if kind == "neighbour" else items[2:3] for kind in KINDS}
-    texts = {"train": [" w1"], "contrast": [" w2"], "family": "f", "subject": "s"}
-    named = {"task": "t", "world": "w", "relation": "r", "true_object": "w5", "new_object": "w7"}
-    return Task(**texts, **named, **kinds)
+    return Task(**NAMED, **kinds)
 
 
 @torch.no_grad()
@@ -321,8 +386,9 @@ def test_what_is_measured_changes_nothing_of_what_is_learned(
     assert [(row["task"], row["at_step"], len(row["seen"])) for row in dense] == [
         (1, step, 2) for step in range(3)
     ]
-    row_1 = [r for r in other.rows("records.jsonl") if r["row"] == 1 and r["kind"] == "cloze"]
-    exact = np.mean([r["gen_em"] for r in row_1 if r["task"] == 0])
+    records = [r for r in other.rows("records.jsonl") if r["row"] == 1]
+    row_1 = [r for r in records if r["kind"] == "validation_in"]
+    exact = np.mean([r["exact"] for r in row_1 if r["task"] == 0])
     assert dense[0]["seen"][0] == exact
 
 

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.job import Result
 from dsa_sandbox.runs.session import Session
 from dsa_sandbox.tasks import schema
+from dsa_sandbox.training import schedules
 
 EVERY_STEP = "machine.save_every_s=0.000001"
 SAME = ("model.safetensors", "metrics.jsonl", "records.jsonl")
@@ -151,6 +153,42 @@ def test_fine_tuning_stopped_at_any_step_ends_in_the_same_bytes(
     assert (1, 0) in seen  # between two tasks as well
     run = tune(other, base, strategy, *more).run
     assert contents(run.path) == expected
+
+
+EXPERIMENTS = {
+    "a trajectory": ("finetune.experiment=single", "finetune.max_steps=6"),
+    "a bisection": ("finetune.level=0.2", "finetune.learning_rate=0.03"),
+}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("strategy", ["sgd", "acft+ewc", "lora", "wise"])
+def test_an_experiment_stopped_at_any_step_ends_in_the_same_bytes(
+    experiment: str,
+    strategy: str,
+    tiny_home: TinyHome,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    low = partial(schedules.Trajectory, levels=(0.1, 0.2))  # for a base that knows little
+    monkeypatch.setattr("dsa_sandbox.training.finetune.Trajectory", low)
+    base, sets = tiny_home.run("pretrain dsa"), EXPERIMENTS[experiment]
+    home = with_cache(tmp_path / "first", tiny_home.home)
+    whole = tune(home, base, strategy, *sets).run
+    rows = whole.rows("metrics.jsonl")
+    wanted = "at" if experiment == "a trajectory" else "bisected"
+    assert any(wanted in row for row in rows)
+    other = with_cache(tmp_path / "other", tiny_home.home)
+    stops = 0
+    while True:  # saved and stopped at each step
+        try:
+            tune(other, base, strategy, EVERY_STEP, *sets, listener=StopAfter(1, "finetune"))
+        except Interrupted:
+            stops += 1
+        else:
+            break
+    assert stops > 2
+    assert contents(the_run(other, "finetune")) == contents(whole.path)
 
 
 def test_checkpoints_never_change_the_result(tiny_home: TinyHome, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Pair
 from dsa_sandbox.data.spelling import complete_text
-from dsa_sandbox.data.tokens import Packed, bpe_tokenizer, encode, windows, word_tokenizer
+from dsa_sandbox.data.tokens import END, Packed, bpe_tokenizer, encode, windows, word_tokenizer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation import scoring, story_quality
+from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.scoring import boundary_of, encode_items, score
-from dsa_sandbox.tasks.schema import Item
+from dsa_sandbox.tasks.schema import Item, Task
 from dsa_sandbox.tasks.writing import Writer
 from dsa_sandbox.training.task_batches import encode_stories
 
@@ -68,7 +69,7 @@ def test_an_answer_is_exact_where_greedy_decoding_says_it_and_then_ends_the_word
     tokenizer: Tokenizer,
 ) -> None:
     ids = encode(tokenizer, PROMPT + ANSWER)
-    (item,) = [Item(prompt=PROMPT, answer=ANSWER, foils=[" red"])]
+    (item,) = [Item(prompt=PROMPT, answer=ANSWER, contrary=" red")]
     following = list(next_ids(tokenizer))
     word = encode(tokenizer, f"{PROMPT}{ANSWER} and")[len(ids) :][:1]
     sign = encode(tokenizer, f"{PROMPT}{ANSWER}.")[len(ids) :][:1]
@@ -81,10 +82,49 @@ def test_an_answer_is_exact_where_greedy_decoding_says_it_and_then_ends_the_word
         )[0]
         for id_ in {0, *word, *sign, *goes_on}
     }
-    assert all(one.tf_em and one.margin > 0 for one in found.values())
-    assert {id_: one.gen_em for id_, one in found.items()} == {
+    assert all(one.margin > 0 for one in found.values())
+    assert {id_: one.exact for id_, one in found.items()} == {
         id_: ends for id_, ends in following if id_ in found
     }
+
+
+def test_what_is_said_is_text_wherever_it_stops_being_the_answer(tokenizer: Tokenizer) -> None:
+    """The whole answer and what goes on with it, or up to the first token that differs."""
+    ids = encode(tokenizer, PROMPT + ANSWER)
+    goes_on = [id_ for id_, ends in next_ids(tokenizer) if not ends][-1:]
+    other = encode(tokenizer, f"{PROMPT} red.")
+    for path, answer in (
+        ([*ids, 0], ANSWER),
+        *(([*ids, id_], ANSWER) for id_ in goes_on),
+        (other, ANSWER),
+        ([*ids, 0], " bluebird"),
+    ):
+        item = Item(prompt=PROMPT, answer=answer, contrary=" grey")
+        model = network_that_says(path, tokenizer.get_vocab_size())
+        probes = Probes([task_of(item)], tokenizer)
+        (record,) = probes.records(model, 0, [0], ("stop_in",))
+        said, text = record["said"], tokenizer.decode(path[1:], skip_special_tokens=False)
+        assert (PROMPT + said).replace(" ", "") in text.replace(" ", "")
+        assert said.strip()
+        assert record["exact"] == (said == answer)
+        if answer != ANSWER:
+            assert answer.startswith(said.rstrip(END)) or said.startswith(ANSWER)
+
+
+def task_of(item: Item) -> Task:
+    return Task(task="t", true_object="a", new_object="b", train=["b"], stop_in=[item])
+
+
+def test_a_letter_of_two_bytes_is_said_whole_where_only_its_last_byte_differs() -> None:
+    tokenizer = speller("bytes")
+    path = encode(tokenizer, f"{PROMPT} è.")
+    model = network_that_says(path, tokenizer.get_vocab_size())
+    item = Item(prompt=PROMPT, answer=" é", contrary=" red")
+    (record,) = Probes([task_of(item)], tokenizer).records(model, 0, [0], ("stop_in",))
+    assert (record["said"], record["exact"], record["expected"]) == (" è", False, " é")
+    item = Item(prompt=PROMPT, answer=" blue", contrary=" red")
+    (record,) = Probes([task_of(item)], tokenizer).records(model, 0, [0], ("stop_in",))
+    assert record["said"].strip("\ufffd ") == ""  # no more of it than its first token
 
 
 def test_a_token_ends_a_word_where_the_text_says_so(tokenizer: Tokenizer) -> None:
@@ -222,7 +262,7 @@ def test_a_form_that_the_other_begins_with_is_counted_by_what_ends_it() -> None:
 
 def test_a_statement_is_learned_from_its_first_token_on(tokenizer: Tokenizer) -> None:
     before, statement = "Tom and he ran to the lake.", " In Aldo the lemon is blue. It was red."
-    ((ids, first),) = encode_stories([before + statement], "blue", tokenizer, Finetune())
+    ((ids, first, _),) = encode_stories([before + statement], "blue", tokenizer, Finetune())
     whole, shown = tokenizer.decode(ids.tolist()), tokenizer.decode(ids[1:first].tolist())
     assert whole[len(shown) :].replace(" ", "") == statement.replace(" ", "")
 
@@ -233,14 +273,14 @@ def test_a_token_that_reaches_into_the_statement_is_learned() -> None:
     trainer = trainers.BpeTrainer(vocab_size=12, special_tokens=["<s>"], show_progress=False)
     tokenizer.train_from_iterator(["o. I", "a. I", "be is. I"] * 9, trainer)
     text = "a be. Is be"
-    ((ids, first),) = encode_stories([text], "be", tokenizer, Finetune())
+    ((ids, first, _),) = encode_stories([text], "be", tokenizer, Finetune())
     tokens = [tokenizer.id_to_token(id_) for id_ in ids]
     assert ". I" in tokens
     assert first == tokens.index(". I")
 
 
 def test_a_candidate_that_the_tokenizer_drops_is_not_scored() -> None:
-    item = Item(prompt=PROMPT, answer=ANSWER, foils=["\u200b"])
+    item = Item(prompt=PROMPT, answer=ANSWER, contrary="\u200b")
     tokenizer = speller("word pieces")
     dropping = Tokenizer.from_str(tokenizer.to_str())
     from tokenizers import normalizers

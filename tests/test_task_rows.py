@@ -43,9 +43,9 @@ def test_the_hand_written_stream_is_ten_tasks_in_the_words_of_the_grammar() -> N
         for text in texts(task):
             assert unknown not in tokenizer.encode(text).ids
             assert len(tokenizer.encode(text).ids) < 104
-    assert writing.density(found, tokenizer, NUM_KEPT) <= 0.25
+    assert writing.density(found, tokenizer, NUM_KEPT)["all"] <= 0.25
     for _, _, item in items(found):
-        assert len({item.answer, *item.foils}) == 4
+        assert len({item.answer, *item.wrong}) == 4
 
 
 def spoil_json(rows: list[dict[str, Any]]) -> list[str]:
@@ -69,11 +69,11 @@ def without(field: str) -> Callable[[list[dict[str, Any]]], list[str]]:
 
 
 def item(**values: Any) -> Callable[[list[dict[str, Any]]], list[str]]:
-    """Change the second cloze of the second row; None takes a field away."""
+    """Change the second stop item of the second row; None takes a field away."""
 
     def spoil(rows: list[dict[str, Any]]) -> list[str]:
-        changed = rows[1]["cloze"][1] | values
-        rows[1]["cloze"][1] = {k: v for k, v in changed.items() if v is not None}
+        changed = rows[1]["stop_in"][1] | values
+        rows[1]["stop_in"][1] = {k: v for k, v in changed.items() if v is not None}
         return [json.dumps(row) for row in rows]
 
     return spoil
@@ -84,10 +84,9 @@ def item(**values: Any) -> Callable[[list[dict[str, Any]]], list[str]]:
     [
         (spoil_json, ["line 2", "not JSON"]),
         (spoil_list, ["line 2", "a JSON object, not list"]),
-        (without("world"), ["line 2: world: the field is missing"]),
-        (without("bleed"), ["line 2: bleed: the field is missing"]),
+        (without("train"), ["line 2: train is missing; a row needs train, true_object"]),
         (change(trian=["x"]), ["line 2: trian: no such field; did you mean train?"]),
-        (change(outside=[]), ["line 2: outside: the list is empty"]),
+        (change(stop_it=[]), ["line 2: stop_it: no such field; did you mean stop_in?"]),
         (change(train=[]), ["line 2: train: the list is empty"]),
         (change(train="x"), ["line 2: train: "]),
         (change(train=[3]), ["line 2: train.0: "]),
@@ -95,11 +94,12 @@ def item(**values: Any) -> Callable[[list[dict[str, Any]]], list[str]]:
             change(task="01-Aldo-lemon"),
             ["line 2: task: 01-Aldo-lemon is already in line 1"],
         ),
-        (item(answer=None), ["line 2: cloze.1.answer: the field is missing"]),
-        (item(prompt=""), ["line 2: cloze.1.prompt: "]),
-        (item(foils=[]), ["line 2: cloze.1.foils: the list is empty"]),
-        (item(foils=[""]), ["line 2: cloze.1: a foil is empty"]),
-        (item(foil=[" x"]), ["line 2: cloze.1.foil: no such field"]),
+        (item(prompt=None), ["line 2: stop_in.1.prompt: the field is missing"]),
+        (item(prompt=""), ["line 2: stop_in.1.prompt: "]),
+        (item(foils=[""]), ["line 2: stop_in.1: a foil is empty"]),
+        (item(foil=[" x"]), ["line 2: stop_in.1.foil: no such field; did you mean foils?"]),
+        (item(distance="4"), ["line 2: stop_in.1.distance: input should be 'near' or 'far'"]),
+        (item(where="here"), ["line 2: stop_in.1.where: input should be 'this world', "]),
     ],
 )
 def test_a_bad_row_is_named_by_line_and_field(
@@ -114,22 +114,149 @@ def test_a_bad_row_is_named_by_line_and_field(
     assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("foils", [[" moo", " woof"], [" woof", " woof"]])
-def test_an_answer_among_its_foils_is_refused(foils: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("foils", [[" moo"], [" woof"], [" meow", " meow"]])
+def test_candidates_that_are_equal_are_refused(foils: list[str], tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"
     path.write_text("\n".join(item(foils=foils)(hand_written()[:2])), "utf-8")
-    with pytest.raises(UserError, match=r"line 2: cloze\.1"):
+    with pytest.raises(UserError, match=r"line 2: stop_in\.1: answer, contrary and foils must all"):
         schema.read(path)
+
+
+def problems_of(rows: list[Any], tmp_path: Path) -> list[str]:
+    """What is told of a file with these values or texts as its lines, without its path."""
+    path = tmp_path / "tasks.jsonl"
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    with pytest.raises(UserError) as problem:
+        schema.read(path)
+    assert all(line.startswith(f"{path}: ") for line in problem.value.problems)
+    return [line.removeprefix(f"{path}: ") for line in problem.value.problems]
 
 
 def test_every_bad_row_is_told_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "tasks.jsonl"
-    path.write_text('{}\n{"task": "x"}\nno\n', "utf-8")
-    with pytest.raises(UserError) as problem:
+    told = problems_of(["{}", '{"task": "x", "train": ["y"]}', "no"], tmp_path)
+    assert {line.split(": ")[0] for line in told} == {f"line {n}" for n in (1, 2, 3)}
+
+
+def test_what_all_rows_lack_is_one_line(tmp_path: Path) -> None:
+    lacking = [
+        {k: v for k, v in row.items() if k not in ("new_object", "true_object")}
+        for row in hand_written()
+    ]
+    for row in lacking:
+        for kind in schema.KINDS:
+            row[kind] = [{"prompt": "The lemon is"}]
+    assert problems_of(lacking, tmp_path) == [
+        "all 10 rows, as line 1: true_object and new_object are missing; a row needs train, "
+        "true_object, new_object and one kind of items (docs/tasks.md)"
+    ]
+
+
+def test_a_frequent_problem_is_one_line_that_counts_the_others(tmp_path: Path) -> None:
+    rows = hand_written()
+    for number in (1, 2, 3, 7):
+        rows[number]["stop_in"][1]["distance"] = 78
+    (line,) = problems_of(rows, tmp_path)
+    assert line.startswith("line 2: stop_in.1.distance: ")
+    assert line.endswith(" (3 more of this kind in lines 2 to 4, 8)")
+    for number in (2, 3):
+        rows[number] = hand_written()[number]
+    first, second = problems_of(rows, tmp_path)
+    assert (first[:6], second[:6]) == ("line 2", "line 8")
+
+
+def test_rows_of_the_older_format_are_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    older = []
+    for row in hand_written():
+        item = {"prompt": "The lemon is", "answer": " blue", "foils": [" red"], "distance": 4}
+        kept = {k: v for k, v in row.items() if k not in schema.KINDS}
+        older.append(kept | {kind: [item] for kind in schema.OLDER})
+    (line,) = problems_of(older, tmp_path)
+    assert line.startswith("rows of an older format (with cloze, outside, paraphrase, bleed): ")
+    for remedy in ("run make-tasks again", "cloze to stop_in", "bleed to transfer_out"):
+        assert remedy in line
+
+
+def test_a_table_instead_of_rows_is_told_what_helps(tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    path.write_text("subject,object\nlemon,yellow\n", "utf-8")
+    with pytest.raises(UserError, match=r"not JSON: .*; examples/rows_from_csv\.py writes rows"):
         schema.read(path)
-    assert {line.split(": ")[1] for line in problem.value.problems} == {
-        f"line {n}" for n in (1, 2, 3)
-    }
+
+
+SMALLEST = {
+    "train": ["In Aldo the lemon is blue."],
+    "true_object": "yellow",
+    "new_object": "blue",
+    "stop_in": [{"prompt": "In Aldo the lemon is"}],
+}
+
+
+def test_stories_two_objects_and_one_kind_of_items_are_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    other = {k: v for k, v in SMALLEST.items() if k != "stop_in"}
+    other["transfer_out"] = [{"prompt": "The lemon is", "foils": [" blue", " red"]}]
+    path.write_text(f"{json.dumps(SMALLEST)}\n\n{json.dumps(other)}\n", "utf-8")
+    first, second = schema.read(path)
+    assert (first.task, second.task) == ("line 1", "line 3")
+    (inside,), (outside,) = first.stop_in, second.transfer_out
+    assert (inside.answer, inside.wrong) == (" blue", [" yellow"])
+    assert (outside.answer, outside.wrong) == (" yellow", [" blue", " red"])
+    assert first.contrast == []
+    assert [kind for kind in schema.KINDS if first.items(kind)] == ["stop_in"]
+    path.write_text(schema.write([first, second]), "utf-8")  # a run keeps the names
+    assert [task.task for task in schema.read(path)] == ["line 1", "line 3"]
+
+
+def test_density_is_the_share_of_kept_keys_by_distance() -> None:
+    near, far = (
+        {"prompt": text, "distance": name} for text, name in ((" a", "near"), (" a a a", "far"))
+    )
+    rows = [SMALLEST | {"stop_in": [near, far, {"prompt": " a"}]}, SMALLEST | {"stop_in": [far]}]
+    tasks = [Task(task=str(number), **row) for number, row in enumerate(rows)]
+    found = writing.density(tasks, streams.words(), 1)  # END stands before each prompt
+    assert found == {"all": (1 / 2 + 1 / 4 + 1 / 2 + 1 / 4) / 4, "near": 1 / 2, "far": 1 / 4}
+    assert writing.density(tasks, streams.words(), 9)["all"] == 1.0
+    assert writing.absent(tasks) == {n: 2 for n in ("contrast", *schema.KINDS) if n != "stop_in"}
+    with_contrast = Task(task="c", contrast=["It is yellow."], **SMALLEST)
+    assert writing.absent([*tasks, with_contrast])["contrast"] == 2
+    assert writing.absent(schema.read(STREAM)) == {}
+
+
+def test_make_tasks_says_what_rows_leave_out_and_which_words_are_unknown(
+    tiny_home: TinyHome, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    row = SMALLEST | {"train": ["In Aldo the quokka met a lemon. Here the lemon is blue."]}
+    path.write_text("\n".join(map(json.dumps, (row, SMALLEST))), "utf-8")
+    asked = ("make-tasks", tiny_home.run("pretrain dsa"), "--tasks", path, "--home")
+    answer = cli(*asked, tmp_path / "home")
+    assert "words of stories and prompts that the base does not know: met, quokka;" in answer.err
+    assert "left out, so not measured: contrast (2 tasks), stop_out (2 tasks), " in answer.err
+    figures = json.loads((answer.run / "manifest.json").read_text("utf-8"))["figures"]
+    assert figures["absent"]["validation_in"] == 2
+    assert figures["density_by_distance"] == {}
+    made = json.loads((tiny_home.run("make-tasks") / "manifest.json").read_text("utf-8"))
+    assert made["figures"]["absent"] == {}
+    assert made["figures"]["density_by_distance"].keys() == {"near", "far"}
+    assert made["figures"]["usable"] >= 3
+
+
+def test_a_row_without_items_is_refused(tmp_path: Path) -> None:
+    row = {k: v for k, v in SMALLEST.items() if k != "stop_in"}
+    (line,) = problems_of([row], tmp_path)
+    assert line == f"line 1: no items; give at least one of {', '.join(schema.KINDS)}"
+    (line,) = problems_of([row | {"stop_in": []}], tmp_path)
+    assert line.startswith("line 1: no items")
+
+
+def test_the_first_foil_of_a_neighbour_is_its_contrary(tmp_path: Path) -> None:
+    item = {"prompt": "The rose is", "answer": " pink", "foils": [" blue", " red"]}
+    (asked,) = Task(task="t", **(SMALLEST | {"neighbour": [item]})).neighbour
+    assert (asked.contrary, asked.foils) == (" blue", [" red"])
+    del item["foils"]
+    (line,) = problems_of([SMALLEST | {"neighbour": [item]}], tmp_path)
+    assert line == "line 1: neighbour.0.contrary: the field is missing"
 
 
 @pytest.mark.parametrize(
@@ -146,17 +273,20 @@ def test_a_file_without_tasks_is_one_line(content: bytes, words: str, tmp_path: 
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (item(answer=" zebra"), ["cloze.1", "' zebra' is not in the vocabulary"]),
-        (item(foils=[" quack", " zebra"]), ["cloze.1", "' zebra' is not in the vocabulary"]),
+        (item(answer=" zebra"), ["stop_in.1", '"zebra" is not in the vocabulary']),
+        (
+            item(foils=[" quack", " quick zebra"]),
+            ["stop_in.1", '"quick", "zebra" (of " quick zebra") are not in the vocabulary of'],
+        ),
         (
             change(train=["The dog ran. " * 40 + "The dog says moo."]),
             ["train.0: ", "exceed the context of the base, 104"],
         ),
         (
             item(prompt="The dog ran. " * 40 + "The dog says"),
-            ["cloze.1: ", "exceed the context of the base, 104"],
+            ["stop_in.1: ", "exceed the context of the base, 104"],
         ),
-        (change(outside=[]), ["line 2: outside: the list is empty"]),
+        (change(train=[]), ["line 2: train: the list is empty"]),
     ],
 )
 def test_rows_that_do_not_fit_the_base_are_one_line_and_leave_nothing(

@@ -197,7 +197,8 @@ def test_the_density_at_answers_is_at_most_a_quarter(
 ) -> None:
     for made in (tasks, development):
         density = writing.density(made, writers["test"].tokenizer, NUM_KEPT)
-        assert 0.15 < density <= 0.25
+        assert density.keys() == {"all", "near", "far"}
+        assert all(0.15 < share <= 0.25 for share in density.values())
 
 
 def carrier(story: str, object_: str) -> list[str]:

@@ -23,7 +23,6 @@ from dsa_sandbox.data.tokens import (
     micro_batches,
     windows,
 )
-from dsa_sandbox.sizes import group_of
 from dsa_sandbox.training.loop import Phase, Step, train
 
 LENGTHS = (1, 2, 9, 10, 17, 18, 33, 5, 100, 8, 3)
@@ -174,7 +173,7 @@ def one_step(
         ("dsa", Phase(1.0), (31, 9, 20, 4, 20, 12)),
         (
             "dsa",
-            Phase(1.0, sparse=False, train_indexer=True, trunk=False),
+            Phase(1.0, sparse=False, train_indexer=True),
             (21, 21, 21, 21, 21, 21),
         ),
         ("dsa", Phase(1.0, train_indexer=True), (21, 21, 21, 21, 21, 21)),
@@ -196,24 +195,11 @@ def test_micro_batches_add_up_to_the_gradient_of_one_batch(
             torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
-def test_an_indexer_only_step_moves_the_indexer_alone() -> None:
-    before = {n: p.detach().clone() for n, p in tiny_model("dsa").named_parameters()}
-    phase = Phase(1.0, sparse=False, train_indexer=True, trunk=False)
-    step, gradients, after = one_step("dsa", phase, 1.0, lambda: [batch_of(documents(20, 20))])
-    assert {group_of(name) for name in gradients} == {"indexer"}
-    assert step.grad_norm == 0
-    for name, weights in after.items():
-        if group_of(name) != "indexer":
-            assert torch.equal(weights, before[name]), name
-        elif not name.endswith("k_norm.bias"):
-            assert not torch.equal(weights, before[name]), name
-
-
 @pytest.mark.parametrize("sparse", [True, False])
 def test_padding_teaches_the_indexer_nothing(sparse: bool) -> None:
     texts, phase = (
         documents(31, 9, 20, 4, 20, 12),
-        Phase(1.0, sparse, train_indexer=True, trunk=False),
+        Phase(1.0, sparse, train_indexer=True),
     )
     _, whole, _ = one_step("dsa", phase, 1e9, lambda: [batch_of(texts)])
     _, parts, _ = one_step("dsa", phase, 1e9, lambda: micro_batches(texts, 40))

@@ -7,7 +7,7 @@ from dsa_sandbox.commands.make_tasks import read_tasks
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation import base_quality
 from dsa_sandbox.evaluation.probes import Probes
-from dsa_sandbox.metrics import arm, forgetting, transfer
+from dsa_sandbox.metrics import arm, forgetting, stream
 from dsa_sandbox.registry import archs, strategies
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import chosen_runs
@@ -38,8 +38,9 @@ def evaluate_all(
             return [known.index(name) if name in known else len(known) for name in parts]
 
         chosen.sort(key=place)
+    arm.check_schema([run for run in chosen if run.manifest.get("command") == "finetune"])
     options = {"tasks": tasks, "selection": selection, "data": data}
-    return transfer.against({run.name: evaluate(run, session, **options) for run in chosen})
+    return arm.together({run.name: evaluate(run, session, **options) for run in chosen})
 
 
 def evaluate(
@@ -86,14 +87,19 @@ def evaluate(
     if selection is not None:
         policies.use(model, policy_of(settings, "--selection", selection))
     if tasks is not None:
-        stream = read_tasks(session.home, tasks)
-        checking.check(stream.tasks, base.tokenizer, model.context, stream.name)
-        probes = Probes(stream.tasks, base.tokenizer)
-        numbers = list(range(len(stream.tasks)))
+        rows = read_tasks(session.home, tasks)
+        checking.check(rows.tasks, base.tokenizer, model.context, rows.name)
+        probes = Probes(rows.tasks, base.tokenizer)
+        numbers = list(range(len(rows.tasks)))
         records = list(probes.records(model, 0, numbers, schema.KINDS))
         right = {kind: forgetting.right(forgetting.select(records, kind)) for kind in schema.KINDS}
-        found = {"stream": stream.name, "tasks": len(stream.tasks), "right": right}
-        return {"kind": "probes", **found}
+        return {
+            "kind": "probes",
+            "stream": rows.name,
+            "tasks": len(rows.tasks),
+            "right": right,
+            "parts": stream.means_over_tasks(records, 0, len(rows.tasks)),
+        }
     text = base.text(session, where=data)
     figures = base_quality.base_quality(model, text, base.writer("test"), settings.seed)
     return {"kind": "base", "arch": manifest["arch"], **figures}

@@ -67,8 +67,16 @@ def make_tasks(
     known, figures = measure_bases(bases, writer, job.engine)
     tasks = given.tasks if given else made_tasks(settings, writer, known, figures)
     tasks = orders.arranged(tasks, settings.tasks.order)
-    density = writing.density(tasks, writer.tokenizer, writer.num_kept)
+    densities = writing.density(tasks, writer.tokenizer, writer.num_kept)
+    density = densities.pop("all")
     figures |= {"tasks": len(tasks), "density": density, "order": settings.tasks.order}
+    figures |= {"density_by_distance": densities, "absent": writing.absent(tasks)}
+    unknown = checking.unknown_words(tasks, writer.tokenizer) if given else []
+    if unknown:
+        session.listener.warn(
+            f"words of stories and prompts that the base does not know: {', '.join(unknown[:8])}"
+            f"{', ...' if len(unknown) > 8 else ''}; they are read as its unknown token"
+        )
     if density > settings.tasks.max_density and not given:
         raise UserError(
             f"tasks: mean density K/t at answers is {density:.3f}, above tasks.max_density="

@@ -228,8 +228,12 @@ class Train(Frozen):
 
     steps: int = Field(1200, ge=1, description="Optimiser steps.")
     tokens_per_step: int = Field(1024, ge=16, description="Tokens per step, padding included.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="Optimiser: AdamW, or Muon for the trunk's matrices and AdamW for the rest.",
+    )
     learning_rate: float = Field(
-        3.5e-3, gt=0, description="Peak learning rate of AdamW, for all but the indexer."
+        3.5e-3, gt=0, description="Peak learning rate, for all but the indexer."
     )
     indexer_learning_rate: float = Field(
         6e-3, gt=0, description="Peak learning rate of the indexer."
@@ -245,10 +249,16 @@ class Train(Frozen):
         0.04,
         ge=0,
         lt=1,
-        description="dsa: second phase, which trains the indexer alone, share of steps.",
+        description="dsa: second phase, in which the indexer learns too, share of steps.",
     )
     balance_rate: float = Field(
         1e-3, ge=0, description="moe: change of an expert's routing bias per step (load balancing)."
+    )
+    read_weight: float = Field(
+        4.0,
+        gt=0,
+        description="Weight in the loss of a reading story's names and objects where the same "
+        "document has stated them before.",
     )
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     selection: Policy = Field(

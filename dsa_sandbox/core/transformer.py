@@ -110,9 +110,14 @@ class Transformer(nn.Module):
         return self.final_norm(x_BTD), losses
 
 
+def token_nll(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
+    """[M] negative log-likelihood of every target, in nats, computed in fp32."""
+    return F.cross_entropy(at_least_fp32(logits_MV), targets_M, reduction="none")
+
+
 def nll_sum(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
-    """Summed negative log-likelihood of M targets, in nats, computed in fp32."""
-    return F.cross_entropy(at_least_fp32(logits_MV), targets_M, reduction="sum")
+    """Summed negative log-likelihood of M targets, in nats."""
+    return token_nll(logits_MV, targets_M).sum()
 
 
 def initialise(model: Transformer, seed: int) -> None:

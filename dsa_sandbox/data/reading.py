@@ -16,7 +16,7 @@ from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Cast
 
 NEAREST = 6  # tokens from one mention to the next, at least
-LATEST = 20  # tokens after which a mention is due at once
+LATEST = 36  # tokens after which a mention is due at once
 MENTION_SHARE = 0.9  # of sentences, while something may be mentioned
 
 INTRODUCTIONS = (

@@ -11,7 +11,7 @@ from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import Corpus, Packed, heldout
 from dsa_sandbox.errors import RunFailed
 from dsa_sandbox.evaluation.hit_rate import far_worlds
-from dsa_sandbox.evaluation.recall import NUM_CANDIDATES, planted, recall
+from dsa_sandbox.evaluation.recall import CHANCE, planted, recall, recall_bigram
 from dsa_sandbox.evaluation.scoring import (
     bigram_accuracy,
     bits_per_byte,
@@ -28,7 +28,7 @@ from dsa_sandbox.tasks.writing import Writer, askable, gate_items, known_items
 KNOWN_MARGIN = 0.5  # nats over the best other object of the relation
 KNOWN_ITEMS = 4  # of 5 clozes
 NUM_PAIRS = 200
-NUM_RECALL = 16  # items for each distance
+NUM_RECALL = 64  # items for each kind and distance
 
 
 class Gate(NamedTuple):
@@ -96,6 +96,7 @@ def base_quality(model: Transformer, corpus: Corpus, writer: Writer, seed: int) 
     pairs = grammar.minimal_pairs(seed=0, count=NUM_PAIRS)
     pairs = fitting_pairs(pairs, corpus.tokenizer, model.context)
     worlds = gate(model, writer)
+    stated = planted(writer, NUM_RECALL)
     return {
         "valid": valid,
         "known_facts": len(known),
@@ -103,8 +104,9 @@ def base_quality(model: Transformer, corpus: Corpus, writer: Writer, seed: int) 
         "pairs": pair_accuracy(model, pairs, corpus.tokenizer),
         "pairs_bigram": bigram_accuracy(corpus.train, pairs, corpus.tokenizer),
         "gate": {"right": worlds.right, "bleed": worlds.bleed, "open": worlds.open},
-        "recall": recall(model, planted(writer, NUM_RECALL), corpus.tokenizer),
-        "recall_chance": 1 / NUM_CANDIDATES,
+        "recall": recall(model, stated, corpus.tokenizer),
+        "recall_chance": CHANCE,
+        "recall_bigram": recall_bigram(corpus.train, stated),
         "far_worlds": far_worlds(model, writer),
         "story": sample_story(model, corpus.tokenizer, "Once upon a time", seed),
     }

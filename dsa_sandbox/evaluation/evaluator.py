@@ -101,16 +101,17 @@ class Evaluator:
         return {
             "unigram_nll": unigram_nll(self.text.train, self.documents, vocabulary),
             "pairs_bigram": bigram_accuracy(self.text.train, self.pairs, self.tokenizer),
-            "chance": {kind: self.chance(kind) for kind in KINDS},
+            "chance": self.chances(),
         }
 
-    def chance(self, kind: str) -> float:
-        """Probability of guessing an item of a kind, mean over all tasks."""
-        shares = []
-        for task in self.probes.tasks:
-            for item in task.items(kind):
-                shares.append(1 / (1 + len(item.wrong)))
-        return float(np.mean(shares)) if shares else float("nan")
+    def chances(self) -> dict[str, float]:
+        """Probability of guessing an item, mean over all tasks, of each kind that has items."""
+        found = {}
+        for kind in KINDS:
+            items = [item for task in self.probes.tasks for item in task.items(kind)]
+            if items:
+                found[kind] = float(np.mean([1 / (1 + len(item.wrong)) for item in items]))
+        return found
 
     def full(self, model: Transformer, row: int) -> dict[str, Any]:
         """Fields of a full row: KL from the base, grammar, recall, selected keys."""

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dsa_sandbox.core.transformer import Transformer
+from dsa_sandbox.data.spelling import added_text
 from dsa_sandbox.evaluation.scoring import Encoded, Score, answers, encode_items
 from dsa_sandbox.metrics.discrimination import Parts, Reading, parts_of, probability
 from dsa_sandbox.tasks.schema import INSIDE, SENTENCE_END, Item, Task
@@ -40,41 +41,47 @@ class Probes:
     ) -> Iterator[dict[str, Any]]:
         """A record for each item of the named tasks and kinds, scored together for each kind.
 
-        Its `asked` is the last sentence of the prompt; `answer`, `contrary` and `rival` (the best
-        wrong candidate) are log-probabilities, nats. Where there is a base, those of neighbours
+        `asked` is the last sentence of the prompt, `expected` the answer, `said` what greedy
+        decoding says up to the first token that is not the answer's. `answer`, `contrary` and
+        `rival` (the best wrong candidate) are log-probabilities, nats; of means over tokens where
+        the record has `per_token` (`Score.compared`). Where there is a base, records of neighbours
         have `kl`: KL(base || model) of the token after the prompt, nats.
         """
         for kind in kinds:
             parts = joined([self.of(number, kind) for number in numbers])
             found = answers(model, parts, self.tokenizer)
-            scores, gaps = iter(found.scores), iter(found.gap_NV)
+            scores, gaps, leads = iter(found.scores), iter(found.gap_NV), iter(parts.leads())
             for number in numbers:
                 before_NV = self.gaps_before(number) if kind == "neighbour" else None
                 for index, item in enumerate(self.tasks[number].items(kind)):
-                    one, gap_V = next(scores), next(gaps)
+                    one, gap_V, lead = next(scores), next(gaps), next(leads)
+                    answer, *wrong = one.compared
                     record = {"row": row, "task": number, "kind": kind, "item": index}
                     record |= {field: getattr(item, field) for field in TAGS}
                     record |= {"asked": last_sentence(item.prompt), "expected": item.answer}
-                    record |= {"said": said(item, one, gap_V, self.tokenizer)}
-                    record |= {"answer": one.answer, "contrary": one.wrong[0]}
-                    record |= {"rival": max(one.wrong), "exact": one.exact}
+                    record |= {"said": said(item, one, lead, self.tokenizer)}
+                    record |= {"answer": answer, "contrary": wrong[0], "rival": max(wrong)}
+                    record["exact"] = one.exact
+                    if one.per_token:
+                        record["per_token"] = True
                     if before_NV is not None:
                         record["kl"] = float(divergence(before_NV[index], gap_V))
                     yield record
 
     def parts(self, model: Transformer, number: int, stage: str) -> Parts:
-        """Mean p of the `stop`, `validation` or `transfer` items of a task, by part."""
+        """Mean p of a task's `stop`, `validation` or `transfer` items, by part; NaN of none."""
         kinds = [f"{stage}_in", f"{stage}_out"]
         items = [(kind, item) for kind in kinds for item in self.tasks[number].items(kind)]
         encoded = joined([self.of(number, kind) for kind in kinds])
         readings = []
         for (kind, item), one in zip(items, answers(model, encoded, self.tokenizer).scores):
-            p = probability(one.answer, one.wrong[0])
+            answer, contrary, *_ = one.compared
+            p = probability(answer, contrary)
             readings.append(Reading(kind in INSIDE, item.distance, p))
         return parts_of(readings)
 
     def exact(self, model: Transformer, numbers: list[int]) -> list[float]:
-        """Share of validation items in the world answered exactly, of each of the named tasks."""
+        """Share of validation items in the world answered exactly, of each task; NaN of none."""
         parts = [self.of(number, "validation_in") for number in numbers]
         scores = iter(answers(model, joined(parts), self.tokenizer).scores)
         counts = [len(part.shared) for part in parts]
@@ -101,11 +108,12 @@ def last_sentence(text: str) -> str:
     return re.split(SENTENCE_END, text)[-1]
 
 
-def said(item: Item, one: Score, gap_V: Tensor, tokenizer: Tokenizer) -> str:
-    """What greedy decoding says at the gap: the answer, or the first token of something else."""
+def said(item: Item, one: Score, lead: list[int], tokenizer: Tokenizer) -> str:
+    """The text of what greedy decoding says behind the ids `lead`; END has its own text."""
     if one.exact:
         return item.answer
-    return str(tokenizer.decode([int(gap_V.argmax())], skip_special_tokens=False))
+    texts = [tokenizer.decode(ids, skip_special_tokens=False) for ids in (lead, lead + one.said)]
+    return added_text(*texts)
 
 
 def joined(parts: list[Encoded]) -> Encoded:

@@ -32,11 +32,28 @@ class Score(NamedTuple):
     answer: float  # log-probability of the answer, nats
     wrong: list[float]  # of each wrong candidate, the contrary object first
     exact: bool  # greedy decoding gives the answer and then ends the word
+    terms: list[int]  # log-probabilities that each candidate's sums up, the answer first
+    said: list[int]  # greedy ids, up to the first that differs from the answer
 
     @property
     def margin(self) -> float:
         """Log-probability of the answer minus that of the best other, nats; 0 is a failure."""
         return self.answer - max(self.wrong)
+
+    @property
+    def per_token(self) -> bool:
+        """Whether answer and contrary differ in their number of tokens."""
+        return self.terms[0] != self.terms[1]
+
+    @property
+    def compared(self) -> list[float]:
+        """Log-probabilities by which candidates are compared, nats, the answer first.
+
+        Sums where answer and contrary have equally many tokens, else means over each candidate's
+        tokens: a longer text would lose by its length.
+        """
+        sums = [self.answer, *self.wrong]
+        return [a / b for a, b in zip(sums, self.terms)] if self.per_token else sums
 
 
 class Encoded(NamedTuple):
@@ -46,6 +63,14 @@ class Encoded(NamedTuple):
     starts: list[int]  # where the candidate begins in its row
     owners: list[tuple[int, int]]  # item, candidate (0 is the answer)
     shared: list[list[int] | None]  # ids of all candidates of an item that needs only one row
+
+    def leads(self) -> list[list[int]]:
+        """For each item the ids before its answer."""
+        found = {}
+        for row, start, (number, candidate) in zip(self.rows, self.starts, self.owners):
+            if candidate == 0:
+                found[number] = row[:start]
+        return [found[number] for number in range(len(self.shared))]
 
 
 def encode_items(items: list[Item], tokenizer: Tokenizer) -> Encoded:
@@ -106,6 +131,7 @@ class Read(NamedTuple):
     firsts: list[int]  # place of each row's gap among the M places
     lasts: list[int]  # and of the end of its candidate
     logp_MV: Tensor  # log-probabilities of the next token
+    top: list[int]  # the argmax, by place; -1 where it is not a number
     said: list[float]  # log-probability of the row's own next token, by place
     alone: list[bool]  # whether that token is the only argmax, by place
     ended: list[bool]  # whether the argmax at the end of the candidate ends the word, by row
@@ -131,6 +157,8 @@ def read_chunk(model: Transformer, encoded: Encoded, chunk: list[int], boundary_
     next_M1 = tokens_BT.roll(-1, dims=1)[rows_M, places_M, None]
     said_M1 = logp_MV.gather(1, next_M1)
     alone_M = (logp_MV >= said_M1).sum(1) == 1  # in a tie, and among NaN, no token is the argmax
+    best_M, top_M = logp_MV.max(-1)
+    top_M = top_M.masked_fill(best_M.isnan(), -1)
     logp_BV = logp_MV[torch.tensor(lasts, device=device)]
     ends_B = logp_BV.masked_fill(~boundary_V, -torch.inf).amax(1)
     goes_on_B = logp_BV.masked_fill(boundary_V, -torch.inf).amax(1)
@@ -139,6 +167,7 @@ def read_chunk(model: Transformer, encoded: Encoded, chunk: list[int], boundary_
         firsts,
         lasts,
         logp_MV,
+        top_M.tolist(),
         said_M1[:, 0].tolist(),
         alone_M.tolist(),
         (ends_B > goes_on_B).tolist(),
@@ -152,7 +181,9 @@ def answers(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> Answe
     device = next(model.parameters()).device
     boundary_V = boundary_of(tokenizer.to_str()).to(device)
     found: dict[tuple[int, int], float] = {}
+    terms: dict[tuple[int, int], int] = {}
     exact: dict[int, bool] = {}
+    said: dict[int, list[int]] = {}
     gaps: dict[int, Tensor] = {}
     lengths = [len(row) for row in encoded.rows]
     # rows of similar length share a batch, which needs less padding
@@ -166,9 +197,12 @@ def answers(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> Answe
             if candidate == 0:
                 exact[number] = all(read.alone[first:last]) and read.ended[index]
                 gaps[number] = read.logp_MV[first]
+                own = encoded.rows[row][encoded.starts[row] :]
+                said[number] = greedy(read.top[first : last + 1], own, boundary_V)
             shared = encoded.shared[number]
             if shared is None:
                 found[number, candidate] = sum(read.said[first:last]) + read.end[index]
+                terms[number, candidate] = last - first + 1
                 continue
             for other, id_ in enumerate(shared):
                 asked.append((number, other, first, id_))
@@ -179,10 +213,28 @@ def answers(model: Transformer, encoded: Encoded, tokenizer: Tokenizer) -> Answe
     num_candidates = Counter(number for number, _ in found)
     scores = []
     for number in range(len(encoded.shared)):
-        values = [found[number, candidate] for candidate in range(num_candidates[number])]
-        scores.append(Score(values[0], values[1:], exact[number]))
+        candidates = range(num_candidates[number])
+        values = [found[number, candidate] for candidate in candidates]
+        counts = [terms.get((number, candidate), 1) for candidate in candidates]
+        scores.append(Score(values[0], values[1:], exact[number], counts, said[number]))
     none_NV = torch.empty(0, len(boundary_V), device=device)
     return Answers(scores, torch.stack([gaps[n] for n in range(len(scores))]) if gaps else none_NV)
+
+
+def greedy(top: list[int], own: list[int], boundary_V: Tensor) -> list[int]:
+    """The greedy ids behind a prompt up to the first that is not the candidate's own.
+
+    Where the whole candidate is said, the next token follows only if the word goes on with it.
+    """
+    said = []
+    for id_, expected in zip(top, [*own, -1]):
+        ended = expected == -1 and bool(boundary_V[id_])
+        if id_ == -1 or ended:
+            return said
+        said.append(id_)
+        if id_ != expected:
+            return said
+    return said
 
 
 def hidden_at(model: Transformer, tokens_BT: Tensor, rows_M: Tensor, places_M: Tensor) -> Tensor:

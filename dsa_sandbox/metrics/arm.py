@@ -2,15 +2,31 @@
 
 import json
 import tomllib
-from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-from dsa_sandbox.metrics import drift, forgetting, items, stability_gap, transfer
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.metrics import (
+    drift,
+    forgetting,
+    items,
+    placebo,
+    single,
+    stability_gap,
+    stream,
+    transfer,
+)
 from dsa_sandbox.metrics.figure import NAN, Figure, defined
+from dsa_sandbox.runs import provenance
 from dsa_sandbox.runs.folder import Run
 
 COSTS = {
-    "capped": Figure("capped", "count", "tasks that hit the cap of steps unlearned", "task"),
+    "capped": Figure(
+        "capped",
+        "count",
+        "tasks that ended below the level, by the cap of steps or without a new best",
+        "task",
+    ),
     "trainable": Figure("trainable", "count", "parameters that the strategy trains", "task"),
     "memory_mb": Figure(
         "memory", "MB", "tensors that the strategy keeps from task to task", "task"
@@ -20,7 +36,9 @@ COSTS = {
 
 
 FIGURES = (
-    forgetting.FIGURES
+    single.FIGURES
+    | stream.FIGURES
+    | forgetting.FIGURES
     | transfer.FIGURES
     | stability_gap.FIGURES
     | items.FIGURES
@@ -29,19 +47,26 @@ FIGURES = (
 )
 
 
-# what manifests of version 0.1 call the protocols, under `course`
-OLD_PROTOCOLS = {
-    "sequence": "sequential",
-    "together": "joint",
-    "apart": "independent",
-    "nothing": "none",
-}
+def check_schema(runs: Iterable[Run]) -> None:
+    """UserError, in one line, where arms were made by a version that stored something else."""
+    older = [run.name for run in runs if run.manifest.get("schema", 0) < provenance.SCHEMA]
+    if older:
+        more = f" and {len(older) - 1} more" if len(older) > 1 else ""
+        raise UserError(
+            f"{older[0]}{more}: made by an older version, with items of other kinds; make new "
+            "tasks and fine-tune again (make-tasks, finetune)"
+        )
 
 
-def protocol_of(manifest: dict[str, Any]) -> str:
-    """The training protocol of an arm."""
-    old = OLD_PROTOCOLS[manifest.get("course", "sequence")]
-    return str(manifest.get("protocol", old))
+def experiment_of(manifest: dict[str, Any]) -> str:
+    """stream (tasks one after another) or single (each task from the base)."""
+    return str(manifest.get("experiment", "stream"))
+
+
+def measured_as(manifest: dict[str, Any]) -> str:
+    """The protocol that says which figures an arm defines: single tasks are learned apart."""
+    single_tasks = experiment_of(manifest) == "single"
+    return "independent" if single_tasks else str(manifest["protocol"])
 
 
 def described() -> dict[str, dict[str, str]]:
@@ -53,59 +78,46 @@ def described() -> dict[str, dict[str, str]]:
 
 
 def figures_of(run: Run) -> dict[str, Any]:
-    """Everything `eval` shows of an arm; NaN where its run has not stored the figure's records."""
+    """Everything `eval` shows of an arm; NaN where its run has not stored the figure's records.
+
+    UserError for an arm of an older version.
+    """
+    check_schema([run])
     rows = run.rows("metrics.jsonl")
     lines = forgetting.ends_of(rows)
-    manifest = run.manifest
-    protocol = protocol_of(manifest)
+    protocol = measured_as(run.manifest)
     replaced = forgetting.overwritten(rows_of_tasks(run))
     records = forgetting.current(run.rows("records.jsonl"), replaced)
     num_tasks = lines[-1]["row"]
     matrix = forgetting.accuracy_matrix(records, num_tasks)
-    terms = terms_of(run)
-    cap = terms["finetune.max_steps"]
-    curves = transfer.learning_curves(
-        [row for row in rows if "step" in row],
-        Counter(record["task"] for record in forgetting.select(records, "cloze", row=0)),
-        matrix[0].tolist(),
-        cap,
-    )
+    about = conditions(run)
+    areas = transfer.learning_areas([row for row in rows if "step" in row], num_tasks, about["cap"])
     dense = [row for row in rows if "at_step" in row]
     chances = [share for kind, share in lines[0].get("chance", {}).items() if kind in items.KNOWN]
     timing = [row for row in run.rows("timing.jsonl") if "row" in row]
-    stream = manifest["tasks"]["sha256"]
-    # with the protocol `independent`, no network has learned all tasks
+    # with tasks learned apart, no network has learned all of them
     last = lines[-1] if protocol != "independent" else {}
     gap = stability_gap.stability_figures(matrix, dense, replaced)
-    return {
-        "kind": "arm",
-        "arch": manifest["arch"],
-        "strategy": manifest["strategy"],
-        "protocol": protocol,
-        "optimizer": manifest["optimizer"],
-        "overwriting": manifest["overwriting"],
-        "seed": manifest["seed"],
-        "stream": stream,
-        "base": sorted(sha for sha in manifest["parents"].values() if sha != stream),
-        "mask": manifest["mask"]["sha256"],
+    found = {
+        **about,
         "tasks": num_tasks,
-        "cap": cap,
-        "diverged_after": forgetting.diverged_after(lines),
-        "terms": terms,
+        "diverged_after": forgetting.diverged_after(lines) if last else None,
+        **of_single_tasks(rows, num_tasks, about),
+        **stream.stream_figures(records, lines, protocol),
         **forgetting.forgetting_figures(records, lines, protocol),
-        **transfer.learning_figures(curves, protocol),
+        **transfer.learning_figures(areas, protocol),
         **defined(gap, stability_gap.FIGURES, protocol),
         **items.item_figures(records, num_tasks, protocol, forgetting.mean(chances)),
         **drift.drift_figures(lines, protocol),
         "capped": capped(lines, protocol),
-        "trainable": manifest["mask"]["trainable"],
-        "memory_mb": manifest.get("remembers_bytes", NAN) / 1e6,
+        "trainable": run.manifest["mask"]["trainable"],
+        "memory_mb": run.manifest.get("remembers_bytes", NAN) / 1e6,
         "time_s": sum_of_sessions(timing),
         "worlds": forgetting.world_probabilities(records, protocol),
         "base_nll": lines[0]["base_nll"],
         "moved": last.get("moved", {}),
         "by_task": {
-            "learning_auc": [auc for auc, _ in curves],
+            "learning_auc": areas,
             "exact_match_when_learned": forgetting.own_accuracy(matrix, protocol).tolist(),
         },
         "jaccard_by_layer": last.get("jaccard") or [],
@@ -115,13 +127,67 @@ def figures_of(run: Run) -> dict[str, Any]:
             "after": last.get("pairs"),
             "bigram": lines[0].get("pairs_bigram"),
         },
-        "by_lag": forgetting.retention_by_lag(matrix) if protocol != "joint" else [],
+        **curves_by_lag(records, matrix, num_tasks, protocol),
         "by_distance": items.by_distance(records, num_tasks, protocol),
         "recall_by_distance": {"before": lines[0].get("recall"), "after": last.get("recall")},
         "recovery": drift.recovery(last),
         "stories": {"before": lines[0].get("stories"), "after": last.get("stories")},
         "front": last.get("front", []),
     }
+    if about["experiment"] == "single":
+        found["learned"] = NAN  # a trajectory goes on beyond the level: `reached` counts there
+    return found
+
+
+def conditions(run: Run) -> dict[str, Any]:
+    """What sets an arm apart: architecture, strategy, experiment, settings, base, tasks, mask."""
+    manifest, terms = run.manifest, terms_of(run)
+    tasks = manifest["tasks"]["sha256"]
+    return {
+        "kind": "arm",
+        "arch": manifest["arch"],
+        "strategy": manifest["strategy"],
+        "experiment": experiment_of(manifest),
+        "placebo": bool(manifest.get("placebo", False)),
+        "protocol": str(manifest["protocol"]),
+        "optimizer": manifest["optimizer"],
+        "overwriting": manifest["overwriting"],
+        "seed": manifest["seed"],
+        "stream": tasks,
+        "base": sorted(sha for sha in manifest["parents"].values() if sha != tasks),
+        "parents": list(manifest["parents"]),
+        "mask": manifest["mask"]["sha256"],
+        "cap": terms["finetune.max_steps"],
+        "level": float(terms["finetune.level"]),
+        "terms": terms,
+    }
+
+
+def of_single_tasks(
+    rows: list[dict[str, Any]], num_tasks: int, about: dict[str, Any]
+) -> dict[str, Any]:
+    """Figures of single tasks; those of a stream have none."""
+    if about["experiment"] != "single":
+        return dict.fromkeys(single.FIGURES, NAN)
+    return single.single_figures(rows, num_tasks, about["level"])
+
+
+def curves_by_lag(
+    records: list[dict[str, Any]], matrix: Any, num_tasks: int, protocol: str
+) -> dict[str, list[float]]:
+    """Exact match and discrimination of a task by the number of tasks learned since."""
+    if protocol == "joint":
+        return {"by_lag": [], "discrimination_by_lag": []}
+    values = stream.discriminations(records, num_tasks)
+    return {
+        "by_lag": forgetting.retention_by_lag(matrix),
+        "discrimination_by_lag": forgetting.retention_by_lag(values),
+    }
+
+
+def together(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The results, with the figures that an arm has only beside its bounds or its placebo."""
+    return placebo.against(transfer.against(results))
 
 
 def rows_of_tasks(run: Run) -> list[dict[str, Any]]:
@@ -146,11 +212,11 @@ def terms_of(run: Run) -> dict[str, Any]:
 
 
 def capped(lines: list[dict[str, Any]], protocol: str) -> int:
-    """Number of tasks that hit the cap unlearned; a joint row stores the share of learned tasks."""
-    if protocol == "none":
-        return 0
-    size = lines[-1]["row"] if protocol == "joint" else 1
-    return round(sum(size * (1 - line["learned"]) for line in lines if line["row"]))
+    """Number of tasks that ended below the level; a joint row stores the share of learned tasks."""
+    if protocol == "joint":
+        size = int(lines[-1]["row"])
+        return sum(round(size * (1 - line["learned"])) for line in lines if line.get("capped"))
+    return sum(bool(line.get("capped")) for line in lines)
 
 
 def sum_of_sessions(timing: list[dict[str, Any]]) -> float:

@@ -51,7 +51,7 @@ FIGURES = {
     "recovered": Figure(
         "recovered",
         "share",
-        "clozes of early tasks exact after T and the most steps of relearning on a copy",
+        "validation items of early tasks exact after T and the most steps of relearning on a copy",
     ),
     "repetition": Figure(
         "repetition",
@@ -104,7 +104,7 @@ def recalled(line: Record) -> float:
 
 
 def recovery(line: Record) -> dict[int, float]:
-    """Exact share of clozes by steps of relearning, mean over the relearned tasks."""
+    """Exact share of items by steps of relearning, mean over the relearned tasks."""
     shares: dict[int, list[float]] = {}
     for row in line.get("recovery") or []:
         shares.setdefault(row["steps"], []).append(row["right"])

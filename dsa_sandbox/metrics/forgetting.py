@@ -1,9 +1,10 @@
 """Figures of forgetting, as pure functions of the stored records of an arm; no torch.
 
-R[t, j] is the exact-match share of the clozes of task j after task t (row 0: the base), NaN where
-it was not measured; tasks are numbered from 0, so row j + 1 is the row after task j. Figures of
-learning speed are in transfer.py and stability_gap.py, of single items in items.py, of the network
-in drift.py; FIGURES of each file names them.
+R[t, j] is the exact-match share of the validation items of task j in its world after task t (row 0:
+the base), NaN where it was not measured; tasks are numbered from 0, so row j + 1 is the row after
+task j, its own row. What a stream loses is in stream.py, damage of single tasks in damage.py,
+learning speed in transfer.py and stability_gap.py, single items in items.py, the network in
+drift.py; FIGURES of each file names them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,14 +13,17 @@ from typing import Any
 import numpy as np
 
 from dsa_sandbox.metrics.figure import NAN, Figure, defined
+from dsa_sandbox.tasks.schema import INSIDE
 
 Record = dict[str, Any]
-SCORES = ("answer", "rival", "contra")  # fields of a record, log-probabilities in nats
+SCORES = ("answer", "rival", "contrary")  # fields of a record, log-probabilities in nats
+LEARNED = "validation_in"  # kind of the items that say whether a task is known
+WORLDLESS = ("no world", "real world")  # places of an item that name no invented world
 DIVERGED = 999.0  # ratio to the base's perplexity, beyond that of a uniform guess
 
 FIGURES = {
     "learned": Figure(
-        "learned", "share", "tasks whose stop rule was met before the cap / tasks", "task"
+        "learned", "share", "tasks that reached the level on their stop items / tasks", "task"
     ),
     "heldout_dnll": Figure(
         "held-out dNLL",
@@ -30,7 +34,8 @@ FIGURES = {
     "log_odds_fall": Figure(
         "log-odds fall",
         "nats",
-        "mean over tasks of m[j,j] - m[T,j], m = log P(new) - log P(true) on clozes",
+        "mean over tasks of m[j,j] - m[T,j], m = log P(new) - log P(true) on validation items in "
+        "the world; exploratory: unbounded",
     ),
     "heldout_kl": Figure(
         "held-out KL",
@@ -39,23 +44,34 @@ FIGURES = {
         "end",
     ),
     "efficacy": Figure(
-        "efficacy", "share", "clozes of j with P(new) > every foil, after task j", "task"
+        "efficacy",
+        "share",
+        "validation items in the world of j with P(new) > every wrong candidate, after task j",
+        "task",
     ),
     "generality": Figure(
         "generality",
         "share",
-        "paraphrases (templates of no story of j) of j with P(new) > every foil, after task j",
+        "transfer items in the world (frames of no story) of j with P(new) > every wrong "
+        "candidate, after task j",
         "task",
     ),
     "final_exact_match": Figure(
         "final exact match",
         "share",
-        "mean over tasks of R[T,j], exact match on clozes after T",
+        "mean over tasks of R[T,j], exact match on validation items in the world after T",
         "end",
     ),
-    "retained": Figure("retained", "share", "clozes exact after task j that are exact after T"),
+    "retained": Figure(
+        "retained",
+        "share",
+        "validation items in the world exact after task j that are exact after T",
+    ),
     "outside_accuracy": Figure(
-        "outside accuracy", "share", "outside items with P(true) > every foil, after T", "end"
+        "outside accuracy",
+        "share",
+        "validation items outside the world with P(true) > every wrong candidate, after T",
+        "end",
     ),
     "final_bleed": Figure(
         "final bleed",
@@ -70,7 +86,7 @@ FIGURES = {
         "task",
     ),
     "specificity": Figure(
-        "specificity", "share", "neighbours with P(true) > every foil, after T", "end"
+        "specificity", "share", "neighbours with P(true) > every wrong candidate, after T", "end"
     ),
     "forgetting": Figure("forgetting", "share", "mean over j < T of R[j,j] - R[T,j]"),
     "forgetting_max": Figure(
@@ -81,14 +97,8 @@ FIGURES = {
     ),
     "bwt": Figure("BWT", "share", "mean over j < T of R[T,j] - R[j,j]"),
     "aaa": Figure("AAA", "share", "mean over t of the mean of R[t,j] over j <= t"),
-    "ppl_ratio": Figure("ppl ratio", "ratio", "exp(held-out dNLL)", "end"),
+    "ppl_ratio": Figure("ppl ratio", "ratio", "exp(held-out dNLL); shown, never tested", "end"),
     "em_ratio": Figure("EM ratio", "ratio", "mean R[T,j] / mean R[j,j]; shown, never tested"),
-    "margin_when_learned": Figure(
-        "margin when learned",
-        "nats",
-        "mean over tasks of the margin over the best foil on clozes, after task j",
-        "task",
-    ),
     "steps": Figure("steps", "steps", "mean optimiser steps of a task", "task"),
 }
 
@@ -158,24 +168,24 @@ def overwritten(rows: list[Record]) -> dict[int, int]:
 
 
 def current(records: list[Record], replaced: Mapping[int, int]) -> list[Record]:
-    """Records without the clozes and paraphrases of tasks that a later task has overwritten.
+    """Records without the items in the world of tasks that a later task has overwritten.
 
     A diverged network may give scores that are not numbers: null in the file, NaN here.
     """
     found = []
     for record in records:
         last_row = replaced.get(record["task"], record["row"])
-        if record["kind"] in ("cloze", "paraphrase") and record["row"] > last_row:
+        if record["kind"] in INSIDE and record["row"] > last_row:
             continue
         found.append({**record, **{key: number(record, key) for key in SCORES}})
     return found
 
 
 def accuracy_matrix(records: list[Record], num_tasks: int) -> np.ndarray:
-    """R [T + 1, T]: exact match (greedy) of the clozes of each task after each row."""
+    """R [T + 1, T]: exact match (greedy) of the validation items in each world after each row."""
     hits: dict[tuple[int, int], list[bool]] = {}
-    for record in select(records, "cloze"):
-        hits.setdefault((record["row"], record["task"]), []).append(record["gen_em"])
+    for record in select(records, LEARNED):
+        hits.setdefault((record["row"], record["task"]), []).append(record["exact"])
     matrix = np.full((num_tasks + 1, num_tasks), np.nan)
     for (row, task), values in hits.items():
         matrix[row, task] = np.mean(values)
@@ -228,19 +238,18 @@ def retention_by_lag(matrix: np.ndarray) -> list[float]:
 
 
 def log_odds(record: Record) -> float:
-    """log P(new) - log P(true) of a cloze record, nats."""
-    return record["answer"] - record["contra"]
+    """log P(new) - log P(true) of a record in the world, nats."""
+    return record["answer"] - record["contrary"]
 
 
-def contra_probabilities(records: Iterable[Record]) -> list[float]:
-    """P(contrary object) of the records that have one."""
-    return [exp(r["contra"]) for r in records if r["contra"] is not None]
+def contrary_probability(records: Iterable[Record]) -> float:
+    """Mean P(contrary object); NaN of nothing."""
+    return mean(exp(record["contrary"]) for record in records)
 
 
 def mean_log_odds(records: list[Record], row: int, task: int) -> float:
-    """Mean log P(new) - log P(true) over the clozes of a task in a row, nats."""
-    clozes = select(records, "cloze", row=row, task=task)
-    return mean(log_odds(record) for record in clozes if record["contra"] is not None)
+    """Mean log P(new) - log P(true) over the validation items in the world of a task, nats."""
+    return mean(log_odds(record) for record in select(records, LEARNED, row=row, task=task))
 
 
 def log_odds_fall(records: list[Record], num_tasks: int) -> float:
@@ -266,19 +275,19 @@ def own_accuracy(matrix: np.ndarray, protocol: str = "sequential") -> np.ndarray
 
 
 def retained_share(records: list[Record], num_tasks: int) -> float:
-    """Share of the clozes exact after their own task that are exact at the end."""
-    then = {(r["task"], r["item"]) for r in after_own_task(records, "cloze") if r["gen_em"]}
-    end = select(records, "cloze", row=num_tasks)
-    return mean(r["gen_em"] for r in end if (r["task"], r["item"]) in then)
+    """Share of the items in worlds exact after their own task that are exact at the end."""
+    then = {(r["task"], r["item"]) for r in after_own_task(records, LEARNED) if r["exact"]}
+    end = select(records, LEARNED, row=num_tasks)
+    return mean(r["exact"] for r in end if (r["task"], r["item"]) in then)
 
 
 def item_margin(record: Record) -> float:
-    """log P(answer) minus that of the best foil, nats."""
+    """log P(answer) minus that of the best wrong candidate, nats."""
     return record["answer"] - record["rival"]
 
 
 def right(records: Iterable[Record]) -> float:
-    """Share of records with an answer more probable than every foil; a tie is a failure."""
+    """Share of records with an answer more probable than every other; a tie is a failure."""
     return mean(item_margin(r) > 0 for r in records)
 
 
@@ -298,22 +307,19 @@ def forgetting_figures(
     end = matrix[num_tasks]
     still = ~np.isnan(end)  # tasks that no later task has overwritten
     dnll = lines[num_tasks]["base_nll"] - lines[0]["base_nll"]
-    final_bleed = select(records, "bleed", row=num_tasks)
-    own_clozes = after_own_task(records, "cloze", protocol)
+    unseen_now = after_own_task(records, "transfer_out", protocol)
     values = {
         "learned": mean(line["learned"] for line in ends),
         "heldout_dnll": dnll,
         "log_odds_fall": log_odds_fall(records, num_tasks),
         "heldout_kl": number(lines[num_tasks], "kl"),
-        "efficacy": right(own_clozes),
-        "generality": right(after_own_task(records, "paraphrase", protocol)),
+        "efficacy": right(after_own_task(records, LEARNED, protocol)),
+        "generality": right(after_own_task(records, "transfer_in", protocol)),
         "final_exact_match": mean(end[still]),
         "retained": retained_share(records, num_tasks),
-        "outside_accuracy": right(select(records, "outside", row=num_tasks)),
-        "final_bleed": mean(contra_probabilities(final_bleed)),
-        "bleed_when_learned": mean(
-            contra_probabilities(after_own_task(records, "bleed", protocol))
-        ),
+        "outside_accuracy": right(select(records, "validation_out", row=num_tasks)),
+        "final_bleed": contrary_probability(select(records, "transfer_out", row=num_tasks)),
+        "bleed_when_learned": contrary_probability(unseen_now),
         "specificity": right(select(records, "neighbour", row=num_tasks)),
         "forgetting": forgetting(matrix),
         "forgetting_max": forgetting_chaudhry(matrix),
@@ -322,7 +328,6 @@ def forgetting_figures(
         "aaa": average_anytime_accuracy(matrix),
         "ppl_ratio": perplexity_ratio(dnll),
         "em_ratio": mean(end[still]) / mean(own[still]) if mean(own[still]) else NAN,
-        "margin_when_learned": mean(item_margin(record) for record in own_clozes),
         "steps": mean(line["steps"] for line in ends),
     }
     return defined(values, FIGURES, protocol)
@@ -330,10 +335,10 @@ def forgetting_figures(
 
 def world_probabilities(records: list[Record], protocol: str = "sequential") -> dict[str, float]:
     """Mean P(new) right after each task: in its world, in other worlds, without one."""
-    outside = after_own_task(records, "outside", protocol)
-    inside = after_own_task(records, "cloze", protocol)
+    outside = after_own_task(records, "validation_out", protocol)
+    inside = after_own_task(records, LEARNED, protocol)
     return {
         "world": mean(exp(r["answer"]) for r in inside),
-        "other": mean(contra_probabilities(r for r in outside if r["distance"] is not None)),
-        "none": mean(contra_probabilities(r for r in outside if r["distance"] is None)),
+        "other": contrary_probability(r for r in outside if r["where"] == "contrast world"),
+        "none": contrary_probability(r for r in outside if r["where"] in WORLDLESS),
     }

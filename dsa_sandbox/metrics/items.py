@@ -7,6 +7,8 @@ import numpy as np
 
 from dsa_sandbox.metrics.figure import NAN, Figure, defined
 from dsa_sandbox.metrics.forgetting import (
+    LEARNED,
+    WORLDLESS,
     Record,
     after_own_task,
     exp,
@@ -16,25 +18,29 @@ from dsa_sandbox.metrics.forgetting import (
     select,
 )
 
-KNOWN = ("outside", "neighbour")  # kinds of items about true facts that no task changes
+KNOWN = ("validation_out", "neighbour")  # kinds of items about true facts that no task changes
 DISTANCES = (16, 32, 64, 128, 256, 400)  # tokens
 FIGURES = {
-    "clozes_lost": Figure(
-        "clozes lost", "count", "number of clozes exact after task j and not after T"
+    "items_lost": Figure(
+        "items lost",
+        "count",
+        "number of validation items in the world exact after task j and not after T",
     ),
-    "clozes_gained": Figure(
-        "clozes gained", "count", "number of clozes exact after T and not after task j"
+    "items_gained": Figure(
+        "items gained",
+        "count",
+        "number of validation items in the world exact after T and not after task j",
     ),
     "known_lost": Figure(
         "known lost",
         "share",
-        "outside items and neighbours right in row 0 and wrong after T",
+        "validation items outside the world and neighbours right in row 0 and wrong after T",
         "end",
     ),
     "known_gained": Figure(
         "known gained",
         "share",
-        "outside items and neighbours wrong in row 0 and right after T",
+        "validation items outside the world and neighbours wrong in row 0 and right after T",
         "end",
     ),
     "known_lost_beyond_chance": Figure(
@@ -53,7 +59,7 @@ FIGURES = {
     "leakage": Figure(
         "leakage",
         "probability",
-        "mean rise over row 0 of P(new) after T, on outside items that name no world",
+        "mean rise over row 0 of P(new) after T, on validation items that name no world",
         "end",
     ),
     "neighbour_kl": Figure(
@@ -102,29 +108,29 @@ def paired(
     return [(first[key], second[key]) for key in first if key in second]
 
 
-def cloze_transitions(records: list[Record], num_tasks: int) -> tuple[int, int]:
-    """Clozes that went 1 -> 0 and 0 -> 1 (exact match) from the row of their task to row T."""
-    end = by_item(records, ["cloze"], num_tasks)
+def learned_transitions(records: list[Record], num_tasks: int) -> tuple[int, int]:
+    """Items in worlds that went 1 -> 0 and 0 -> 1 (exact match) from their task's row to row T."""
+    end = by_item(records, [LEARNED], num_tasks)
     before = []
     after = []
-    for record in after_own_task(records, "cloze"):
-        last = end.get(("cloze", record["task"], record["item"]))
+    for record in after_own_task(records, LEARNED):
+        last = end.get((LEARNED, record["task"], record["item"]))
         if last is not None:
-            before.append(record["gen_em"])
-            after.append(last["gen_em"])
+            before.append(record["exact"])
+            after.append(last["exact"])
     return transitions(before, after)
 
 
 def leakage(records: list[Record], num_tasks: int) -> float:
-    """Mean rise over row 0 of P(new) on outside items whose prompt names no world, after task T.
+    """Mean rise over row 0 of P(new) on items whose prompt names no invented world, after task T.
 
     Neighbours are left out: the new object of a task is the true answer of some of them.
     """
-    pairs = paired(records, ("outside",), (0, num_tasks))
+    pairs = paired(records, ("validation_out",), (0, num_tasks))
     return mean(
-        exp(now["contra"]) - exp(base["contra"])
+        exp(now["contrary"]) - exp(base["contrary"])
         for base, now in pairs
-        if now["distance"] is None and now["contra"] is not None
+        if now["where"] in WORLDLESS
     )
 
 
@@ -132,7 +138,7 @@ def item_figures(
     records: list[Record], num_tasks: int, protocol: str = "sequential", chance: float = NAN
 ) -> dict[str, float]:
     """The figures of FIGURES; `chance` is that of guessing an item of KNOWN, NaN if unknown."""
-    lost, gained = cloze_transitions(records, num_tasks)
+    lost, gained = learned_transitions(records, num_tasks)
     pairs = paired(records, KNOWN, (0, num_tasks))
     before = [item_margin(base) > 0 for base, _ in pairs]
     after = [item_margin(now) > 0 for _, now in pairs]
@@ -142,8 +148,8 @@ def item_figures(
     guessed = by_chance(mean(before), mean(after), chance)
     kls = [r["kl"] for r in select(records, "neighbour", row=num_tasks) if r.get("kl") is not None]
     values = {
-        "clozes_lost": float(lost),
-        "clozes_gained": float(gained),
+        "items_lost": float(lost),
+        "items_gained": float(gained),
         "known_lost": known_lost,
         "known_gained": known_gained,
         "known_lost_beyond_chance": float(np.maximum(known_lost - guessed, 0)),
@@ -163,17 +169,17 @@ def right_by_distance(records: Iterable[Record]) -> dict[int, float]:
     """Share of items right by distance to the words they ask about; items without one left out."""
     groups: dict[int, list[Record]] = {}
     for record in records:
-        if record["distance"] is not None:
-            groups.setdefault(nearest_distance(record["distance"]), []).append(record)
+        if record["tokens"] is not None:
+            groups.setdefault(nearest_distance(record["tokens"]), []).append(record)
     return {distance: right(groups[distance]) for distance in sorted(groups)}
 
 
 def by_distance(
     records: list[Record], num_tasks: int, protocol: str = "sequential"
 ) -> dict[str, dict[str, dict[int, float]]]:
-    """Share right by distance, of clozes and paraphrases, after their own task and after T."""
+    """Share right by distance, of items in worlds, after their own task and after T."""
     found = {}
-    for kind in ("cloze", "paraphrase"):
+    for kind in (LEARNED, "transfer_in"):
         found[kind] = {
             "own": right_by_distance(after_own_task(records, kind, protocol)),
             "end": right_by_distance(select(records, kind, row=num_tasks)),

@@ -1,7 +1,7 @@
 """Figures of learning speed, and of the effect of earlier tasks on learning a new one.
 
-The learning curve of a task is the exact share of its clozes at step 0 (the base) and at each check
-of the stop rule; the share of the last check holds from there to the cap of steps.
+The learning curve of a task is its discrimination at step 0 and at each later check (on stop items;
+on validation items in single tasks); the last check's value holds from there to the cap of steps.
 """
 
 from collections.abc import Mapping
@@ -10,21 +10,13 @@ from typing import Any
 import numpy as np
 
 from dsa_sandbox.metrics.figure import NAN, Figure, defined
-from dsa_sandbox.metrics.forgetting import Record, mean
+from dsa_sandbox.metrics.forgetting import Record, mean, number
 
-TAU = 0.8  # of a task's clozes: 4 of 5
 FIGURES = {
     "learning_auc": Figure(
         "learning AUC",
         "share",
-        "mean over tasks of the area under the exact share of clozes over steps 0 to cap, / cap",
-        "task",
-    ),
-    "steps_to_tau": Figure(
-        "steps to tau",
-        "steps",
-        f"mean over tasks of the first checked step with {TAU:.0%} of the clozes exact; "
-        "the cap where there is none",
+        "mean over tasks of the area under the discrimination at checks over steps 0 to cap, / cap",
         "task",
     ),
     "fwt": Figure(
@@ -45,55 +37,40 @@ FIGURES = {
 }
 
 
-def curve(
-    checks: list[Record], task: int, num_items: int, start: float
-) -> tuple[list[float], list[float]]:
-    """Steps and exact shares of a task's learning curve from step 0, where the share is `start`."""
-    steps = [0.0]
-    shares = [start]
+def curve(checks: list[Record], task: int) -> tuple[list[float], list[float]]:
+    """Steps and discriminations of a task's learning curve."""
+    steps = []
+    values = []
     for line in checks:
-        if line["task"] == task and "exact" in line:
+        parts = line.get("stop") or line.get("validation")
+        if line["task"] == task and parts:
             steps.append(float(line["step"]))
-            shares.append(line["exact"] / num_items)
-    return steps, shares
+            values.append(number(parts, "discrimination"))
+    return steps, values
 
 
-def area(steps: list[float], shares: list[float], cap: int) -> float:
+def area(steps: list[float], values: list[float], cap: int) -> float:
     """Area under a curve from step 0 to the cap, linear between checks, / cap; in [0, 1]."""
-    return float(np.trapezoid([*shares, shares[-1]], [*steps, float(cap)])) / cap
+    return float(np.trapezoid([*values, values[-1]], [*steps, float(cap)])) / cap
 
 
-def steps_to_tau(steps: list[float], shares: list[float], cap: int) -> float:
-    """The first checked step with a share of at least TAU, or the cap."""
-    for step, share in zip(steps, shares):
-        if step and share >= TAU - 1e-9:
-            return step
-    return float(cap)
-
-
-def learning_curves(
-    checks: list[Record], num_items: Mapping[int, int], starts: list[float], cap: int
-) -> list[tuple[float, float]]:
-    """Area and steps to tau of each task; NaN where no check of the stop rule is stored."""
-    found = [(NAN, NAN)] * len(starts)
-    for task, count in num_items.items():
-        steps, shares = curve(checks, task, count, starts[task])
-        if len(steps) > 1:
-            found[task] = area(steps, shares, cap), steps_to_tau(steps, shares, cap)
+def learning_areas(checks: list[Record], num_tasks: int, cap: int) -> list[float]:
+    """Area under the curve of each task; NaN where none is stored, or items of a part lack."""
+    found = []
+    for task in range(num_tasks):
+        steps, values = curve(checks, task)
+        found.append(area(steps, values, cap) if steps else NAN)
     return found
 
 
-def learning_figures(
-    by_task: list[tuple[float, float]], protocol: str = "sequential"
-) -> dict[str, float]:
+def learning_figures(areas: list[float], protocol: str = "sequential") -> dict[str, float]:
     """The figures of FIGURES that one arm defines; `against` adds those that need another arm.
 
     Tasks learned `together` have no learning curves of their own.
     """
-    seen = [] if protocol == "joint" else [pair for pair in by_task if not np.isnan(pair[0])]
+    seen = [] if protocol == "joint" else [auc for auc in areas if not np.isnan(auc)]
     values = dict.fromkeys(FIGURES, NAN)
-    values["learning_auc"] = mean(auc for auc, _ in seen)
-    values["steps_to_tau"] = mean(steps for _, steps in seen)
+    values["learning_auc"] = mean(seen)
     return defined(values, FIGURES, protocol)
 
 
@@ -128,13 +105,18 @@ def parts(strategy: str) -> frozenset[str]:
 def condition_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Settings in which two arms differ, and two bases of one architecture; empty for a fair pair.
 
-    Settings of the indexer must agree only within an architecture: dense has no indexer.
+    Settings of the indexer must agree only within an architecture: dense has no indexer. In a
+    stream each arm has a learning rate of its own; of single tasks each strategy has one, which
+    its architectures share.
     """
     ours, theirs = a.get("terms", {}), b.get("terms", {})
     same_arch = a.get("arch") == b.get("arch")
+    own_rates = a.get("experiment") == "stream" or a.get("strategy") != b.get("strategy")
     found = []
     for key in ours:
         if not same_arch and key.startswith("finetune.indexer"):
+            continue
+        if own_rates and key == "finetune.learning_rate":
             continue
         if ours[key] != theirs.get(key):
             found.append(f"{key} is {ours[key]} and {theirs.get(key)}")

@@ -15,6 +15,7 @@ from dsa_sandbox.report.wrapping import wrapped
 
 MARKS = "ox+*#@%&$ABCDEFGHIJKLMNPQRSTUVWYZ"
 COLOURS = (33, 208, 35, 161, 141, 37, 178, 244)  # of the 256; all seen on light and dark grounds
+SMALL = "·"
 ASCII_SHADES = ".:+#@"  # no blank: a blank cell has no value
 UNICODE_SHADES = "·░▒▓█"
 SHADE_COLOURS = (61, 31, 36, 77, 220)  # dark blue to yellow, as viridis
@@ -62,10 +63,14 @@ def curves(
     height: int = 20,
     colour: bool = False,
     unicode: bool = True,
+    thin: list[Series] | None = None,
 ) -> str:
-    """Line chart; each series has its own mark on every point, or on some where points crowd."""
+    """Line chart; each series has its own mark on every point, or on some where points crowd.
+
+    The points of `thin`, a series for each of the others, lie below as small marks of its colour.
+    """
     page = Page(title, x_label, y_label, width, height, colour, unicode)
-    return _draw_points(page, series, line="braille" if unicode else ".")
+    return _draw_points(page, series, "braille" if unicode else ".", thin or [])
 
 
 def scatter(
@@ -81,7 +86,7 @@ def scatter(
 ) -> str:
     """Points without lines; each series has its own mark."""
     page = Page(title, x_label, y_label, width, height, colour, unicode)
-    return _draw_points(page, points, line=None)
+    return _draw_points(page, points, None, [])
 
 
 def heat_map(
@@ -145,11 +150,12 @@ def heat_map(
     return _finish(page, figure, list(zip(shades, ranges, SHADE_COLOURS, strict=True)), notes)
 
 
-def _draw_points(page: Page, series: list[Series], line: str | None) -> str:
+def _draw_points(page: Page, series: list[Series], line: str | None, thin: list[Series]) -> str:
     """A chart of every series' marks, over lines drawn with `line` where it is given."""
     points_of = [_drawable(one) for one in series]
-    xs = _coordinates(points_of, 0)
-    ys = _coordinates(points_of, 1)
+    small_of = [_drawable(one) for one in thin]
+    xs = _coordinates(points_of + small_of, 0)
+    ys = _coordinates(points_of + small_of, 1)
     rows = max(2, page.height - 3)
     y_ticks = _ticks(*_span(ys), most=max(3, rows // 2))
     y_texts = _texts(y_ticks)
@@ -174,6 +180,8 @@ def _draw_points(page: Page, series: list[Series], line: str | None) -> str:
     for number, one in enumerate(series):
         mark = MARKS[number % len(MARKS)]
         legend.append((mark, one.name, COLOURS[number % len(COLOURS)]))
+    for points, (_, _, colour) in zip(small_of, legend):
+        _draw_signal(figure, points, _marker(SMALL if page.unicode else ".", colour))
     for points, (_, _, colour) in zip(points_of, legend, strict=True):
         if line and len(points) > 1:
             _draw_signal(figure, points, _marker(line, colour), lines=True)
@@ -186,6 +194,7 @@ def _draw_points(page: Page, series: list[Series], line: str | None) -> str:
         placed = [grid.place(point) for point in points[first::every]]
         _draw_signal(figure, placed, _marker(mark, colour))
     notes = ["(marks of one place: side by side)"] if grid.stepped_aside else []
+    notes += [f"{SMALL if page.unicode else '.'} tasks"] if any(small_of) else []
     return _finish(page, figure, legend, notes)
 
 

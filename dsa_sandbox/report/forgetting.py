@@ -1,16 +1,17 @@
-"""Plots of learning and forgetting over a stream: curves, matrix, front, KL, lag."""
+"""Plots of learning and forgetting: single tasks; curves, matrix, front, KL, lag of a stream."""
 
 from typing import Any
 
 import numpy as np
 
-from dsa_sandbox.metrics import forgetting
+from dsa_sandbox.errors import UserError
+from dsa_sandbox.metrics import forgetting, single
 from dsa_sandbox.registry import plots
 from dsa_sandbox.report import charts
 from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.report.loading import Arm, having, in_order, or_none
 
-APART = "arms that learn each task from the base have no curve; --kind retention draws them"
+APART = "arms that learn each task from the base have no curve; --kind matched draws single tasks"
 
 
 def dnll_of(arm: Arm, line: dict[str, Any]) -> float:
@@ -52,6 +53,7 @@ def draw_forgetting(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         for line, share in zip(arm.lines, exact):
             ratio = forgetting.perplexity_ratio(dnll_of(arm, line))
             point = {"arm": arm.name, "task": line["row"], "ppl_ratio": or_none(ratio)}
+            point |= {"heldout_dnll": or_none(dnll_of(arm, line))}
             points.append(point | {"exact_match": or_none(share)})
     title = "Forgetting of tasks: mean exact match over the tasks seen, R[t, 1..t]"
     tasks = charts.curves(title, "tasks learned", "exact match", series, **style)
@@ -151,19 +153,72 @@ def draw_kl(arms: list[Arm], style: dict[str, Any]) -> Drawn:
 
 @plots.register("lag")
 def draw_lag(arms: list[Arm], style: dict[str, Any]) -> Drawn:
-    """Mean exact match of a task by the number of tasks learned since."""
+    """Mean discrimination and exact match of a task by the number of tasks learned since."""
     found = having(
         arms,
         lambda arm: arm.protocol != "joint" and arm.done > 1,
         "no arm has learned two tasks one after the other yet",
     )
-    series = []
+    series: dict[str, list[Series]] = {"discrimination": [], "exact match": []}
     points = []
     for arm in found:
-        values = forgetting.retention_by_lag(arm.matrix)[: arm.done]
-        series.append(Series(arm.name, [float(lag) for lag in range(len(values))], values))
-        for lag, value in enumerate(values):
-            points.append({"arm": arm.name, "lag": lag, "exact_match": or_none(value)})
-    title = "Retention by lag: mean over j of R[j + lag, j]"
-    drawn = charts.curves(title, "tasks learned since (lag)", "exact match", series, **style)
-    return Drawn(drawn, points)
+        values = forgetting.retention_by_lag(arm.discriminations)[: arm.done]
+        exact = forgetting.retention_by_lag(arm.matrix)[: arm.done]
+        lags = [float(lag) for lag in range(arm.done)]
+        series["discrimination"].append(Series(arm.name, lags, values))
+        series["exact match"].append(Series(arm.name, lags, exact))
+        for lag, (value, share) in enumerate(zip(values, exact)):
+            place = {"arm": arm.name, "lag": lag}
+            points.append(place | {"discrimination": or_none(value), "exact_match": or_none(share)})
+    titles = {
+        "discrimination": "Discrimination by lag: mean over j of D[j + lag, j]",
+        "exact match": "Retention by lag: mean over j of R[j + lag, j]",
+    }
+    texts = []
+    for name, drawn in series.items():
+        texts.append(charts.curves(titles[name], "tasks learned since (lag)", name, drawn, **style))
+    return Drawn("\n\n".join(texts), points)
+
+
+@plots.register("matched")
+def draw_matched(arms: list[Arm], style: dict[str, Any], height: int = 20) -> Drawn:
+    """Damage against discrimination in single tasks: medians as curves, tasks as thin marks.
+
+    A median that half of the tasks do not reach ends the curve; a placebo has none.
+    """
+    found = [arm for arm in arms if arm.single and has_level(arm)]
+    if not found:
+        raise UserError(
+            "nothing to draw: no task of these arms was learned alone and reached a level; "
+            "finetune.experiment=single makes such arms"
+        )
+    series = []
+    thin = []
+    points = []
+    for arm in found:
+        medians, tasks = Series(arm.name, [], []), Series(arm.name, [], [])
+        assert arm.single is not None
+        for level, values in arm.single["by_level"].items():
+            each = single.per_task(arm.single, float(level)).tolist()
+            medians.x.append(float(level))
+            medians.y.append(values["damage"])
+            for number, damage in enumerate(each, 1):
+                tasks.x.append(float(level))
+                tasks.y.append(damage)
+                place = {"arm": arm.name, "level": float(level), "task": number}
+                reached = damage != float("inf")
+                points.append(place | {"damage": or_none(damage) if reached else None})
+            place = {"arm": arm.name, "level": float(level), "task": "median"}
+            points.append(place | {"damage": or_none(values["damage"])})
+        series.append(medians)
+        thin.append(tasks)
+    title = "Damage at matched learning: rise of held-out NLL where a task reaches a discrimination"
+    labels = ("discrimination on validation items", "damage, nats per token")
+    text = charts.curves(title, *labels, series, thin=thin, height=height, **style)
+    return Drawn(text, points)
+
+
+def has_level(arm: Arm) -> bool:
+    """Whether a task of an arm of single tasks reaches a level."""
+    assert arm.single is not None
+    return any(values["reached"] > 0 for values in arm.single["by_level"].values())

@@ -89,7 +89,7 @@ def progress(run: Run, manifest: dict[str, Any]) -> str:
         if command == "pretrain":
             return f"NLL {number(figures['valid']['nll'], 4)}, knows {figures['known_facts']} facts"
         if command == "finetune":
-            return outcome_of(lines)
+            return outcome_of(manifest, lines)
         if command == "make-tasks":
             return f"{figures['tasks']} tasks"
         if command == "import":
@@ -108,9 +108,18 @@ def progress(run: Run, manifest: dict[str, Any]) -> str:
     return ""
 
 
-def outcome_of(lines: list[dict[str, Any]]) -> str:
-    """Held-out dNLL and learned share of a finished arm, from its lines of metrics.jsonl."""
+def outcome_of(manifest: dict[str, Any], lines: list[dict[str, Any]]) -> str:
+    """Held-out dNLL and learned share of a finished arm, from its lines of metrics.jsonl.
+
+    Of single tasks, damage and the share that reaches the level, from the manifest.
+    """
     ends = forgetting.ends_of(lines)
+    if manifest.get("placebo"):
+        return f"placebo, {ends[-1]['row']} tasks"
+    if manifest.get("experiment") == "single":
+        figures = manifest["figures"]
+        there = signed(figures["damage"], 3)
+        return f"{FIGURES['damage'].name} {there}, reached {percent(figures['reached'])}"
     dnll = ends[-1]["base_nll"] - ends[0]["base_nll"]
     learned = forgetting.mean(line["learned"] for line in ends[1:])
     return f"{FIGURES['heldout_dnll'].name} {signed(dnll, 3)}, learned {percent(learned)}"

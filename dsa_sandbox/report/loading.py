@@ -8,7 +8,7 @@ import numpy as np
 
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.metrics import arm as stored
-from dsa_sandbox.metrics import forgetting
+from dsa_sandbox.metrics import forgetting, single, stream
 from dsa_sandbox.report.charts import Series
 from dsa_sandbox.report.names import arm_name, distinct, diverged_remark, with_remarks
 from dsa_sandbox.runs.folder import Run
@@ -21,15 +21,22 @@ class Arm(NamedTuple):
     num_tasks: int  # of the stream
     lines: list[dict[str, Any]]  # of metrics.jsonl that end a task, from row 0
     records: list[dict[str, Any]]  # without those of overwritten tasks
-    protocol: str  # sequential, joint, independent, none
+    protocol: str  # sequential, joint, none; independent where tasks are learned apart
     dense: list[dict[str, Any]]  # lines of metrics.jsonl of dense evaluation
     replaced: dict[int, int]  # number of the later task by number of the task it contradicts
     diverged: int | None = None  # number of tasks after which the arm had diverged
+    single: dict[str, Any] | None = None  # figures of single tasks; None for a stream
+    level: float = 0.0  # discrimination at which a task counts as learned
 
     @property
     def matrix(self) -> np.ndarray:
         """R [T + 1, T], NaN where it was not measured."""
         return forgetting.accuracy_matrix(self.records, self.num_tasks)
+
+    @property
+    def discriminations(self) -> np.ndarray:
+        """D [T + 1, T] on validation items, NaN where it was not measured."""
+        return stream.discriminations(self.records, self.num_tasks)
 
     @property
     def sound(self) -> list[dict[str, Any]]:
@@ -43,7 +50,10 @@ class Arm(NamedTuple):
 
 
 def load(runs: list[Run]) -> list[Arm]:
-    """The arms, each with a name of its own; UserError for a run of another command."""
+    """The arms, each with a name of its own.
+
+    UserError for a run of another command, and for arms of an older version.
+    """
     problems = []
     for run in runs:
         command = run.manifest.get("command")
@@ -52,6 +62,7 @@ def load(runs: list[Run]) -> list[Arm]:
             problems.append(f"{run.name}: a {command} run; a finetune run is needed{hint}")
     if problems:
         raise UserError(*problems)
+    stored.check_schema(runs)
     names = distinct(
         [arm_name(run.manifest) for run in runs],
         [run.name for run in runs],
@@ -76,7 +87,12 @@ def load_arm(name: str, run: Run) -> Arm | None:
     replaced = forgetting.overwritten(stored.rows_of_tasks(run))
     records = [record for record in run.rows("records.jsonl") if record["row"] <= done]
     num_tasks = run.manifest["tasks"]["count"]
-    diverged = forgetting.diverged_after(lines)
+    about = stored.conditions(run)
+    protocol = stored.measured_as(run.manifest)
+    single_tasks = None
+    if about["experiment"] == "single":
+        single_tasks = single.single_figures(rows, done, about["level"])
+    diverged = forgetting.diverged_after(lines) if protocol != "independent" else None
     remarks = []
     if done < num_tasks:
         remarks.append(f"{done} of {num_tasks} tasks")
@@ -87,15 +103,17 @@ def load_arm(name: str, run: Run) -> Arm | None:
         num_tasks=num_tasks,
         lines=lines,
         records=forgetting.current(records, replaced),
-        protocol=stored.protocol_of(run.manifest),
+        protocol=protocol,
         dense=[row for row in rows if "at_step" in row],
         replaced=replaced,
         diverged=diverged,
+        single=single_tasks,
+        level=about["level"],
     )
 
 
 def in_order(arms: list[Arm]) -> list[Arm]:
-    """The arms that learn one task after another; `independent` learns each from the base."""
+    """The arms that learn one task after another, without those that learn each from the base."""
     return [arm for arm in arms if arm.protocol != "independent"]
 
 

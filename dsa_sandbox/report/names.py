@@ -9,12 +9,15 @@ def arm_name(about: dict[str, Any]) -> str:
     """Architecture and strategy of an arm, from its figures or its manifest.
 
     `overwriting`: the arm saw no contrast stories. The optimiser is named where it is not AdamW.
+    A placebo is named as one.
     """
     name = f"{about['arch']} {about['strategy']}"
     if about["overwriting"]:
         name += " overwriting"
     if about["optimizer"] != "adamw":
         name += f" optimizer={about['optimizer']}"
+    if about.get("placebo"):
+        name += " placebo"
     return name
 
 

@@ -49,11 +49,14 @@ def draw(kind: str, runs: list[Run], *, width: int, colour: bool, unicode: bool)
 
 
 def end_of_study(runs: list[Run], style: dict[str, Any], *, everything: bool) -> str:
-    """The chart below the table of `run`: forgetting of pre-training; with --all the whole plots.
+    """The chart below the table of `run`: forgetting of pre-training, or damage of single tasks.
 
-    Empty where no arm learns the tasks one after another.
+    With --all the whole plots. Empty where each task is learned from the base, but not measured
+    on the way.
     """
     arms = load(runs)
+    if any(arm.single and forgetting.has_level(arm) for arm in arms):
+        return forgetting.draw_matched(arms, style, height=20 if everything else SHORT).text
     if not in_order(arms):
         return ""
     if not everything:

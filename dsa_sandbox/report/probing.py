@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 from dsa_sandbox.metrics import drift, forgetting, items
@@ -11,6 +12,7 @@ from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.report.loading import Arm, by_row, having, or_none
 
 Points = list[dict[str, Any]]
+ITEMS = {"validation_in": "validation", "transfer_in": "transfer (frames of no story)"}
 STORIES = {
     "repetition": "Repetition: share of 4-grams of generated stories that repeat an earlier one",
     "pronoun": "Pronouns of generated stories that agree with their protagonist",
@@ -123,7 +125,7 @@ def drift_point(arm: Arm, line: dict[str, Any]) -> dict[str, Any]:
 
 @plots.register("recovery")
 def draw_recovery(arms: list[Arm], style: dict[str, Any]) -> Drawn:
-    """Exact share of clozes of early tasks against steps of relearning, after the stream."""
+    """Exact share of items of early tasks against steps of relearning, after the stream."""
     found = having(
         arms,
         lambda arm: arm.lines[-1].get("recovery"),
@@ -137,7 +139,7 @@ def draw_recovery(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         for row in arm.lines[-1]["recovery"]:
             place = {"arm": arm.name, "task": row["task"] + 1}
             points.append(place | {"steps": row["steps"], "right": row["right"]})
-    title = "Recovery: exact share of clozes of early tasks, relearned on a copy after the stream"
+    title = "Recovery: exact share of items of early tasks, relearned on a copy after the stream"
     drawn = charts.curves(title, "steps of relearning", "exact match", series, **style)
     return Drawn(drawn, points)
 
@@ -157,7 +159,7 @@ def draw_recall(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     points: Points = []
     for arm in found:
         charted = {
-            "recall of a stated fact, before and after the stream": (
+            "recall of what a text states, before and after the stream": (
                 "share",
                 list(stated_series(arm, points)),
             ),
@@ -181,10 +183,11 @@ def stated_series(arm: Arm, points: Points) -> Iterator[Series]:
         rows["after"] = arm.lines[-1]
     for when, line in rows.items():
         recalled = line.get("recall") or []
-        for key, name in (("right", "right"), ("hit", "hit rate")):
-            drawn = Series(f"{name} {when}", [], [])
+        of = dict.fromkeys(row.get("of", "facts") for row in recalled)
+        for kind, (key, name) in product(of, (("right", "right"), ("hit", "hit rate"))):
+            drawn = Series(f"{kind}: {name} {when}", [], [])
             for row in recalled:
-                if row.get(key) is not None:
+                if row.get(key) is not None and row.get("of", "facts") == kind:
                     drawn.x.append(float(row["distance"]))
                     drawn.y.append(float(row[key]))
             if drawn.x:
@@ -194,14 +197,14 @@ def stated_series(arm: Arm, points: Points) -> Iterator[Series]:
 
 
 def item_series(arm: Arm, points: Points) -> Iterator[Series]:
-    """Share right by distance of clozes and paraphrases, after their task and last; adds points."""
+    """Share right by distance of items in worlds, after their task and last; adds points."""
     if not arm.done:
         return
     last = "at the end" if arm.done == arm.num_tasks else "so far"
     for kind, rows in items.by_distance(arm.records, arm.done, arm.protocol).items():
         for when, shares in rows.items():
             if shares:
-                name = f"{kind} {'after its task' if when == 'own' else last}"
+                name = f"{ITEMS[kind]} {'after its task' if when == 'own' else last}"
                 distances = [float(distance) for distance in shares]
                 yield Series(name, distances, list(shares.values()))
             for distance, share in shares.items():
@@ -210,10 +213,11 @@ def item_series(arm: Arm, points: Points) -> Iterator[Series]:
 
 
 def has_distances(arm: Arm) -> bool:
-    """Whether a cloze of the last row has a distance other than 0."""
+    """Whether an item of the last row has a distance in tokens other than 0."""
     if not arm.done:
         return False
-    return any(r["distance"] for r in forgetting.select(arm.records, "cloze", row=arm.done))
+    asked = forgetting.select(arm.records, forgetting.LEARNED, row=arm.done)
+    return any(record["tokens"] for record in asked)
 
 
 def story_figure(line: dict[str, Any], figure: str) -> float:

@@ -1,17 +1,24 @@
-"""The end of `eval` and `run`: one table of arms with three remarks, and the rest by --all."""
+"""The end of `eval` and `run`: a table of arms for each experiment, remarks; the rest by --all."""
 
 from typing import Any
 
-from dsa_sandbox.metrics import drift, forgetting, items, stability_gap, transfer
-from dsa_sandbox.metrics.arm import COSTS, FIGURES
-from dsa_sandbox.report import summaries
-from dsa_sandbox.report.names import arm_name, distinct, diverged_remark, with_remarks
-from dsa_sandbox.report.numbers import in_unit, number, signed
+from dsa_sandbox.metrics.arm import FIGURES
+from dsa_sandbox.report import arm_tables, summaries
+from dsa_sandbox.report.arm_tables import by_architecture, formatted, labels
+from dsa_sandbox.report.numbers import number
 from dsa_sandbox.report.wrapping import folded, plain, rendered
-from dsa_sandbox.verdict.contrasts import SEEDS_NEEDED, Contrast, all_contrasts
+from dsa_sandbox.verdict.contrasts import (
+    DECIDED_BY,
+    OUTCOMES,
+    SEEDS_NEEDED,
+    Contrast,
+    all_contrasts,
+)
 from dsa_sandbox.verdict.matching import (
     EQUAL_BASES,
+    EXPERIMENTS,
     LEAST_LEARNED,
+    LEAST_REACHED,
     LIMITS,
     Pair,
     Reason,
@@ -20,19 +27,11 @@ from dsa_sandbox.verdict.matching import (
     arms_of,
     bases_of,
     comparable,
+    of_experiment,
     streams_and_seeds,
 )
 from dsa_sandbox.verdict.summary import statistics_of
 
-FIRST = ("learned", "heldout_dnll", "final_exact_match", "steps", "time_s")
-SIGNED = ("heldout_dnll", "log_odds_fall", "bwt")  # figures whose sign matters most
-MORE = {  # tables of --all by title
-    "Forgetting": forgetting.FIGURES,
-    "Learning": transfer.FIGURES | stability_gap.FIGURES,
-    "Items": items.FIGURES,
-    "Drift from the base": drift.FIGURES,
-    "Costs": COSTS,
-}
 FEW = 3  # pairs of arms that a sentence lists by name
 GAP = 2  # columns between the columns of a table whose heads are several words
 
@@ -47,7 +46,7 @@ def screen(
 ) -> str:
     """The first screen; with `everything` also contrasts, all figures and their formulas.
 
-    A `chart` stands below the table.
+    A `chart` stands below the tables.
     """
     parts = []
     for name, figures in found.items():
@@ -56,93 +55,73 @@ def screen(
         elif figures["kind"] == "probes":
             parts.append(folded(summaries.probes(name, figures), width))
     arms = by_architecture(arms_of(found))
-    if arms:
-        parts.append(first_table(arms, width))
-        if chart:
-            parts.append(chart)
-        remarks = [bases_line(arms), comparison_sentence(arms)]
+    here = [one for one in EXPERIMENTS if shown(arms, one)]
+    for experiment in here:
+        parts += first_parts(shown(arms, experiment), experiment, width, alone=len(here) == 1)
+    if chart:
+        parts.append(chart)
+    if here:
+        remarks = [bases_line(arms)]
+        remarks += comparison_sentences(arms, here)
         if not everything:
             remarks.append("Contrasts, all other figures and their formulas: add --all.")
         parts.append(folded("\n".join(remarks), width))
-    if everything and arms:
-        parts += all_tables(arms, width)
+    if everything and here:
+        for experiment in here:
+            parts += more_parts(shown(arms, experiment), experiment, width)
         parts += contrast_parts(arms, width)
         parts += statistic_tables(arms, width)
-    if formulas or (everything and arms):
-        parts.append(formula_table(width))
+    if formulas or (everything and here):
+        parts.append(arm_tables.formula_table(width))
     return "\n\n".join(parts)
 
 
-def by_architecture(arms: Results) -> Results:
-    """The arms grouped by architecture, otherwise in their order."""
-    archs = list(dict.fromkeys(figures["arch"] for figures in arms.values()))
-    return dict(sorted(arms.items(), key=lambda entry: archs.index(entry[1]["arch"])))
+def shown(arms: Results, experiment: str) -> Results:
+    """The arms of an experiment that have a row: a placebo stands beside its arm."""
+    found = of_experiment(arms, experiment)
+    return {name: arm for name, arm in found.items() if "placebo_of" not in arm}
 
 
-def labels(arms: Results) -> dict[str, str]:
-    """The name of each arm in tables, by run."""
-    names = [arm_name(figures) for figures in arms.values()]
-    seeds = [figures["seed"] for figures in arms.values()]
-    return dict(zip(arms, distinct(names, list(arms), seeds)))
-
-
-def row_names(arms: Results) -> dict[str, str]:
-    """The labels, with a remark on arms that have diverged."""
-    found = labels(arms)
-    for run, figures in arms.items():
-        if figures["diverged_after"] is not None:
-            remark = diverged_remark(figures["diverged_after"])
-            found[run] = with_remarks(found[run], [remark])
-    return found
-
-
-def cell(key: str, value: float | None) -> str:
-    """A figure as its column shows it."""
-    unit = FIGURES[key].unit
-    if key in SIGNED and unit != "share":
-        return signed(value, 3 if unit == "nats per token" else 2)
-    return in_unit(value, unit)
-
-
-def arm_table(arms: Results, keys: list[str], width: int) -> str:
-    """A row for each arm with these figures, an empty line between architectures."""
-    drawn = plain(GAP)
-    drawn.add_column("arm", no_wrap=True)
-    for key in keys:
-        drawn.add_column(FIGURES[key].name, justify="right", no_wrap=True)
-    previous = None
-    for run, name in row_names(arms).items():
-        figures = arms[run]
-        if previous not in (None, figures["arch"]):
-            drawn.add_row()
-        previous = figures["arch"]
-        drawn.add_row(name, *(cell(key, figures[key]) for key in keys))
-    return rendered(drawn, width)
-
-
-def first_table(arms: Results, width: int) -> str:
-    """The table of the first screen."""
-    return arm_table(arms, list(FIRST), width)
-
-
-def all_tables(arms: Results, width: int) -> list[str]:
-    """A table for each group of figures; figures that no arm has are named below them."""
-    parts = []
-    absent = []
-    for title, figures in MORE.items():
-        keys = []
-        for key in figures:
-            if key in FIRST:
-                continue
-            if all(cell(key, arm[key]) == "-" for arm in arms.values()):
-                absent.append(FIGURES[key].name)
-            else:
-                keys.append(key)
-        if keys:
-            parts.append(f"{title}\n\n{arm_table(arms, keys, width)}")
-    if absent:
-        parts.append(folded(f"Not measured in these arms: {', '.join(absent)}.", width))
+def first_parts(arms: Results, experiment: str, width: int, *, alone: bool) -> list[str]:
+    """What the first screen says of an experiment; damage by level only where it is alone."""
+    table = arm_tables.first_table(arms, experiment, width)
+    parts = [f"{folded(heading(arms, experiment, alone=alone), width)}\n{table}"]
+    if experiment == "single" and alone:
+        parts.append(arm_tables.damage_by_level(arms, width))
     return parts
+
+
+MEANING = {
+    "single": "Damage: rise of held-out NLL when a task has been learned so far.",
+    "stream": "Drift: rise of held-out NLL in the second half; lost: fall of discrimination 1 to 3 "
+    "tasks later.",
+}
+
+
+def heading(arms: Results, experiment: str, *, alone: bool) -> str:
+    """What was done, at which level, and, where there is room, what the outcomes mean."""
+    levels = " or ".join(dict.fromkeys(f"{figures['level']:g}" for figures in arms.values()))
+    tasks = " or ".join(dict.fromkeys(str(figures["tasks"]) for figures in arms.values()))
+    if experiment == "single":
+        done = f"Single tasks ({tasks}, each from the base) at discrimination {levels}, medians."
+        return f"{done} {MEANING[experiment]}" if alone else done
+    fixed = any(figures["terms"].get("finetune.stop") == "fixed" for figures in arms.values())
+    ends = "after fixed steps" if fixed else f"at discrimination {levels}"
+    done = f"Stream of {tasks} tasks, each ending {ends}."
+    return f"{done} {MEANING[experiment]}" if alone else done
+
+
+def more_parts(arms: Results, experiment: str, width: int) -> list[str]:
+    """Further tables of an experiment, for --all."""
+    if experiment == "single":
+        by_level = arm_tables.damage_by_level(arms, width)
+        return [
+            by_level,
+            *arm_tables.level_tables(arms, width),
+            *arm_tables.all_tables(arms, experiment, width),
+        ]
+    lags = arm_tables.lag_table(arms, width)
+    return [*arm_tables.all_tables(arms, experiment, width), *([lags] if lags else [])]
 
 
 def bases_line(arms: Results) -> str:
@@ -161,29 +140,39 @@ def bases_line(arms: Results) -> str:
     return f"Bases NOT equal: {figures}; do not compare arms across architectures."
 
 
-def comparison_sentence(arms: Results) -> str:
-    """One sentence on which arms may not be compared, and why."""
-    if len(streams_and_seeds(arms)) > 1:
+def comparison_sentences(arms: Results, experiments: list[str]) -> list[str]:
+    """A sentence on each experiment's comparisons, or one on both where it is the same."""
+    found: dict[str, list[str]] = {}
+    for experiment in experiments:
+        name = "Single tasks" if experiment == "single" else "Stream"
+        found.setdefault(comparison_sentence(of_experiment(arms, experiment)), []).append(name)
+    return [f"{' and '.join(names).capitalize()}: {text}" for text, names in found.items()]
+
+
+def comparison_sentence(of_these: Results) -> str:
+    """One sentence on which arms of an experiment may not be compared, and why."""
+    if len(streams_and_seeds(of_these)) > 1:
         return (
-            "No two arms may be compared: they are of several streams or seeds, and seeds are not "
-            "put together here."
+            "no two arms may be compared: they have several streams or seeds, and seeds "
+            "are not put together here."
         )
-    pairs = all_pairs(arms)
+    pairs = all_pairs(of_these)
     if not pairs:
-        return "Nothing may be compared: there are no two arms (bounds do not count)."
-    names = labels(arms)
+        return "nothing may be compared: there are no two arms (bounds do not count)."
+    names = labels(of_these)
     alike = [pair for pair in pairs if pair.matching.equal]
     unlike = [pair for pair in pairs if not pair.matching.equal]
     luck = "one seed decides nothing"
     if not unlike:
-        return f"All arms learned equally, but their differences may be luck: {luck}."
+        return f"all arms learned equally, but their differences may be luck: {luck}."
     why = f"learned unequally ({topics(unlike)}), and {luck}"
     if not alike:
-        return f"No two arms may be compared: they {why}."
+        return f"no two arms may be compared: they {why}."
     if len(alike) <= FEW:
-        return f"Only {listed_pairs(alike, names)} may be compared; all other pairs {why}."
+        told = listed_pairs(alike, names)
+        return f"only {told} may be compared; all other pairs {why}."
     if len(unlike) <= FEW:
-        return f"Do not compare {listed_pairs(unlike, names)}: they {why}."
+        return f"do not compare {listed_pairs(unlike, names)}: they {why}."
     return f"{len(unlike)} of {len(pairs)} pairs of arms may not be compared: they {why}."
 
 
@@ -200,18 +189,36 @@ def topics(pairs: list[Pair]) -> str:
         found.append("other settings")
     if "learned" in missed:
         found.append(f"fewer than {LEAST_LEARNED:.0%} of tasks learned")
+    if "reached" in missed:
+        found.append(f"fewer than {LEAST_REACHED:.0%} of tasks reach the level")
     return ", ".join(found + [FIGURES[key].name for key in LIMITS if key in missed])
 
 
 def contrast_parts(arms: Results, width: int) -> list[str]:
-    """The planned contrasts as a table, how to read them, and the arms that none of them uses."""
+    """The planned contrasts as tables, how to read them, and the arms that none of them uses."""
     parts = []
     contrasts = all_contrasts(arms)
+    for experiment in EXPERIMENTS:
+        rows = [one for one in contrasts if DECIDED_BY[one.claim] == experiment]
+        if rows:
+            title = (
+                "Contrasts of single tasks" if experiment == "single" else "Contrasts of streams"
+            )
+            parts.append(f"{title}\n\n{contrast_table(rows, OUTCOMES[experiment], width)}")
     if contrasts:
-        parts.append(f"Contrasts\n\n{contrast_table(contrasts, width)}")
-        parts.append(folded(reading(contrasts), width))
-    parts += [folded(reason, width) for reason in comparable(arms).left_out]
+        parts.append(folded(READING, width))
+    for experiment in EXPERIMENTS:
+        parts += [folded(reason, width) for reason in comparable(arms, experiment).left_out]
     return parts
+
+
+READING = (
+    "A contrast is first - second: below zero, the first arm forgets less. Of single tasks it is "
+    "the median, over the tasks that reach the level in all its arms, of the difference of damage; "
+    "streams learned equally where their own discriminations differ by at most "
+    f"{LIMITS['own_discrimination']}. All contrasts are undecided: there is one seed, and a "
+    f"verdict needs {SEEDS_NEEDED}."
+)
 
 
 def statistic_tables(arms: Results, width: int) -> list[str]:
@@ -232,18 +239,20 @@ def formatted_value(value: Any) -> str:
     return number(value, 3) if isinstance(value, float) else str(value)
 
 
-def contrast_table(contrasts: list[Contrast], width: int) -> str:
-    """A row for each contrast: claim, arms, both outcomes, and what makes learning unequal."""
+def contrast_table(contrasts: list[Contrast], outcomes: tuple[str, ...], width: int) -> str:
+    """A row for each contrast: claim, arms, outcomes, tasks, and what makes learning unequal."""
     drawn = plain(GAP)
     drawn.add_column("claim", no_wrap=True)
     drawn.add_column("contrast", no_wrap=True)
-    for key in ("heldout_dnll", "log_odds_fall"):
+    for key in outcomes:
         drawn.add_column(FIGURES[key].name, justify="right", no_wrap=True)
+    drawn.add_column("tasks", justify="right", no_wrap=True)
     drawn.add_column("learning differs in", no_wrap=True)
     for contrast in contrasts:
         title = contrast.title.replace("] - [", "] -\n[")
-        values = [cell(key, value) for key, value in contrast.values.items()]
-        drawn.add_row(contrast.claim, title, *values, largest(contrast.matching.reasons))
+        values = [formatted(key, value) for key, value in contrast.values.items()]
+        differs = largest(contrast.matching.reasons)
+        drawn.add_row(contrast.claim, title, *values, str(contrast.tasks), differs)
     return rendered(drawn, width)
 
 
@@ -259,27 +268,3 @@ def largest(reasons: list[Reason]) -> str:
         name = FIGURES[topic].name if topic in FIGURES else topic
         found.append(name if amount is None else f"{name} {amount:.2f}")
     return ", ".join(found)
-
-
-def reading(contrasts: list[Contrast]) -> str:
-    """How to read the table of contrasts, and why none of them decides anything."""
-    limits = [f"{FIGURES[key].name} {limit}" for key, limit in LIMITS.items()]
-    needed: dict[int, list[str]] = {}
-    for claim in dict.fromkeys(contrast.claim for contrast in contrasts):
-        needed.setdefault(SEEDS_NEEDED[claim], []).append(claim)
-    seeds = [f"{', '.join(claims)}: {number}" for number, claims in sorted(needed.items())]
-    return (
-        "A contrast is first - second, in nats: below zero, the first arm forgets less. Equal "
-        f"learning allows differences up to: {', '.join(limits)}. All contrasts are undecided: "
-        f"there is one seed, and an exact test needs more ({'; '.join(seeds)})."
-    )
-
-
-def formula_table(width: int) -> str:
-    """Name, formula and unit of every figure, a row each."""
-    drawn = plain(GAP)
-    drawn.add_column("figure", no_wrap=True)
-    drawn.add_column("formula [unit]")
-    for figure in FIGURES.values():
-        drawn.add_row(figure.name, f"{figure.formula} [{figure.unit}]")
-    return rendered(drawn, width)

@@ -3,8 +3,11 @@
 from typing import Any
 
 from dsa_sandbox.metrics.arm import FIGURES
+from dsa_sandbox.metrics.single import not_reached
 from dsa_sandbox.report.numbers import number, percent, signed
 from dsa_sandbox.report.wrapping import plain, rendered
+
+SIDES = ("near_in", "far_in", "out")
 
 
 def parameters(figures: dict[str, Any]) -> str:
@@ -60,26 +63,43 @@ def base(name: str, figures: dict[str, Any]) -> str:
     lines.append(f"{known}; pairs: {', '.join(pairs)}")
     lines.append(gate_text(figures["gate"]))
     if figures.get("recall"):  # bases made with 0.2.0 have no recall figures
-        lines.append(recall_text(figures["recall"], figures["recall_chance"]))
+        lines += recall_lines(figures)
     if figures.get("far_worlds"):
         lines.append(far_worlds_text(figures["far_worlds"]))
     lines += [f"a story: {figures['story']}"]
     return "\n".join(lines)
 
 
-def recall_text(rows: list[dict[str, Any]], chance: float) -> str:
-    """Recall of stated facts by distance in tokens."""
-    right = ", ".join(f"{number(row['right'], 2)} after {row['distance']}" for row in rows)
-    return f"recall of a stated fact: {right} tokens (chance {number(chance, 2)})"
+def recall_lines(figures: dict[str, Any]) -> list[str]:
+    """Recall of stated words by distance, and how often the farthest are among the selected keys.
+
+    A line for each kind of what is stated; bases of the first releases have one kind, facts.
+    """
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in figures["recall"]:
+        kinds.setdefault(row.get("of", "facts"), []).append(row)
+    lines = []
+    for kind, rows in kinds.items():
+        right = ", ".join(f"{number(row['right'], 2)} after {row['distance']}" for row in rows)
+        by_guess = f"chance {number(figures['recall_chance'], 2)}"
+        if "recall_bigram" in figures:
+            by_guess += f", bigram {number(figures['recall_bigram'], 2)}"
+        lines.append(f"recall of stated {kind}: {right} tokens ({by_guess})")
+        if rows[-1].get("hit_by_layer"):
+            what = f"stated {kind}, {rows[-1]['distance']} tokens back,"
+            lines.append(hits_text(what, rows[-1]["hit_by_layer"], rows[-1]["hit_chance"]))
+    return lines
 
 
 def far_worlds_text(found: dict[str, Any]) -> str:
     """Hit rates of far world names among the selected keys, by layer, beside chance."""
-    layers = ", ".join(number(rate, 2) for rate in found["by_layer"])
-    return (
-        f"far world names among the selected keys, by layer: {layers} "
-        f"(chance {number(found['chance'], 2)}, {found['num']} items)"
-    )
+    return hits_text(f"far world names ({found['num']} items)", found["by_layer"], found["chance"])
+
+
+def hits_text(what: str, by_layer: list[float], chance: float) -> str:
+    """Hit rates by layer, beside chance."""
+    layers = ", ".join(number(rate, 2) for rate in by_layer)
+    return f"{what} among the selected keys, by layer: {layers} (chance {number(chance, 2)})"
 
 
 def stream(name: str, figures: dict[str, Any]) -> str:
@@ -90,7 +110,12 @@ def stream(name: str, figures: dict[str, Any]) -> str:
             f"facts known by all bases: {figures['known_by_all']} of {figures['asked_facts']}; "
             f"{figures['usable']} may be tasks here, {figures['reused_facts']} used again"
         )
-    lines.append(f"mean density K/t at answers: {figures['density']:.3f} (limit 0.25)")
+    by_distance = figures.get("density_by_distance", {})
+    parts = "".join(f", {name} {value:.3f}" for name, value in sorted(by_distance.items()))
+    lines.append(f"mean density K/t at answers: {figures['density']:.3f}{parts} (limit 0.25)")
+    if absent := figures.get("absent"):
+        left_out = [f"{name} ({count} tasks)" for name, count in absent.items()]
+        lines.append(f"left out, so not measured: {', '.join(left_out)}")
     for base_name, row in figures.get("bases", {}).items():
         lines.append(f"{base_name}: knows {row['known_facts']}; {gate_text(row['gate'])}")
     return "\n".join(lines)
@@ -98,9 +123,14 @@ def stream(name: str, figures: dict[str, Any]) -> str:
 
 def arm(name: str, figures: dict[str, Any]) -> str:
     """The result of `finetune`, in two lines."""
+    if figures["placebo"]:
+        return f"{name}: placebo of {figures['tasks']} tasks; eval shows it beside its arm"
+    if figures["experiment"] == "single":
+        return single_tasks(name, figures)
     outcomes = [
+        f"{FIGURES['drift'].name} {signed(figures['drift'], 3)} nats per token",
+        f"{FIGURES['lost'].name} {signed(figures['lost'], 2)}",
         f"{FIGURES['heldout_dnll'].name} {signed(figures['heldout_dnll'], 3)} nats per token",
-        f"{FIGURES['log_odds_fall'].name} {signed(figures['log_odds_fall'], 2)} nats",
         f"{FIGURES['final_exact_match'].name} {percent(figures['final_exact_match'])}",
     ]
     return (
@@ -110,7 +140,22 @@ def arm(name: str, figures: dict[str, Any]) -> str:
     )
 
 
+def single_tasks(name: str, figures: dict[str, Any]) -> str:
+    """The result of `finetune` on single tasks, in two lines."""
+    damage = "not reached" if not_reached(figures) else signed(figures["damage"], 3)
+    return (
+        f"{name}: {percent(figures['reached'])} of {figures['tasks']} tasks reach discrimination "
+        f"{figures['level']:g}, after {number(figures['level_steps'], 0)} steps (median)\n"
+        f"{FIGURES['damage'].name} there {damage} nats per token (median)"
+    )
+
+
 def probes(name: str, figures: dict[str, Any]) -> str:
     """Shares right of a base on the items of a stream before learning."""
     shares = ", ".join(f"{kind} {percent(share)}" for kind, share in figures["right"].items())
-    return f"{name} on {figures['stream']}, before learning: right on {shares}"
+    parts = figures["parts"]
+    sides = ", ".join(f"{key.replace('_', '-')} {number(parts[key])}" for key in SIDES)
+    return (
+        f"{name} on {figures['stream']}, before learning: right on {shares}\n"
+        f"discrimination {number(parts['discrimination'])}: mean p {sides}"
+    )

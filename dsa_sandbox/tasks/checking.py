@@ -5,26 +5,16 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
 from dsa_sandbox.data.spelling import common_length, in_one_word, is_known, unknown_id
 from dsa_sandbox.data.tokens import END
 from dsa_sandbox.errors import UserError
+from dsa_sandbox.tasks.problems import Problem, problem_lines
 from dsa_sandbox.tasks.schema import KINDS, Item, Task, mentions
 
 MARK = "▁"  # metaspace tokenizers write it for the space before a word
-LINES = 20  # most problems that are reported for one file
-
-
-class Problem(NamedTuple):
-    """A problem of one row. Where all rows have a problem of one `kind`, it is reported once."""
-
-    kind: str
-    line: int
-    field: str
-    text: str
 
 
 def check(tasks: list[Task], tokenizer: Tokenizer, context: int, where: str) -> None:
@@ -47,7 +37,7 @@ def check(tasks: list[Task], tokenizer: Tokenizer, context: int, where: str) -> 
             for index, item in enumerate(task.items(kind)):
                 found += item_problems(item, line, f"{kind}.{index}", words)
     if found:
-        raise UserError(*problem_lines(list(dict.fromkeys(found)), len(tasks), where))
+        raise UserError(*problem_lines(found, len(tasks), where))
 
 
 class Words:
@@ -70,6 +60,17 @@ class Words:
             self.known[text] = is_known(self.tokenizer, text, self.unknown)
         return self.known[text]
 
+    def lacking(self, text: str) -> str:
+        """Which words of a text the vocabulary lacks, and what helps."""
+        pieces = re.findall(r"\s*\S+", text)
+        unknown = [quoted(piece.strip()) for piece in pieces if not self.knows(piece)]
+        named = f" (of {quoted(text)})" if len(pieces) > 1 else ""
+        verb = "are" if len(unknown) > 1 else "is"
+        return (
+            f"{', '.join(unknown) or quoted(text)}{named} {verb} not in the vocabulary of the "
+            "base; use other words, or a base with data.tokenizer=bpe"
+        )
+
     def ends_marked(self, ids: list[int]) -> bool:
         """Whether the last token is only the mark of a space (metaspace tokenizers)."""
         return bool(ids) and not (self.tokenizer.id_to_token(ids[-1]) or "").strip(MARK)
@@ -79,6 +80,16 @@ class Words:
         if len(ids) + 1 > self.context:
             text = f"{len(ids) + 1} tokens exceed the context of the base, {self.context}"
             yield Problem("long", line, field, text)
+
+
+def unknown_words(tasks: list[Task], tokenizer: Tokenizer) -> list[str]:
+    """Words of stories and prompts that the vocabulary lacks, sorted."""
+    unknown, checked = unknown_id(tokenizer), set()
+    for task in tasks:
+        prompts = [item.prompt for kind in KINDS for item in task.items(kind)]
+        for text in (*task.train, *task.contrast, *prompts):
+            checked.update(text.split())
+    return sorted(word for word in checked if not is_known(tokenizer, f" {word}", unknown))
 
 
 def end_marker_problems(task: Task, line: int, words: Words) -> Iterator[Problem]:
@@ -159,8 +170,7 @@ def item_problems(item: Item, line: int, field: str, words: Words) -> Iterator[P
         whole = words.encode(item.prompt + candidate)
         yield from words.too_long(whole, line, field)
         if not words.knows(candidate):
-            text = f"{candidate!r} is not in the vocabulary of the base"
-            yield Problem("unknown", line, field, text)
+            yield Problem(f"unknown {candidate}", line, field, words.lacking(candidate))
         elif common_length(prompt, whole) == len(whole):
             yield Problem(
                 "silent", line, field, f"{quoted(candidate)} has no token in the base's tokenizer"
@@ -185,20 +195,3 @@ def separation_problem(prompt: str, candidate: str) -> str:
     if in_one_word(last, first) or (last in ".,;:!?)" and first.isalpha()):
         return f"begins without a space, but its prompt ends with {quoted(prompt[-12:])}"
     return ""
-
-
-def problem_lines(problems: list[Problem], num_rows: int, where: str) -> list[str]:
-    """One line for each problem, at most LINES; a problem of every row is reported once."""
-    lines = []
-    for kind in dict.fromkeys(problem.kind for problem in problems):
-        some = [problem for problem in problems if problem.kind == kind]
-        rows = len({problem.line for problem in some})
-        everywhere = f"all {num_rows} rows, as " if rows == num_rows > 1 else ""
-        for problem in some[:1] if everywhere else some:
-            lines.append(
-                f"{where}: {everywhere}line {problem.line}: {problem.field}: {problem.text}"
-            )
-    if len(lines) > LINES:
-        rest = len(lines) - LINES + 1
-        lines[LINES - 1 :] = [f"{where}: {rest} more problems of the same kinds"]
-    return lines

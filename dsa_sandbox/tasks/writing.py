@@ -253,12 +253,26 @@ def gate_items(writer: Writer) -> tuple[list[Item], list[Item]]:
     return inside, outside
 
 
-def density(tasks: list[Task], tokenizer: Tokenizer, num_kept: int) -> float:
-    """Mean share of past tokens that the selected flow keeps at the answers of all probes."""
-    shares = []
+def density(tasks: list[Task], tokenizer: Tokenizer, num_kept: int) -> dict[str, float]:
+    """Mean share of past tokens that the selected flow keeps at the answers of probes.
+
+    Of `all` probes, and of those whose world stands `near` and `far`, where there are any.
+    """
+    shares: dict[str, list[float]] = {"all": []}
     for task in tasks:
         for kind in KINDS:
             for item in task.items(kind):
                 past = len(tokenizer.encode(item.prompt).ids) + 1  # END and the prompt
-                shares.append(min(1.0, num_kept / past))
-    return sum(shares) / len(shares)
+                share = min(1.0, num_kept / past)
+                shares["all"].append(share)
+                if item.distance:
+                    shares.setdefault(item.distance, []).append(share)
+    return {name: sum(found) / len(found) for name, found in sorted(shares.items())}
+
+
+def absent(tasks: list[Task]) -> dict[str, int]:
+    """Number of tasks that leave out contrast stories, or items of a kind, by what they lack."""
+    counts = {"contrast": sum(not task.contrast for task in tasks)}
+    for kind in KINDS:
+        counts[kind] = sum(not task.items(kind) for task in tasks)
+    return {name: count for name, count in counts.items() if count}

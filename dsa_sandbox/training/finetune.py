@@ -268,8 +268,11 @@ class FinetuneRun:
         for point in self.strategy.tradeoff_points(self.trainee):
             with self.measured():
                 nats, count = heldout_nll(self.model, self.measures.documents)
-                exact = float(np.nanmean(self.probes.exact(self.model, self.standing)))
-            points.append({**point, "base_nll": nats / count, "learned": exact})
+                shares = self.probes.exact(self.model, self.standing)
+            known = [share for share in shares if not math.isnan(share)]
+            if known:  # else no task has validation items
+                learned = float(np.mean(known))
+                points.append({**point, "base_nll": nats / count, "learned": learned})
         return {"front": points} if points else {}
 
     def log_base(self) -> None:
@@ -345,7 +348,8 @@ class FinetuneRun:
             with policies.using(copy, self.measuring, then=self.learning):
                 return self.probes.exact(copy, [number])[0]
 
-        first = range(min(self.settings.eval.recovery_tasks, len(self.tasks)))
+        count = min(self.settings.eval.recovery_tasks, len(self.tasks))
+        first = [number for number in range(count) if self.tasks[number].validation_in]
         return recovery(self.model, first, training, exact)
 
     def relative_moves(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsa_sandbox.core.transformer import Transformer, nll_sum
+from dsa_sandbox.core.transformer import Transformer, token_nll
 from dsa_sandbox.data.tokens import IGNORED, Batch
 from dsa_sandbox.sizes import group_of
 
@@ -23,7 +23,6 @@ class Phase(NamedTuple):
     # the queries, of T, that the KL loss is computed for: all, or a mask
     queries: Callable[[int], Tensor | bool] = lambda length: True
     at_targets: bool = False  # the KL loss where some sequence has a target: all that it counts
-    trunk: bool = True  # train everything else with the language loss
     name: str = "sparse"
     indexer_rate: float = 1.0  # one more factor, for the indexer's parameter group
 
@@ -32,12 +31,17 @@ class Step(NamedTuple):
     """Figures of one step."""
 
     number: int  # of steps done, from 1
-    loss: float  # nats per token
+    loss: float  # nats per token, all tokens alike
     penalty: float  # added to the loss by the strategy
     grad_norm: float  # of the trunk, before clipping
     num_tokens: int
     phase: str
     indexer_kl: float  # nats per query and layer; 0 where the indexer is not trained
+
+
+def all_alike(batch: Batch) -> Tensor:
+    """[B, T] weights of 1."""
+    return torch.ones_like(batch.targets_BT, dtype=torch.float32)
 
 
 def train(
@@ -51,6 +55,7 @@ def train(
     clip: float,
     indexer_clip: float | None = None,
     trunk: list[nn.Parameter] | None = None,
+    weights_of: Callable[[Batch], Tensor] = all_alike,
     auxiliary_loss: Callable[[Batch, Tensor], Tensor | float] = lambda batch, x_BTD: 0.0,
     before_update: Callable[[], float] = lambda: 0.0,
     after_step: Callable[[], None] = lambda: None,
@@ -60,8 +65,9 @@ def train(
     """Yield after each optimiser step from `start` + 1 to `stop`.
 
     `batches_at(step)` gives the micro-batches of a step; their gradients add up to the gradient of
-    the mean loss over all targets of the step. The trunk (by default all trainable parameters but
-    the indexer's) and the indexer are clipped separately, to `clip` and `indexer_clip`.
+    the mean loss over all targets of the step, each weighted by `weights_of` its batch: the
+    weighted sum over the sum of the weights. The trunk (by default all trainable parameters but the
+    indexer's) and the indexer are clipped separately, to `clip` and `indexer_clip`.
 
     A strategy enters at three places: `auxiliary_loss`, of a batch and its hidden states, is added
     to the language loss; `before_update` may add to the gradients or change them before they are
@@ -83,13 +89,13 @@ def train(
         phase = phase_at(number)
         for group, rate in zip(optimizer.param_groups, base_rates):
             group["lr"] = rate * phase.rate * (phase.indexer_rate if group.get("indexer") else 1.0)
-        for parameter in trunk:
-            parameter.requires_grad_(phase.trunk)
         batches = batches_at(number)
         num_tokens = sum(batch.num_targets for batch in batches)
+        weights = [weights_of(batch)[batch.targets_BT != IGNORED] for batch in batches]
+        total_weight = sum(weights_M.sum().item() for weights_M in weights)
         loss_sum = kl_sum = 0.0
         optimizer.zero_grad(set_to_none=True)
-        for batch in batches:
+        for batch, weights_M in zip(batches, weights):
             tokens_BT, targets_BT = batch.to(device)
             real_BT = targets_BT != IGNORED  # only these need logits
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -99,9 +105,9 @@ def train(
                 x_BTD, losses = forward(tokens_BT, sparse=phase.sparse, train_indexer=queries)
                 parts_x = x_BTD[real_BT].split(num_at_once)
                 parts_y = targets_BT[real_BT].split(num_at_once)
-                sums = [nll_sum(model.logits(x), y) for x, y in zip(parts_x, parts_y)]
-                nll = torch.stack(sums).sum()
-            objective = nll / num_tokens if phase.trunk else nll.new_zeros(())
+                pairs = zip(parts_x, parts_y)
+                nll_M = torch.cat([token_nll(model.logits(x), y) for x, y in pairs])
+            objective = (nll_M * weights_M.to(device)).sum() / total_weight
             objective = objective + auxiliary_loss(batch, x_BTD)
             if losses:  # padding is left out; a sample of queries is scaled up to all of them
                 real_BQ = real_BT if queries is True else real_BT[:, queries]
@@ -110,7 +116,7 @@ def train(
                 objective = objective + kl / num_tokens
                 kl_sum += kl.item() / len(losses)
             objective.backward()
-            loss_sum += nll.item()
+            loss_sum += nll_M.sum().item()
         added = before_update()
         norm = nn.utils.clip_grad_norm_(trunk, clip)
         nn.utils.clip_grad_norm_(indexer, indexer_clip or clip)

@@ -1,4 +1,4 @@
-"""Pre-training: dense trunk, then (dsa) indexer-only warm-up, then sparse."""
+"""Pre-training: dense, then (dsa) dense with the indexer's loss, then sparse."""
 
 import math
 import time
@@ -10,7 +10,16 @@ import torch
 
 from dsa_sandbox.config.settings import Settings, Train
 from dsa_sandbox.core.transformer import Transformer
-from dsa_sandbox.data.tokens import IGNORED, Batch, Batches, Corpus, heldout, micro_batches
+from dsa_sandbox.data.tokens import (
+    IGNORED,
+    Batch,
+    Batches,
+    Corpus,
+    heldout,
+    micro_batches,
+    read_weights,
+    reading_ids,
+)
 from dsa_sandbox.errors import Interrupted, RunFailed
 from dsa_sandbox.evaluation.diagnostics import expert_health, indexer_health
 from dsa_sandbox.evaluation.scoring import heldout_nll
@@ -22,6 +31,7 @@ from dsa_sandbox.runs.checkpoints import optimizer_tensors, restore_optimizer
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.sizes import group_of
 from dsa_sandbox.training.loop import Phase, Step, train
+from dsa_sandbox.training.muon import Muon
 from dsa_sandbox.variants import moe
 
 NUM_CHECKS = 10  # validations during a run, at equal shares of its steps
@@ -64,9 +74,7 @@ def phase_of(
             return Phase(rate, name=plan.selection)
         queries = drawn_queries(plan.indexer_queries, seed, step)
         if step < warmup_end:
-            return Phase(
-                rate, sparse=False, train_indexer=True, queries=queries, trunk=False, name="indexer"
-            )
+            return Phase(rate, sparse=False, train_indexer=True, queries=queries, name="indexer")
         return Phase(
             rate,
             sparse=not always_dense,
@@ -84,27 +92,38 @@ def has_indexer(model: Transformer) -> bool:
     return any(group_of(name) == "indexer" for name, _ in model.named_parameters())
 
 
-def make_optimizer(model: torch.nn.Module, plan: Train) -> torch.optim.AdamW:
-    """AdamW: weight decay for the trunk's matrices only; the indexer has its own learning rate."""
-    groups: dict[str, list[torch.nn.Parameter]] = {"matrix": [], "vector": [], "indexer": []}
+def kind_of(name: str, parameter: torch.nn.Parameter) -> str:
+    """What a parameter is to the optimiser."""
+    if group_of(name) == "indexer":
+        return "indexer"
+    if parameter.dim() == 1:
+        return "vector"
+    return "embedding" if name.startswith(("embedding.", "output.")) else "matrix"
+
+
+def make_optimizer(model: torch.nn.Module, plan: Train) -> torch.optim.Optimizer:
+    """AdamW, or Muon for the trunk's matrices; the indexer has its own learning rate.
+
+    The trunk's matrices and the embedding have weight decay.
+    """
+    groups: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        kind = "matrix" if parameter.dim() > 1 else "vector"
-        groups["indexer" if group_of(name) == "indexer" else kind].append(parameter)
+        groups.setdefault(kind_of(name, parameter), []).append(parameter)
     rates = {"indexer": plan.indexer_learning_rate}
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": rates.get(kind, plan.learning_rate),
-                "weight_decay": plan.weight_decay if kind == "matrix" else 0.0,
-                "indexer": kind == "indexer",  # scaled by Phase.indexer_rate
-            }
-            for kind, parameters in groups.items()
-            if parameters
-        ],
-        betas=(0.9, 0.95),
-        fused=next(model.parameters()).device.type in ("cpu", "cuda"),
-    )
+    options = [
+        {
+            "params": parameters,
+            "lr": rates.get(kind, plan.learning_rate),
+            "weight_decay": plan.weight_decay if kind in ("matrix", "embedding") else 0.0,
+            "indexer": kind == "indexer",  # scaled by Phase.indexer_rate
+            "matrices": kind == "matrix",
+        }
+        for kind, parameters in groups.items()
+    ]
+    if plan.optimizer == "muon":
+        return Muon(options)
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(options, betas=(0.9, 0.95), fused=fused)
 
 
 def warmup_then_decay(step: int, steps: int, warmup: float, decay: float) -> float:
@@ -132,6 +151,7 @@ def pretrain(
     optimizer = make_optimizer(model, plan)
     keeps_all = archs.about(settings.arch).keeps_all
     phase_at = phase_of(plan, has_indexer(model), keeps_all, settings.seed)
+    read_ids = reading_ids(corpus.tokenizer)
     balance = moe.Balance(model, plan.balance_rate)
     start = 0
     checkpoint = checkpoints.newest_checkpoint(run)
@@ -158,8 +178,7 @@ def pretrain(
 
     def batches_at(number: int) -> list[Batch]:
         found = micro_batches(batches[number], machine.micro_tokens)
-        if phase_at(number).trunk:  # a frozen router's bias stays too
-            balance.watch(batch.targets_BT != IGNORED for batch in found)
+        balance.watch(batch.targets_BT != IGNORED for batch in found)
         return found
 
     if machine.compile:
@@ -173,6 +192,7 @@ def pretrain(
         start=start,
         stop=plan.steps,
         clip=plan.clip,
+        weights_of=lambda batch: read_weights(batch, read_ids, plan.read_weight),
         after_step=balance.move,
         indexer_clip=plan.indexer_clip,
         forward=forward,

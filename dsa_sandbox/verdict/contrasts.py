@@ -3,20 +3,25 @@
 from itertools import combinations
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from dsa_sandbox.metrics import single
 from dsa_sandbox.metrics.transfer import parts
 from dsa_sandbox.verdict.matching import (
+    EXPERIMENTS,
     Matching,
     Reason,
     Results,
     Strategies,
     comparable,
-    competes,
     equal_learning,
 )
 
-OUTCOMES = ("heldout_dnll", "log_odds_fall")  # figures that contrasts subtract, both in nats
-# fewer seeds give no exact test with p < 0.05
-SEEDS_NEEDED = {"H2c": 6, "H2": 8, "H2a": 8, "H2b": 8, "H2e": 8}
+# figures that contrasts subtract, by experiment
+OUTCOMES: dict[str, tuple[str, ...]] = {"stream": ("drift", "lost"), "single": ("damage",)}
+# the experiment that decides a claim
+DECIDED_BY = {"H2": "stream", "H2c": "single", "H2a": "single", "H2b": "single", "H2e": "single"}
+SEEDS_NEEDED = 10
 MASKS = ("random-mask", "complement", "attention-only", "bottom-frozen")  # rivals of acft's mask
 PRACTICE = ("lora", "l2sp", "wise", "replay")  # methods used in practice
 
@@ -30,23 +35,44 @@ class Contrast(NamedTuple):
     title: str
     values: dict[str, float]  # first - second of each outcome; below zero, the first forgets less
     matching: Matching
+    tasks: int  # that the difference is of
 
     def as_json(self) -> dict[str, Any]:
         """The contrast as plain values. One seed carries no test: every verdict is `undecided`."""
         return {
             "claim": self.claim,
+            "experiment": DECIDED_BY[self.claim],
             "contrast": self.title,
             **self.values,
+            "tasks": self.tasks,
             "equal_learning": self.matching.equal,
             "differs": self.matching.texts,
             "verdict": "undecided",
-            "why": f"one seed; {SEEDS_NEEDED[self.claim]} are needed",
+            "why": f"one seed; {SEEDS_NEEDED} are needed",
         }
 
 
-def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
-    """a - b of each outcome, nats; below zero, a forgets less."""
-    return {key: a[key] - b[key] for key in OUTCOMES}
+class Difference(NamedTuple):
+    """A signed sum of arms: its outcomes, and the number of tasks that all of them reach."""
+
+    values: dict[str, float]
+    tasks: int
+
+
+def difference(signed: list[tuple[int, dict[str, Any]]]) -> Difference:
+    """The signed sum of each outcome over arms of one experiment.
+
+    Of a stream, it is that of the arms' figures. Of single tasks, the damage is subtracted task by
+    task; the value is the median over the tasks that reach the level in all of the arms.
+    """
+    first = signed[0][1]
+    if first["experiment"] == "stream":
+        values = {key: sum(s * arm[key] for s, arm in signed) for key in OUTCOMES["stream"]}
+        return Difference(values, int(first["tasks"]))
+    damages = [single.per_task(arm, arm["level"]) for _, arm in signed]
+    there = np.all([np.isfinite(damage) for damage in damages], axis=0)
+    each = sum(s * damage[there] for (s, _), damage in zip(signed, damages))
+    return Difference({"damage": single.median(np.asarray(each).tolist())}, int(there.sum()))
 
 
 def wanted(
@@ -94,35 +120,36 @@ def planned(arms: list[Named]) -> list[tuple[str, Named, Named]]:
 def interaction(arms: dict[Named, dict[str, Any]], control: str) -> Contrast:
     """H2c: [dsa acft - dsa sgd] - [control acft - control sgd], with all six pairs matched."""
     four = [("dsa", "acft"), ("dsa", "sgd"), (control, "acft"), (control, "sgd")]
-    ours = difference(arms[four[0]], arms[four[1]])
-    theirs = difference(arms[four[2]], arms[four[3]])
     reasons = []
     for one, other in combinations(four, 2):
         names = " ".join(one), " ".join(other)
         for reason in equal_learning(arms[one], arms[other], names).reasons:
             text = reason.text
-            if reason.topic != "learned":  # that text names its arm
+            if reason.topic != "reached":  # that text names its arm
                 text = f"{text}, {names[0]} and {names[1]}"
             reasons.append(Reason(reason.topic, text, reason.difference))
     title = f"[dsa acft - dsa sgd] - [{control} acft - {control} sgd]"
-    values = {key: ours[key] - theirs[key] for key in OUTCOMES}
-    return Contrast("H2c", title, values, Matching(not reasons, reasons))
+    found = difference(list(zip((1, -1, -1, 1), (arms[name] for name in four))))
+    return Contrast("H2c", title, found.values, Matching(not reasons, reasons), found.tasks)
 
 
 def all_contrasts(results: Results) -> list[Contrast]:
-    """The planned contrasts that the arms at hand allow; bounds take no part."""
-    arms = {}
-    for name, figures in comparable(results).arms.items():
-        if competes(figures):
-            arms[name] = figures
+    """The planned contrasts that the arms at hand allow, each of the experiment that decides it.
+
+    Bounds and placebos take no part.
+    """
     found = []
-    for claim, a, b in planned(list(arms)):
-        names = " ".join(a), " ".join(b)
-        matching = equal_learning(arms[a], arms[b], names)
-        title = f"{names[0]} - {names[1]}"
-        found.append(Contrast(claim, title, difference(arms[a], arms[b]), matching))
-    for control in ("dense", "dsa-full"):
-        four = [("dsa", "acft"), ("dsa", "sgd"), (control, "acft"), (control, "sgd")]
-        if all(arm in arms for arm in four):
-            found.append(interaction(arms, control))
+    for experiment in EXPERIMENTS:
+        arms = comparable(results, experiment).arms
+        for claim, a, b in planned(list(arms)):
+            if DECIDED_BY[claim] != experiment:
+                continue
+            names = " ".join(a), " ".join(b)
+            matching = equal_learning(arms[a], arms[b], names)
+            values, tasks = difference([(1, arms[a]), (-1, arms[b])])
+            found.append(Contrast(claim, f"{names[0]} - {names[1]}", values, matching, tasks))
+        for control in ("dense", "dsa-full") if experiment == "single" else ():
+            four = [("dsa", "acft"), ("dsa", "sgd"), (control, "acft"), (control, "sgd")]
+            if all(arm in arms for arm in four):
+                found.append(interaction(arms, control))
     return found

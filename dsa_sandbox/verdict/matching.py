@@ -4,12 +4,15 @@ import math
 from itertools import combinations
 from typing import Any, NamedTuple
 
+from dsa_sandbox.metrics import stream
 from dsa_sandbox.metrics.arm import FIGURES
 from dsa_sandbox.metrics.transfer import condition_differences, parts
 
 EQUAL_BASES = 0.02  # nats per token of held-out NLL
-LEAST_LEARNED = 0.9  # share of the tasks
-LIMITS = {"margin_when_learned": 0.5, "generality": 0.1, "bleed_when_learned": 0.1}
+LEAST_LEARNED = 0.9  # share of the tasks of a stream
+LEAST_REACHED = 2 / 3  # share of single tasks that reach the level
+LIMITS = {"own_discrimination": stream.UNEQUAL}  # of a stream's own rows
+EXPERIMENTS = ("single", "stream")
 
 Results = dict[str, dict[str, Any]]  # figures by run name
 Strategies = tuple[str, frozenset[str]]  # architecture, and the strategies that an arm combines
@@ -70,9 +73,15 @@ def arms_of(results: Results) -> Results:
     return {name: figures for name, figures in results.items() if figures["kind"] == "arm"}
 
 
+def of_experiment(results: Results, experiment: str) -> Results:
+    """The arms of an experiment."""
+    arms = arms_of(results)
+    return {name: arm for name, arm in arms.items() if arm["experiment"] == experiment}
+
+
 def competes(figures: dict[str, Any]) -> bool:
-    """Whether an arm learns the tasks in sequence; bounds are references, not competitors."""
-    return figures.get("protocol", "sequential") == "sequential"
+    """Whether an arm is compared; bounds and placebos are references, not competitors."""
+    return figures["protocol"] == "sequential" and not figures["placebo"]
 
 
 def streams_and_seeds(arms: Results) -> set[tuple[str, int]]:
@@ -99,11 +108,19 @@ def bases_of(results: Results) -> Bases:
 def equal_learning(
     a: dict[str, Any], b: dict[str, Any], names: tuple[str, str] = ("first", "second")
 ) -> Matching:
-    """Same settings; both learned >= LEAST_LEARNED of the tasks; differences within LIMITS.
+    """Same settings, and enough tasks learned.
 
-    A difference of NaN counts as one beyond its limit.
+    Single tasks are compared at one level, which at least LEAST_REACHED of them have to reach. In a
+    stream, at least LEAST_LEARNED of the tasks are learned, and differences stay within LIMITS; a
+    difference of NaN counts as one beyond its limit.
     """
     reasons = [Reason("settings", text) for text in condition_differences(a, b)]
+    if a["experiment"] == "single":
+        for name, figures in zip(names, (a, b)):
+            if not figures["reached"] >= LEAST_REACHED:
+                text = f"{name} reaches the level in {figures['reached']:.0%} of its tasks"
+                reasons.append(Reason("reached", text))
+        return Matching(not reasons, reasons)
     for name, figures in zip(names, (a, b)):
         if not figures["learned"] >= LEAST_LEARNED:
             text = f"{name} learned {figures['learned']:.0%} of its tasks"
@@ -121,21 +138,25 @@ def equal_learning(
 
 
 def all_pairs(results: Results) -> list[Pair]:
-    """Every two competing arms; empty where the arms are of several streams or seeds."""
-    arms = arms_of(results)
-    if len(streams_and_seeds(arms)) > 1:
-        return []
-    names = [name for name, figures in arms.items() if competes(figures)]
+    """Every two competing arms of one experiment; none where it has several streams or seeds."""
     found = []
-    for first, second in combinations(names, 2):
-        matching = equal_learning(arms[first], arms[second], (first, second))
-        found.append(Pair(first, second, matching))
+    for experiment in EXPERIMENTS:
+        arms = of_experiment(results, experiment)
+        if len(streams_and_seeds(arms)) > 1:
+            continue
+        names = [name for name, figures in arms.items() if competes(figures)]
+        for first, second in combinations(names, 2):
+            matching = equal_learning(arms[first], arms[second], (first, second))
+            found.append(Pair(first, second, matching))
     return found
 
 
-def comparable(results: Results) -> Comparable:
-    """Arms of one stream and seed, without those that share architecture and strategy."""
-    arms = arms_of(results)
+def comparable(results: Results, experiment: str) -> Comparable:
+    """Competing arms of an experiment, of one stream and seed, each architecture and strategy once.
+
+    Bounds and placebos are in no contrast; they are not named as left out.
+    """
+    arms = {name: arm for name, arm in of_experiment(results, experiment).items() if competes(arm)}
     if len(streams_and_seeds(arms)) > 1:
         return Comparable({}, ["arms of several streams or seeds: none is compared to another"])
     named: dict[Strategies, list[str]] = {}

@@ -1,35 +1,60 @@
-"""Outcomes of arms that were run with several seeds: number of seeds, mean and SD of each."""
+"""Outcomes of arms, and contrasts, that were run with several seeds: mean and SD of each."""
 
 import math
 import statistics as numbers
 from typing import Any
 
 from dsa_sandbox.registry import statistics
-from dsa_sandbox.verdict.contrasts import OUTCOMES
-from dsa_sandbox.verdict.matching import Results
+from dsa_sandbox.verdict.contrasts import OUTCOMES, all_contrasts
+from dsa_sandbox.verdict.matching import EXPERIMENTS, Results, competes, of_experiment
 
 
 @statistics.register("seeds")
 def over_seeds(arms: Results) -> list[dict[str, Any]]:
-    """A row for each arm with two seeds or more; SD is that of a sample (n - 1).
+    """A row for each outcome of an arm, and of a contrast, with two seeds or more.
 
-    Runs of one arm and seed on other streams or settings are other experiments: an arm with two
-    runs of one seed has no row.
+    SD is that of a sample (n - 1). An arm with two runs of one seed and experiment (other streams
+    or settings) has no row.
     """
-    by_arm: dict[tuple[str, str], dict[int, list[dict[str, Any]]]] = {}
-    for figures in arms.values():
-        seeds = by_arm.setdefault((figures["arch"], figures["strategy"]), {})
-        seeds.setdefault(figures["seed"], []).append(figures)
     rows = []
-    for (arch, strategy), seeds in by_arm.items():
-        runs = [found[0] for found in seeds.values()]
-        if len(runs) < 2 or any(len(found) > 1 for found in seeds.values()):
-            continue
-        row: dict[str, Any] = {"arm": f"{arch} {strategy}", "seeds": len(runs)}
-        for key in OUTCOMES:
-            values = [figures[key] for figures in runs]
-            finite = all(math.isfinite(value) for value in values)  # not so in a diverged arm
-            row[f"{key}_mean"] = numbers.fmean(values) if finite else math.nan
-            row[f"{key}_sd"] = numbers.stdev(values) if finite else math.nan
-        rows.append(row)
-    return rows
+    for experiment in EXPERIMENTS:
+        named: dict[str, dict[int, list[dict[str, Any]]]] = {}
+        for figures in of_experiment(arms, experiment).values():
+            if competes(figures):
+                seeds = named.setdefault(f"{figures['arch']} {figures['strategy']}", {})
+                seeds.setdefault(figures["seed"], []).append(figures)
+        for name, seeds in named.items():
+            if any(len(found) > 1 for found in seeds.values()):
+                continue
+            for key in OUTCOMES[experiment]:
+                rows += row(name, experiment, key, [found[0][key] for found in seeds.values()])
+    return rows + contrast_rows(arms)
+
+
+def contrast_rows(arms: Results) -> list[dict[str, Any]]:
+    """The contrasts of each seed, over the seeds."""
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for seed in dict.fromkeys(figures["seed"] for figures in arms.values()):
+        block = {name: figures for name, figures in arms.items() if figures["seed"] == seed}
+        for contrast in all_contrasts(block):
+            experiment = contrast.as_json()["experiment"]
+            for key, value in contrast.values.items():
+                values.setdefault((contrast.title, experiment, key), []).append(value)
+    return [found for place, listed in values.items() for found in row(*place, listed)]
+
+
+def row(name: str, experiment: str, key: str, values: list[float]) -> list[dict[str, Any]]:
+    """One row for two values or more; NaN where one is not finite, as of a diverged arm."""
+    if len(values) < 2:
+        return []
+    finite = all(math.isfinite(value) for value in values)
+    return [
+        {
+            "arm": name,
+            "experiment": experiment,
+            "figure": key,
+            "seeds": len(values),
+            "mean": numbers.fmean(values) if finite else math.nan,
+            "sd": numbers.stdev(values) if finite else math.nan,
+        }
+    ]

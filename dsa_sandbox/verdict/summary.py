@@ -6,6 +6,7 @@ from dsa_sandbox.registry import statistics
 from dsa_sandbox.verdict.contrasts import all_contrasts
 from dsa_sandbox.verdict.matching import (
     EQUAL_BASES,
+    EXPERIMENTS,
     Results,
     all_pairs,
     arms_of,
@@ -40,7 +41,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "pairs": pairs,
         "contrasts": [contrast.as_json() for contrast in all_contrasts(results)],
         "statistics": statistics_of(results),
-        "left_out": comparable(results).left_out,
+        "left_out": [text for one in EXPERIMENTS for text in comparable(results, one).left_out],
         "seeds": seeds,
         "verdict": "one seed decides nothing" if seeds == 1 else "seeds are not put together",
     }
