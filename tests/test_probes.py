@@ -357,7 +357,8 @@ def test_full_rows_hold_every_figure_and_others_only_the_cheap_ones(tiny_home: T
     run = Run(tiny_home.run("sgd"))
     lines = {line["row"]: line for line in run.rows("metrics.jsonl") if "row" in line}
     assert lines[0].keys() == FULL | {"row", "base_nll", "unigram_nll", "pairs_bigram", "chance"}
-    learned = {"row", "base_nll", "steps", "learned", "margin", "exact", "outside"}
+    learned = {"row", "base_nll", "steps", "learned", "capped", "overshoot", "best_step", "stop"}
+    learned |= {"far_worlds"}
     assert lines[1].keys() == learned | {"stories"}
     assert lines[2].keys() == learned
     assert lines[3].keys() == learned | FULL | {"kl_new", "recovery"}
