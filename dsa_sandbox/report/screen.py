@@ -68,7 +68,7 @@ def screen(
         parts.append(folded("\n".join(remarks), width))
     if everything and here:
         for experiment in here:
-            parts += more_parts(shown(arms, experiment), experiment, width)
+            parts += more_parts(shown(arms, experiment), experiment, width, alone=len(here) == 1)
         parts += contrast_parts(arms, width)
         parts += statistic_tables(arms, width)
     if formulas or (everything and here):
@@ -111,12 +111,11 @@ def heading(arms: Results, experiment: str, *, alone: bool) -> str:
     return f"{done} {MEANING[experiment]}" if alone else done
 
 
-def more_parts(arms: Results, experiment: str, width: int) -> list[str]:
+def more_parts(arms: Results, experiment: str, width: int, *, alone: bool) -> list[str]:
     """Further tables of an experiment, for --all."""
     if experiment == "single":
-        by_level = arm_tables.damage_by_level(arms, width)
         return [
-            by_level,
+            *([] if alone else [arm_tables.damage_by_level(arms, width)]),
             *arm_tables.level_tables(arms, width),
             *arm_tables.all_tables(arms, experiment, width),
         ]
