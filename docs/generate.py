@@ -1,4 +1,4 @@
-"""Write docs/settings.md, docs/commands.md and docs/screens.md from the code: `make docs`.
+"""Write settings.md, commands.md, strategies.md and screens.md from the code: `make docs`.
 
     python docs/generate.py [HOME]
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from dsa_sandbox.cli.main import app, run_app
+from dsa_sandbox.config.rates import RATE, ROUGH, TUNED, rows_of, shipped
 from dsa_sandbox.config.settings import SECTIONS
 from dsa_sandbox.registry import strategies
 
@@ -114,6 +115,41 @@ def settings_page() -> str:
     return "\n".join(page)
 
 
+def strategies_page() -> str:
+    """docs/strategies.md."""
+    page = [
+        "# Strategies: rates and strengths",
+        "",
+        "The learning rate and the strength of each strategy, by preset, experiment and",
+        "architecture. Rates are effective ones: no strategy multiplies them. *any* stands for",
+        "architectures without a row of their own.",
+        "",
+        f"* **{TUNED}**: on development tasks, as `dsa-sandbox tune` does it. In the stream each arm",
+        "  has its own best of 8 configurations; for single tasks a strategy has one rate in every",
+        "  architecture, so that architectures are compared at one rate.",
+        f"* **{ROUGH}**: few values on few tasks, or the rate of a strategy that moves as many",
+        "  parameters.",
+        "",
+        "A table that `tune` has written into a home (`tuning.json`) comes before this one, and a",
+        "value that you set comes before both. A preset without a table keeps its own",
+        "`finetune.learning_rate`. `dsa-sandbox settings --strategy ewc` shows each value and where it",
+        "comes from; the tables hold rates of AdamW, and none for `finetune.optimizer=sgd`.",
+        "",
+    ]
+    for preset, about in shipped().presets.items():
+        page += [f"## {preset}", "", f"{about['date']}; bases: {about['bases']}."]
+        page += [f"Level at which tasks end: {about['level']}.", ""]
+        page += ["| experiment | strategy | architecture | rate | of its own | where from |"]
+        page += ["|---|---|---|---|---|---|"]
+        for experiment, arch, strategy, row in rows_of(about):
+            own = [f"`{key}` {row[key]}" for key in row if "." in key and key != RATE]
+            rate = row.get(RATE, "of the preset")
+            cells = (experiment, f"`{strategy}`", arch, rate, ", ".join(own), row["how"])
+            page.append(f"| {' | '.join(map(str, cells))} |")
+        page.append("")
+    return "\n".join(page)
+
+
 SCREENS = (
     ("ls", "archs"),
     ("ls", "strategies"),
@@ -161,7 +197,12 @@ def demo_home(arguments: list[str]) -> Path | None:
     return None
 
 
-PAGES = {"commands.md": commands_page, "settings.md": settings_page, "screens.md": screens_page}
+PAGES = {
+    "commands.md": commands_page,
+    "settings.md": settings_page,
+    "strategies.md": strategies_page,
+    "screens.md": screens_page,
+}
 
 
 def main() -> None:

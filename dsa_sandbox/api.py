@@ -62,7 +62,7 @@ def settings(values: Values = None, *, config: Path | str | None = None) -> dict
     """Every setting by its flat key, and `sources`: who set it. The object of `settings --json`."""
     from dsa_sandbox.config.resolve import as_flat
 
-    resolved = _resolved(values, config, with_strategy=True)
+    resolved = _resolved(values, config, session(), with_strategy=True)
     known = as_flat(resolved.settings)
     sources = {key: resolved.sources.get(key, "default") for key in known}
     return {"command": "settings", "settings": known, "sources": sources}
@@ -113,7 +113,7 @@ def make_tasks(
 
     here = _session(session)
     chosen = command.bases_for(here, [_name(run) for run in bases], (values or {}).get("preset"))
-    resolved = _resolved(values, config, preset=chosen[0].manifest.get("preset"))
+    resolved = _resolved(values, config, here, preset=chosen[0].manifest.get("preset"))
     settings = load.settings_for(resolved, chosen[0])
     return command.make_tasks(settings, here, chosen, rows=_name_if_any(tasks))
 
@@ -137,10 +137,12 @@ def finetune(
     here, given = _session(session), values or {}
     chosen = load.base_for(here, _name_if_any(base), given.get("arch"), given.get("preset"))
     preset = chosen.manifest.get("preset")
-    resolved = _resolved(values, config, preset=preset, with_strategy=True)
+    resolved = _resolved(
+        values, config, here, preset=preset, with_strategy=True, base_arch=chosen.manifest["arch"]
+    )
     settings, stream = command.settings_and_tasks(resolved, here, chosen, _name_if_any(tasks))
     assert stream
-    return command.finetune(settings, here, chosen, stream)
+    return command.finetune(settings, here, chosen, stream, resolved.tuned)
 
 
 def evaluate(
@@ -230,20 +232,30 @@ def _session(given: Session | None) -> Session:
 
 
 def _resolved(
-    values: Values, config: Path | str | None, *, preset: str | None = None, **more: Any
+    values: Values,
+    config: Path | str | None,
+    here: Session | None = None,
+    *,
+    preset: str | None = None,
+    **more: Any,
 ) -> "Resolved":
-    """The settings and their sources; `preset` is used where the caller names none."""
+    """The settings and their sources; `preset` is used where the caller names none.
+
+    With a session, the rates that `tune` has found in its home are among them.
+    """
+    from dsa_sandbox.config import rates
     from dsa_sandbox.config.resolve import resolve
 
     file = None if config is None else Path(config)
     given = values or {}
     preset = None if "preset" in given else preset
-    return resolve(preset=preset, config=file, values=given, **more)
+    tuning = here and rates.of_home(here.home)
+    return resolve(preset=preset, config=file, values=given, tuning=tuning, **more)
 
 
 def _training_settings(values: Values, config: Path | str | None) -> "Settings":
     """The settings of a new network; UserError where its training has no use for one of them."""
-    from dsa_sandbox.config.resolve import check_training
+    from dsa_sandbox.config.training_checks import check_training
 
     resolved = _resolved(values, config)
     check_training(resolved, [resolved.settings.arch])

@@ -49,6 +49,7 @@ tokens_per_step = 512
 learning_rate = 1e-2
 dense_fraction = 0.8
 [finetune]
+learning_rate = 1.2e-3
 max_steps = 6
 check_every = 3
 [eval]

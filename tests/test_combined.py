@@ -264,6 +264,7 @@ def test_the_run_of_wise_keeps_the_network_that_was_measured(
     base, tasks = tiny_home.run("pretrain dsa"), tiny_home.run("make-tasks")
     brief = BRIEF[2:]  # losses of all held-out texts
     plan = ("--tasks", tasks, "--home", home, "--config", tiny_home.config, *brief)
+    plan += ("--set", "finetune.stop=fixed", "--set", "finetune.learning_rate=5e-3")
     runs = [
         cli("finetune", base, "--strategy", name, *plan, *more).run
         for name, more in (("sgd", ()), ("wise", ("--set", "wise.alpha=0.25")))

@@ -8,7 +8,7 @@ from test_settings import clean_environment, config  # noqa: F401
 
 from dsa_sandbox import study
 from dsa_sandbox.config import resolve as resolving
-from dsa_sandbox.config import settings
+from dsa_sandbox.config import settings, training_checks
 from dsa_sandbox.config.resolve import resolve
 
 
@@ -56,7 +56,7 @@ def test_what_presets_and_architectures_bring_along_is_never_refused(arch: str) 
             resolved = resolve(
                 preset=preset, sets=[f"train.selection={selection}"], options=options
             )
-            resolving.check_training(resolved, [arch])
+            training_checks.check_training(resolved, [arch])
 
 
 def test_a_file_that_settings_printed_is_accepted_by_networks_of_all_kinds(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_file_that_settings_printed_is_accepted_by_networks_of_all_kinds(tmp_p
         path = config(tmp_path, cli("settings", "--preset", "mini", *typed).out)
         for arch in ("dense", "dsa"):
             resolved = resolve(config=path, options={"arch": (arch, "--arch")})
-            resolving.check_training(resolved, [arch])
+            training_checks.check_training(resolved, [arch])
     path = config(tmp_path, '[train]\nselection = "window"\nindexer_queries = 0.5\n')
     assert dry("--config", path).problem.endswith(f"[from {path}]")
     assert dry("--config", path, "--set", "train.selection=learned").code == 0

@@ -46,7 +46,7 @@ def finetune(
 
     session = call.session
     base = load.base_for(session, run, arch, call.preset)
-    resolved = call.resolve(preset=base.manifest.get("preset"))
+    resolved = call.resolve(preset=base.manifest.get("preset"), base_arch=base.manifest["arch"])
     settings, stream = command.settings_and_tasks(
         resolved, session, base, tasks, dry_run=call.dry_run
     )
@@ -60,11 +60,12 @@ def finetune(
             "strategy": settings.strategy,
             "tasks": num_tasks if stream else "made first",
             "max_steps": num_tasks * settings.finetune.max_steps,
+            **resolved.rate_lines(),
             **command.dry_run(settings, base, num_tasks),
         }
         answer_plan(call, "finetune", plan)
         return
     assert stream
-    result = command.finetune(settings, session, base, stream)
+    result = command.finetune(settings, session, base, stream, resolved.tuned)
     show_notes(call, summaries.arm(result.run.name, result.figures))
     answer_run(call, result)

@@ -239,7 +239,7 @@ class Call:
 
     def resolve(self, *, preset: str | None = None, **more: Any) -> "Resolved":
         """The settings and their sources; `preset` is used where the user named none."""
-        from dsa_sandbox.config import resolve
+        from dsa_sandbox.config import rates, resolve
 
         self.resolved = resolve.resolve(
             preset=preset if self.preset is None else self.preset,
@@ -247,6 +247,7 @@ class Call:
             sets=self.sets,
             options=self.options,
             with_strategy=self.with_strategy,
+            tuning=rates.of_home(self.session.home),
             **more,
         )
         return self.resolved

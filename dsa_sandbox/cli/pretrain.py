@@ -19,9 +19,9 @@ app = typer.Typer()
 @verb(app, "build --arch dense", options="arch data seed", shared=MAKES_A_RUN)
 def build(call: Call, allow_mismatch: AllowMismatch = False) -> None:
     """Initialise a network and save it as a run; print the parameter tables."""
-    from dsa_sandbox.config import resolve
+    from dsa_sandbox.config import training_checks
 
-    resolve.check_training(call.resolved, [call.settings.arch])
+    training_checks.check_training(call.resolved, [call.settings.arch])
     if call.dry_run:
         answer_plan(call, "build", network_plan(call))
         return
@@ -41,9 +41,9 @@ def build(call: Call, allow_mismatch: AllowMismatch = False) -> None:
 )
 def pretrain(call: Call, allow_mismatch: AllowMismatch = False) -> None:
     """Pre-train a network from scratch; the same command resumes or returns the run."""
-    from dsa_sandbox.config import resolve
+    from dsa_sandbox.config import training_checks
 
-    resolve.check_training(call.resolved, [call.settings.arch])
+    training_checks.check_training(call.resolved, [call.settings.arch])
     if call.dry_run:
         answer_plan(call, "pretrain", network_plan(call))
         return

@@ -34,7 +34,7 @@ def list_(
     app,
     "settings --preset mini > mini.toml",
     options="strategy arch data count seed",
-    shared="preset config set_ include as_json",
+    shared="preset config set_ include home as_json",
     with_strategy=True,
 )
 def settings_(
@@ -47,7 +47,7 @@ def settings_(
     from dsa_sandbox.cli import console
     from dsa_sandbox.config import resolve
 
-    settings, sources = call.resolved
+    settings, sources, _ = call.resolved
     if call.as_json:
         values = resolve.as_flat(settings)
         found = {key: sources.get(key, "default") for key in values}

@@ -75,7 +75,7 @@ def run(
     from dsa_sandbox import study
     from dsa_sandbox.cli import console
     from dsa_sandbox.commands import make_tasks
-    from dsa_sandbox.config import resolve
+    from dsa_sandbox.config import training_checks
     from dsa_sandbox.metrics import arm
     from dsa_sandbox.report import plots, summaries
     from dsa_sandbox.report.screen import screen
@@ -89,7 +89,7 @@ def run(
         if resolved.sources.get(key) == "--set":
             raise UserError(f"--set {key}: a study names several; use {option}")
     networks = study.chosen_names(archs, "archs")
-    resolve.check_training(resolved, networks)
+    training_checks.check_training(resolved, networks)
     chosen = study.chosen_names(strategies, "strategies")
     study.check_strategies(chosen, call.preset, call.config, sets)
     make_tasks.check_unasked(tasks, {"--count": count, "--family": family}, resolved)

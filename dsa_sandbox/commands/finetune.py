@@ -20,6 +20,7 @@ from dsa_sandbox.commands.arm_checks import (
 from dsa_sandbox.commands.arm_jobs import arm_of, job_eval, job_for, steps_of
 from dsa_sandbox.commands.base_measurements import prepare, shared_key, shared_rows
 from dsa_sandbox.commands.make_tasks import tasks_for
+from dsa_sandbox.config.rates import TUNING, Tuned
 from dsa_sandbox.config.resolve import CALL, Resolved
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.core.transformer import Transformer
@@ -75,9 +76,16 @@ def settings_and_tasks(
 
 
 def finetune(
-    settings: Settings, session: Session, base: SavedNetwork, stream: TaskStream
+    settings: Settings,
+    session: Session,
+    base: SavedNetwork,
+    stream: TaskStream,
+    tuned: Tuned | None = None,
 ) -> Result:
-    """Learn the tasks one after another; figures are those of `metrics.arm.figures_of`."""
+    """Learn the tasks one after another; figures are those of `metrics.arm.figures_of`.
+
+    `tuned`: the settings that come from tables of rates; a copy of the home's table is kept.
+    """
     tasks, listener = stream.tasks, session.listener
     checking.check(tasks, base.tokenizer, settings.model.context, stream.name)
     check_dense(settings, len(tasks))
@@ -124,6 +132,7 @@ def finetune(
             "placebo": settings.finetune.placebo,
             "mask": mask,
             "tasks": {"name": stream.name, "sha256": stream.sha256, "count": len(tasks)},
+            "tuned": (tuned or Tuned()).about,
             "imported": base.manifest.get("imported"),
             "data": base.manifest.get("data"),
         }
@@ -136,6 +145,8 @@ def finetune(
         )
         files.write_atomic(job.run.path / "tokenizer.json", base.tokenizer_json)
         files.write_atomic(job.run.path / "tasks.jsonl", schema.write(tasks))
+        if tuned is not None and tuned.table is not None:
+            files.write_atomic(job.run.path / TUNING, tuned.table.content)
         finetune_run = finetuning.FinetuneRun(
             job.run, trainer, tasks, base.tokenizer, measures, settings, job.engine, listener
         )

@@ -1,9 +1,9 @@
 """Settings, merged from layers that override each other, and the source of each value.
 
-Precedence, lowest first: defaults, preset, TOML file, environment (machine only), command line.
+Precedence, lowest first: defaults, preset, architecture, tables of rates (the shipped one, then the
+home's), TOML file, environment (machine only), command line.
 """
 
-import math
 import os
 import textwrap
 import tomllib
@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from dsa_sandbox import sizes
-from dsa_sandbox.config import paths
-from dsa_sandbox.config.settings import SECTIONS, Machine, Settings, Tasks, Train
+from dsa_sandbox.config import paths, rates
+from dsa_sandbox.config.settings import SECTIONS, Finetune, Machine, Settings, Tasks
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.registry import Unknown, archs, families, nearest, strategies
 
@@ -30,14 +29,26 @@ CALL = "the call"  # source of a setting that a Python program passed
 
 
 class Resolved(NamedTuple):
-    """Settings, and the source of each flat key that a layer has set."""
+    """Settings, the source of each flat key that a layer has set, and the home's table of rates."""
 
     settings: Settings
     sources: dict[str, str]
+    tuning: rates.Table | None = None
 
     def is_typed(self, key: str) -> bool:
         """Whether an option of this very command line set the key."""
         return self.sources.get(key, "").startswith("--")
+
+    @property
+    def tuned(self) -> rates.Tuned:
+        """What the tables of rates have set."""
+        return rates.tuned(self.sources, self.tuning)
+
+    def rate_lines(self) -> dict[str, str]:
+        """The learning rate, the level and all that the tables have set, each with its source."""
+        values = as_flat(self.settings)
+        keys = dict.fromkeys((rates.RATE, rates.LEVEL, *self.tuned.sources))
+        return {key: f"{values[key]:g}  [{self.sources.get(key, 'default')}]" for key in keys}
 
 
 def preset_names() -> list[str]:
@@ -116,12 +127,15 @@ def resolve(
     options: Mapping[str, Any] | None = None,
     with_strategy: bool = False,
     network: tuple[str, Mapping[str, Any]] | None = None,
+    base_arch: str | None = None,
+    tuning: rates.Table | None = None,
 ) -> Resolved:
     """Merge all layers and validate the result; one UserError names all problems.
 
     `sets` are texts, `section.key=value`; a Python program passes `values` instead, flat or nested.
     `options` are flat keys set by named options: {"arch": ("dense", "--arch")}.
     `network` is a file and the flat keys that it sets, in place of the preset's `model` section.
+    `tuning` is the table of rates of the home; `base_arch`, of an arm's base, chooses its rows.
     `with_strategy` imports the chosen strategy and validates its section (needs torch).
     """
     file_values = flat(read_toml(config)) if config else {}
@@ -147,19 +161,16 @@ def resolve(
     if "strategy" in option_values:
         name, spelling = option_values["strategy"]
         option_values["strategy"] = in_order(str(name)), spelling
-    strategy = str(
-        option_values.get("strategy", (None,))[0]
-        or set_values.get("strategy")
-        or file_values.get("strategy")
-        or Settings.model_fields["strategy"].default
-    )
-    arch = str(
-        option_values.get("arch", (None,))[0] or set_values.get("arch") or file_values.get("arch")
+    asked = [{key: value for key, (value, _) in option_values.items()}, set_values, file_values]
+    strategy, arch = (
+        str(first_of(asked, key, Settings.model_fields[key].default))
+        for key in ("strategy", "arch")
     )
     file_values = for_strategy(file_values, strategy)  # one file may serve all arms of a study
     layers: list[tuple[str, dict[str, Any]]] = [
         (f"preset {preset_name}", for_strategy(flat(preset_values(preset_name)), strategy)),
         (f"arch {arch}", dict(archs.about(arch).defaults) if arch in archs else {}),
+        *rates_layers(asked, preset_name, base_arch or arch, strategy, tuning),
         (str(config), file_values),
         ("environment", machine_from_environment()),
         (typed, set_values),
@@ -177,7 +188,25 @@ def resolve(
     merged["preset"], sources["preset"] = preset_name, preset_source
     resolved = validated(merged, sources, with_strategy)
     paths.named(resolved.settings.data.source, "data.source")
-    return resolved
+    return resolved._replace(tuning=tuning)
+
+
+def first_of(layers: list[dict[str, Any]], key: str, default: Any) -> Any:
+    """The value of the first layer that has the key."""
+    return next((layer[key] for layer in layers if key in layer), default)
+
+
+def rates_layers(
+    asked: list[dict[str, Any]], preset: str, arch: str, strategy: str, tuning: rates.Table | None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Rates and strengths that fit what was asked for; the tables hold those of AdamW alone."""
+    experiment, optimizer = (
+        first_of(asked, f"finetune.{name}", Finetune.model_fields[name].default)
+        for name in ("experiment", "optimizer")
+    )
+    if optimizer != "adamw":
+        return []
+    return [*rates.layers(preset, str(experiment), arch, strategy, tuning)]
 
 
 def in_order(strategy: str) -> str:
@@ -268,56 +297,6 @@ def validated(
     return Resolved(settings.model_copy(update={"chosen": chosen}), sources)
 
 
-def check_training(resolved: Resolved, networks: list[str]) -> None:
-    """UserError where the user's settings of the indexer's training cannot apply to these networks.
-
-    Values of presets and architectures are never refused. Where no network has an indexer, only
-    --set is refused: a settings file may serve networks of all kinds.
-    """
-    settings, train, model = resolved.settings, resolved.settings.train, resolved.settings.model
-    users = {k: v for k, v in resolved.sources.items() if not v.startswith(("preset ", "arch "))}
-    problems = []
-
-    def refuse(keys: tuple[str, ...], reason: str) -> None:
-        """Add a problem for the first of the keys that the user has set, if any."""
-        for key in [key for key in keys if key in users][:1]:
-            problems.append(f"{key}={as_flat(settings)[key]}: {reason}  [from {users[key]}]")
-
-    usual = Train(**preset_values(settings.preset).get("train", {})).model_dump()
-    usual["indexer_clip"] = train.clip
-    answers = [sizes.has_indexer(name, model) for name in networks]  # a list, to check each one
-    indexed = any(answers)
-    for key in INDEXER_KEYS:
-        value = getattr(train, key.removeprefix("train."))
-        if value == usual[key.removeprefix("train.")]:
-            continue
-        if not indexed and users.get(key) == "--set":
-            refuse((key,), f"{', '.join(networks)} has no indexer to train; leave it out")
-        if indexed and train.selection != "learned" and value:
-            refuse(
-                (key,),
-                f"train.selection={train.selection} trains no indexer; leave it out, or choose "
-                "train.selection=learned",
-            )
-    if indexed and train.selection == "learned" and train.indexer_fraction:
-        dense_end, warmup_end = train.phase_ends
-        if warmup_end <= dense_end:
-            refuse(
-                ("train.steps", "train.indexer_fraction"),
-                f"no step of {train.steps} is left to the indexer's warm-up (train.indexer_fraction"
-                f"={train.indexer_fraction}); choose train.steps="
-                f"{math.ceil(1 / train.indexer_fraction)} or more, or train.indexer_fraction=0",
-            )
-        if "dsa" in networks and model.num_kept == model.context:
-            refuse(
-                ("model.num_kept", "model.context"),
-                f"K={model.num_kept} is the whole context, so that dsa would select every key; use "
-                "--arch dsa-full, or a smaller model.num_kept",
-            )
-    if problems:
-        raise UserError(*problems)
-
-
 def problem_lines(error: ValidationError, prefix: str, sources: Mapping[str, str]) -> list[str]:
     """One line for each problem: key, value, what is wrong, who set it."""
     lines = []
@@ -349,8 +328,9 @@ def as_toml(
 ) -> str:
     """The settings as TOML that `--config` accepts.
 
-    With `sources`, a comment behind each value names its source; with `describe`, a comment above
-    each value describes the setting.
+    With `sources`, a comment behind each value names its source, and values of the tables of rates
+    are comments, so that the text serves every strategy and experiment; with `describe`, a comment
+    above each value describes the setting.
     """
     described = descriptions(settings) if describe else {}
     lines: list[str] = []
@@ -364,7 +344,8 @@ def as_toml(
             lines += textwrap.wrap(described[key], 78, initial_indent="# ", subsequent_indent="# ")
         line = f"{field if dot else key} = {toml_value(value)}"
         if sources is not None:
-            line = f"{line:<40} # {sources.get(key, 'default')}"
+            source = sources.get(key, "default")
+            line = f"{'# ' * rates.is_row(source)}{line:<40} # {source}"
         lines.append(line)
     return "\n".join(lines).strip() + "\n"
 

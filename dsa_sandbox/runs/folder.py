@@ -12,7 +12,8 @@ from dsa_sandbox.errors import RunFailed, UserError, reason
 from dsa_sandbox.runs.files import file_digest, without_nan, write_json
 
 HASHED = ("settings.toml", "tokenizer.json", "tasks.jsonl", "metrics.jsonl", "records.jsonl",
-          "model.safetensors", "base.safetensors")  # fmt: skip
+          "model.safetensors", "base.safetensors",
+          "tuning.json")  # fmt: skip
 
 
 TORN = "torn or altered; remove the run and make it again"

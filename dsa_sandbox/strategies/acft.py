@@ -17,7 +17,7 @@ from dsa_sandbox.strategies.base import Strategy, Trainable
 class AcftSettings(Frozen):
     """Trained parameters and their learning rate."""
 
-    rate: float = Field(2.0, gt=0, description="Factor on the learning rate of trained parameters.")
+    rate: float = Field(1.0, gt=0, description="Factor on the learning rate of trained parameters.")
     group: Literal["matched", "all"] = Field(
         "matched", description="dense: train b and b1 (as large as a selected flow), or b2 too."
     )

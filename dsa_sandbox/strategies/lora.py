@@ -25,7 +25,7 @@ class LoraSettings(Frozen):
         0, ge=0, description="Rank of B A; 0: the rank whose parameter count is nearest to acft's."
     )
     alpha: float = Field(16.0, gt=0, description="Scale of the update: W = W_0 + alpha / rank B A.")
-    rate: float = Field(3.0, gt=0, description="Factor on the learning rate of A and B.")
+    rate: float = Field(1.0, gt=0, description="Factor on the learning rate of A and B.")
 
 
 @strategies.register("lora")

@@ -30,7 +30,6 @@ KIND_OF = {matrix: kind for kind, matrices in KINDS.items() for matrix in matric
 class RandomMaskSettings(MaskSettings):
     """Learning rate, and seed of the mask."""
 
-    rate: float = Field(2.0, gt=0, description="Factor on the learning rate of trained parameters.")
     draw: int = Field(0, ge=0, description="Seed of the mask: 0, 1, 2 give three different masks.")
 
 
