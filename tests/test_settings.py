@@ -369,6 +369,16 @@ def test_a_run_saves_its_resolved_settings(tmp_path: Path) -> None:
     assert resolving.from_toml(text) == resolved
 
 
+def test_a_base_of_version_0_2_is_read_without_the_settings_that_are_gone() -> None:
+    text = 'arch = "dense"\nseed = 4\n[finetune]\nmargin = 1.0\nindexer_learning_rate = 0.001\n'
+    text += 'stop = "learned"\nindexer = "kl"\nbatch = 8\n'
+    found = resolving.from_toml(text)
+    assert (found.arch, found.seed, found.finetune.batch) == ("dense", 4, 8)
+    assert found.finetune.stop == "level"
+    with pytest.raises(UserError, match="finetune.margn: no such setting"):
+        resolving.from_toml(text.replace("margin", "margn"))
+
+
 def test_every_setting_has_a_description() -> None:
     sections: tuple[type[BaseModel], ...] = (*settings.SECTIONS.values(), settings.Settings)
     for section in sections:
