@@ -375,7 +375,7 @@ def test_a_base_of_version_0_2_is_read_without_the_settings_that_are_gone() -> N
     found = resolving.from_toml(text)
     assert (found.arch, found.seed, found.finetune.batch) == ("dense", 4, 8)
     assert found.finetune.stop == "level"
-    with pytest.raises(UserError, match="finetune.margn: no such setting"):
+    with pytest.raises(UserError, match=r"finetune\.margn: no such setting"):
         resolving.from_toml(text.replace("margin", "margn"))
 
 
