@@ -124,12 +124,13 @@ def finetune(
     *,
     base: "RunName | None" = None,
     tasks: "RunName | None" = None,
+    first: int | None = None,
     config: Path | str | None = None,
 ) -> "Result":
     """Train a base on the tasks, one after another; the figures hold what it forgot.
 
     Without `base`, the newest pre-trained that fits; without `tasks` (a run or a .jsonl file), the
-    newest stream that was made with this base, or a new one.
+    newest stream that was made with this base, or a new one. `first`: only so many of its tasks.
     """
     from dsa_sandbox.commands import finetune as command
     from dsa_sandbox.runs import load
@@ -140,7 +141,9 @@ def finetune(
     resolved = _resolved(
         values, config, here, preset=preset, with_strategy=True, base_arch=chosen.manifest["arch"]
     )
-    settings, stream = command.settings_and_tasks(resolved, here, chosen, _name_if_any(tasks))
+    settings, stream = command.settings_and_tasks(
+        resolved, here, chosen, _name_if_any(tasks), first=first
+    )
     assert stream
     return command.finetune(settings, here, chosen, stream, resolved.tuned)
 
@@ -249,7 +252,7 @@ def _resolved(
     file = None if config is None else Path(config)
     given = values or {}
     preset = None if "preset" in given else preset
-    tuning = here and rates.of_home(here.home)
+    tuning = None if here is None else rates.of_home(here.home)
     return resolve(preset=preset, config=file, values=given, tuning=tuning, **more)
 
 

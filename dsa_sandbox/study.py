@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 from dsa_sandbox import children, machine, sizes
 from dsa_sandbox.commands import arm_checks, make_tasks
-from dsa_sandbox.config.resolve import INDEXER_KEYS, Resolved, in_order, resolve
+from dsa_sandbox.config.resolve import INDEXER_KEYS, Resolved
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.data import corpus, tokens
-from dsa_sandbox.errors import UserError
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.metrics import arm
-from dsa_sandbox.registry import Unknown, archs, strategies
+from dsa_sandbox.registry import strategies as registered
 from dsa_sandbox.runs import folder, provenance
 from dsa_sandbox.runs.files import digest_of, file_digest, write_json
 from dsa_sandbox.runs.folder import Run
@@ -24,7 +23,7 @@ from dsa_sandbox.tasks import checking, orders
 from dsa_sandbox.tasks.schema import Task
 from dsa_sandbox.workers import Cell, run_cells
 
-REGISTRIES = {"archs": archs, "strategies": strategies}
+SINGLES = 4  # single tasks of an arm, unless the user says how many
 FORCED = ".study-"  # prefix of files in the home: runs that a study with --force has made so far
 # settings that only networks with an indexer have
 FOR_INDEXED = (*INDEXER_KEYS, "train.dense_fraction")
@@ -59,6 +58,9 @@ class Plan(NamedTuple):
     rows: Rows | None
     forced: Path | None = None  # with --force: the file that lists the runs made so far
     indexed: tuple[str, ...] = ()  # the architectures that have an indexer
+    stream: bool = True  # whether arms learn the stream
+    singles: int = 0  # single tasks of each arm and of its placebo
+    dense_tasks: bool = False  # whether the user has set eval.dense_tasks, tasks of the stream
 
     def base_options(self, arch: str) -> list[str]:
         """Command-line options of `build` and `pretrain` for one architecture."""
@@ -74,6 +76,11 @@ class Plan(NamedTuple):
         sets = [part for text in own for part in ("--set", text)]
         return ["--strategy", strategy, *self.common, *self.read, *sets, *self.included]
 
+    def arm(self, arch: str, strategy: str, base: Path, tasks: Path, more: list[str]) -> list[str]:
+        """The command line of an arm; `more` are options that come last."""
+        start = ["finetune", str(base), "--tasks", str(tasks)]
+        return [*start, *self.arm_options(arch, strategy), *more]
+
     def described(self) -> dict[str, Any]:
         """The values that --dry-run prints."""
         cells = [f"{arch} {strategy}" for arch in self.archs for strategy in self.strategies]
@@ -81,7 +88,8 @@ class Plan(NamedTuple):
             "arch": ", ".join(self.archs),
             "cells": ", ".join(cells),
             **({"rows": self.rows.name} if self.rows else {}),
-            "tasks": self.num_tasks,
+            "tasks": self.num_tasks if self.stream else 0,
+            "singles": self.singles,
             "jobs": self.jobs,
             "threads": self.threads,
             "force": self.forced is not None,
@@ -102,42 +110,6 @@ class Outcome(NamedTuple):
             "stream": str(self.stream.path),
             "arms": [str(run.path) for run in self.arms],
         }
-
-
-def chosen_names(text: str, kind: str) -> list[str]:
-    """The registered names in a comma-separated list; UserError for unknown ones."""
-    chosen = [name.strip() for name in text.split(",") if name.strip()]
-    chosen = list(dict.fromkeys(map(in_order, chosen) if kind == "strategies" else chosen))
-    problems = []
-    for name in chosen:
-        try:
-            for part in name.split("+") if kind == "strategies" else [name]:
-                REGISTRIES[kind].check(part)
-        except Unknown as error:
-            problems.append(f"--{kind}: {error.args[0]}")
-    if not chosen:
-        known = ", ".join(REGISTRIES[kind])
-        problems.append(f"--{kind}: is empty; name at least one of {known}")
-    if problems:
-        raise UserError(*problems)
-    return chosen
-
-
-def check_strategies(
-    chosen: list[str], preset: str | None, config: Path | None, sets: Sequence[str]
-) -> None:
-    """UserError, before any training, for strategy settings that a cell would refuse."""
-    sections = "+".join(chosen).split("+")
-    for name in chosen:
-        others = set(sections) - set(name.split("+"))
-        resolved = resolve(
-            preset=preset,
-            config=config,
-            sets=[text for text in sets if text.partition(".")[0] not in others],
-            options={"strategy": (name, "--strategies")},
-            with_strategy=True,
-        )
-        arm_checks.make_strategy(resolved.settings)
 
 
 def read_rows(home: Path, where: str | None) -> Rows | None:
@@ -183,6 +155,8 @@ def plan(
     include: Sequence[Path],
     data: str | None,
     device: str | None,
+    stream: bool = True,
+    singles: int | None = None,
     count: int | None,
     family: str | None = None,
     rows: Rows | None = None,
@@ -190,7 +164,10 @@ def plan(
     jobs: int | None,
     force: bool = False,
 ) -> Plan:
-    """The options of a study, sorted by the commands that take them; jobs and threads decided."""
+    """The options of a study, sorted by the commands that take them; jobs and threads decided.
+
+    `stream`: whether arms learn the stream; `singles`: how many of its tasks they learn singly.
+    """
     common = ["--home", str(home)]
     for option, value in (
         ("--preset", preset),
@@ -206,6 +183,8 @@ def plan(
     shared: list[str] = []
     for text in sets:
         key = text.partition("=")[0].strip()
+        if key == "finetune.experiment":  # `stream` and `singles` say what is run
+            continue
         of_a_strategy = text.partition(".")[0] in "+".join(strategies).split("+")
         kind = indexed if key in FOR_INDEXED else taught if key in FOR_TAUGHT else shared
         (own if of_a_strategy else kind).append(text)
@@ -228,8 +207,16 @@ def plan(
     forced = None
     if force:
         files = [*include, *([config] if config else [])]
-        cells = [archs, strategies, own, rows and [task.model_dump() for task in rows.tasks]]
+        cells = [
+            archs,
+            strategies,
+            own,
+            stream,
+            singles,
+            rows and [task.model_dump() for task in rows.tasks],
+        ]
         forced = home / f"{FORCED}{study_digest(resolved, cells, files)}.json"
+    num_tasks = resolved.tasks.count if rows is None else len(rows.tasks)
     making: list[str] = []
     for option, value in (
         ("--count", count),
@@ -251,11 +238,14 @@ def plan(
         home,
         jobs,
         threads,
-        resolved.tasks.count if rows is None else len(rows.tasks),
+        num_tasks,
         resolved.model.context,
         rows,
         forced,
         tuple(arch for arch in archs if sizes.has_indexer(arch, resolved.model)),
+        stream,
+        min(num_tasks, SINGLES if singles is None else singles),
+        bool(resolved.eval.dense_tasks),
     )
 
 
@@ -312,16 +302,47 @@ def all_stages(plan: Plan, listener: Listener) -> Outcome:
     bases = run_stage(plan, pretrainings, listener)
     making = ["make-tasks", *map(str, bases), *plan.common, *plan.making, *plan.included]
     (stream,) = run_stage(plan, [Cell("make-tasks", making)], listener)
-    finetunings = []
+    arms = learn(plan, bases, stream, listener)
+    return Outcome([Run(p) for p in bases], Run(stream), [Run(p) for p in arms])
+
+
+def learn(plan: Plan, bases: list[Path], stream: Path, listener: Listener) -> list[Path]:
+    """Fine-tune all arms: on the stream, on single tasks, and the placebos of the latter."""
+    plan = plan._replace(singles=plan.singles and usable_singles(plan, stream, listener))
+    streams: list[Cell] = []
+    singles: list[Cell] = []
+    placebos: list[Cell] = []
+    alone = ["--first", str(plan.singles), "--set", "finetune.experiment=single"]
+    alone += ["--set", "eval.dense_tasks=[]"] if plan.dense_tasks else []
     for arch, base in zip(plan.archs, bases):
         for strategy in plan.strategies:
-            arguments = [
-                *("finetune", str(base), "--tasks", str(stream)),
-                *plan.arm_options(arch, strategy),
-            ]
-            finetunings.append(Cell(f"{arch} {strategy}", arguments))
-    arms = run_stage(plan, finetunings, listener)
-    return Outcome([Run(p) for p in bases], Run(stream), [Run(p) for p in arms])
+            name = f"{arch} {strategy}"
+            if plan.stream:
+                more = ["--set", "finetune.experiment=stream"]
+                streams.append(Cell(name, plan.arm(arch, strategy, base, stream, more)))
+            if plan.singles and learns_one_by_one(strategy):
+                arguments = plan.arm(arch, strategy, base, stream, alone)
+                singles.append(Cell(f"{name}, single tasks", arguments))
+                placebo = [*arguments, "--set", "finetune.placebo=true"]
+                placebos.append(Cell(f"{name}, placebo", placebo))
+    arms = run_stage(plan, [*streams, *singles], listener)
+    return arms + run_stage(plan, placebos, listener)
+
+
+def usable_singles(plan: Plan, stream: Path, listener: Listener) -> int:
+    """The number of single tasks; 0, with a note, where the tasks cannot be learned singly."""
+    tasks = make_tasks.tasks_of(Run(stream)).tasks[: plan.singles]
+    for number, task in enumerate(tasks, 1):
+        if task.undoes or not (task.items("validation_in") and task.items("validation_out")):
+            lack = "undoes another" if task.undoes else "lacks validation_in or validation_out"
+            listener.note(f"no single tasks: task {number} of {stream.name} {lack}")
+            return 0
+    return len(tasks)
+
+
+def learns_one_by_one(strategy: str) -> bool:
+    """Whether a strategy may learn single tasks; bounds learn all at once, apart, or none."""
+    return all(registered[part].protocol == "sequential" for part in strategy.split("+"))
 
 
 def run_stage(plan: Plan, cells: list[Cell], listener: Listener) -> list[Path]:

@@ -41,14 +41,14 @@ def test_the_shipped_table_has_a_valid_row_for_every_strategy_that_learns_alone(
                         experiment == "stream" or kind.protocol == "sequential"
                     )
                     assert (row is not None) == learns, (experiment, arch, strategy)
-        for experiment, arch, strategy, row in rates.rows_of(about):
+        for experiment, arch, strategy, own in rates.rows_of(about):
             assert arch in (*archs, rates.ANY)
-            assert row["how"] in (rates.TUNED, rates.ROUGH)
+            assert own["how"] in (rates.TUNED, rates.ROUGH)
             extra = () if experiment == "stream" else ("--set", "finetune.experiment=single")
             named = () if arch == rates.ANY else ("--arch", arch)
             found = shown("--preset", preset, "--strategy", strategy, *named, *extra)
-            for key in row.keys() - {"how"}:
-                assert found[key][0] == row[key]
+            for key in own.keys() - {"how"}:
+                assert found[key][0] == own[key]
                 assert found[key][1].endswith(f": {preset}, {experiment}, {arch}, {strategy}")
 
 

@@ -37,6 +37,12 @@ def finetune(
     ] = None,
     arch: Arch = None,
     tasks: TasksFrom = None,
+    first: Annotated[
+        int | None,
+        typer.Option(
+            "--first", min=1, help="Learn only the first tasks of the stream.", metavar="N"
+        ),
+    ] = None,
 ) -> None:
     """Train a base on the tasks, one after another, with a strategy; record forgetting."""
     from dsa_sandbox.commands import finetune as command
@@ -48,13 +54,13 @@ def finetune(
     base = load.base_for(session, run, arch, call.preset)
     resolved = call.resolve(preset=base.manifest.get("preset"), base_arch=base.manifest["arch"])
     settings, stream = command.settings_and_tasks(
-        resolved, session, base, tasks, dry_run=call.dry_run
+        resolved, session, base, tasks, first=first, dry_run=call.dry_run
     )
     if call.dry_run:
         if stream:
             context = settings.model.context
             checking.check(stream.tasks, base.tokenizer, context, stream.name)
-        num_tasks = len(stream.tasks) if stream else settings.tasks.count
+        num_tasks = len(stream.tasks) if stream else first or settings.tasks.count
         plan = {
             "base": base.name,
             "strategy": settings.strategy,

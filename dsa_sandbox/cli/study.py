@@ -1,7 +1,7 @@
 """run: the whole study."""
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,9 @@ from dsa_sandbox.cli.options import (
     verb,
 )
 from dsa_sandbox.errors import UserError
+
+if TYPE_CHECKING:
+    from dsa_sandbox.config.resolve import Resolved
 
 app = typer.Typer()
 
@@ -59,6 +62,16 @@ def run(
             "--archs", help="Architectures of the grid, separated by commas.", metavar="A,B,.."
         ),
     ] = "dense,dsa",
+    singles: Annotated[
+        int | None,
+        typer.Option(
+            "--singles",
+            min=0,
+            help="Tasks that each arm also learns singly, from the base, with a placebo "
+            "(default: 4; 0: none).",
+            metavar="N",
+        ),
+    ] = None,
     include: Include = None,
     force: Annotated[
         bool,
@@ -74,7 +87,7 @@ def run(
     """Run the whole study: build, pretrain, make-tasks, all arms, eval, plot; skip what exists."""
     from dsa_sandbox import study
     from dsa_sandbox.cli import console
-    from dsa_sandbox.commands import make_tasks
+    from dsa_sandbox.commands import arm_checks, make_tasks
     from dsa_sandbox.config import training_checks
     from dsa_sandbox.metrics import arm
     from dsa_sandbox.report import plots, summaries
@@ -88,13 +101,14 @@ def run(
     for key, option in (("arch", "--archs"), ("strategy", "--strategies")):
         if resolved.sources.get(key) == "--set":
             raise UserError(f"--set {key}: a study names several; use {option}")
-    networks = study.chosen_names(archs, "archs")
+    networks = arm_checks.chosen_names(archs, "archs")
     training_checks.check_training(resolved, networks)
-    chosen = study.chosen_names(strategies, "strategies")
-    study.check_strategies(chosen, call.preset, call.config, sets)
+    chosen = arm_checks.chosen_names(strategies, "strategies")
+    arm_checks.check_strategies(chosen, call.preset, call.config, sets)
     make_tasks.check_unasked(tasks, {"--count": count, "--family": family}, resolved)
     rows = study.read_rows(home, tasks)
     study.check_study(resolved, networks, home, rows)
+    experiment = asked_experiment(resolved, singles)
     plan = study.plan(
         call.settings,
         home,
@@ -106,6 +120,8 @@ def run(
         include=include or [],
         data=data,
         device=device,
+        stream=experiment != "single",
+        singles=0 if experiment == "stream" else singles,
         count=count,
         family=family,
         rows=rows,
@@ -133,6 +149,24 @@ def run(
         console.emit(folded(stream, width) + "\n")
     chart = plots.end_of_study(outcome.arms, style, everything=everything)
     console.emit(screen(results, width=width, everything=everything, chart=chart))
+
+
+def asked_experiment(resolved: "Resolved", singles: int | None) -> str | None:
+    """The experiment that the user has set, None for both; UserError where settings disagree."""
+    if resolved.settings.finetune.placebo:
+        raise UserError(
+            "finetune.placebo=true: a study makes the placebo of its single tasks itself; leave it "
+            f"out  [from {resolved.sources['finetune.placebo']}]"
+        )
+    if "finetune.experiment" not in resolved.sources:
+        return None
+    experiment = resolved.settings.finetune.experiment
+    if singles is not None and (experiment == "single") != bool(singles):
+        raise UserError(
+            f"--singles={singles}: finetune.experiment={experiment} asks for another experiment  "
+            f"[from {resolved.sources['finetune.experiment']}]"
+        )
+    return experiment
 
 
 def is_strategy_key(text: str, strategies: str) -> bool:

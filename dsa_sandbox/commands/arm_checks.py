@@ -4,15 +4,53 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsa_sandbox import sizes
-from dsa_sandbox.config.resolve import CALL, Resolved
+from dsa_sandbox.config.resolve import CALL, Resolved, in_order, resolve
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.registry import strategies
+from dsa_sandbox.registry import Unknown, archs, strategies
 from dsa_sandbox.runs.home import find_run
 from dsa_sandbox.runs.load import SavedNetwork, policy_of, pretrained
 from dsa_sandbox.strategies.base import Strategy, check_hooks
 from dsa_sandbox.strategies.combined import Combined
 from dsa_sandbox.tasks.schema import TaskStream
+
+REGISTRIES = {"archs": archs, "strategies": strategies}
+
+
+def chosen_names(text: str, kind: str) -> list[str]:
+    """The registered names in a comma-separated list; UserError for unknown ones."""
+    chosen = [name.strip() for name in text.split(",") if name.strip()]
+    chosen = list(dict.fromkeys(map(in_order, chosen) if kind == "strategies" else chosen))
+    problems = []
+    for name in chosen:
+        try:
+            for part in name.split("+") if kind == "strategies" else [name]:
+                REGISTRIES[kind].check(part)
+        except Unknown as error:
+            problems.append(f"--{kind}: {error.args[0]}")
+    if not chosen:
+        known = ", ".join(REGISTRIES[kind])
+        problems.append(f"--{kind}: is empty; name at least one of {known}")
+    if problems:
+        raise UserError(*problems)
+    return chosen
+
+
+def check_strategies(
+    chosen: list[str], preset: str | None, config: Path | None, sets: Sequence[str]
+) -> None:
+    """UserError, before any training, for strategy settings that a cell would refuse."""
+    sections = "+".join(chosen).split("+")
+    for name in chosen:
+        others = set(sections) - set(name.split("+"))
+        resolved = resolve(
+            preset=preset,
+            config=config,
+            sets=[text for text in sets if text.partition(".")[0] not in others],
+            options={"strategy": (name, "--strategies")},
+            with_strategy=True,
+        )
+        make_strategy(resolved.settings)
 
 
 def make_strategy(settings: Settings) -> Strategy:

@@ -19,8 +19,12 @@ def job_for(
     base: SavedNetwork,
     stream: TaskStream,
     belongs_to: Run | None = None,
+    latest: bool = False,
 ) -> Job:
-    """The job of an arm; a placebo also depends on the steps of the arm that it belongs to."""
+    """The job of an arm; a placebo also depends on the steps of the arm that it belongs to.
+
+    With `latest`, the newest finished run of these settings is taken.
+    """
     judging = judging_network(settings, session.home)
     inputs: dict[str, Any] = {
         "parents": [base.sha256, stream.sha256],
@@ -41,6 +45,7 @@ def job_for(
         name=[settings.arch, settings.strategy],
         inputs=inputs,
         parents=parents,
+        latest=latest,
     )
 
 
@@ -59,7 +64,7 @@ def arm_of(
         return None
     plan = settings.finetune.model_copy(update={"placebo": False})
     settings = settings.model_copy(update={"finetune": plan})
-    job = job_for(settings, replace(session, force=False), base, stream)
+    job = job_for(settings, replace(session, force=False), base, stream, latest=True)
     if not job.finished:
         raise UserError(
             "finetune.placebo=true: takes its steps from the same arm without placebo, which is "

@@ -39,7 +39,7 @@ from dsa_sandbox.runs.load import (
 from dsa_sandbox.runs.session import Session
 from dsa_sandbox.selection import backends, policies
 from dsa_sandbox.strategies.base import Strategy, Trainee
-from dsa_sandbox.tasks import checking, schema
+from dsa_sandbox.tasks import checking, orders, schema
 from dsa_sandbox.tasks.schema import TaskStream
 from dsa_sandbox.training import finetune as finetuning
 from dsa_sandbox.training.trainer import Trainer
@@ -51,12 +51,13 @@ def settings_and_tasks(
     base: SavedNetwork,
     where: str | None,
     *,
+    first: int | None = None,
     dry_run: bool = False,
 ) -> tuple[Settings, TaskStream | None]:
     """The settings of the arm, checked, and then its stream: found, or made if need be.
 
-    `where` names the stream, if the user does. The stream is None where a dry run would have to
-    make it.
+    `where` names the stream, if the user does; `first` is how many of its tasks are learned. The
+    stream is None where a dry run would have to make it.
     """
     settings = settings_for(resolved, base)
     if not rewarming_is_asked(resolved, [settings]):
@@ -72,7 +73,8 @@ def settings_and_tasks(
             raise UserError(f"{key}={value}: --tasks names the stream  [from {source}]")
         if source is not None:
             asked[name] = value
-    return settings, tasks_for(settings, session, base, where, asked=asked, dry_run=dry_run)
+    stream = tasks_for(settings, session, base, where, asked=asked, dry_run=dry_run)
+    return settings, stream and orders.first(stream, first)
 
 
 def finetune(
@@ -131,7 +133,12 @@ def finetune(
             "experiment": settings.finetune.experiment,
             "placebo": settings.finetune.placebo,
             "mask": mask,
-            "tasks": {"name": stream.name, "sha256": stream.sha256, "count": len(tasks)},
+            "tasks": {
+                "name": stream.name,
+                "sha256": stream.sha256,
+                "count": len(tasks),
+                **({"of": stream.of} if stream.of else {}),
+            },
             "tuned": (tuned or Tuned()).about,
             "imported": base.manifest.get("imported"),
             "data": base.manifest.get("data"),

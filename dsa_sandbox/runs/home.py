@@ -139,8 +139,14 @@ def chosen_runs(home: Path, names: list[str], *, finished: bool = False) -> list
         raise UserError(
             f"no fine-tuning run in {home} is finished yet; `plot` draws unfinished runs"
         )
-    stream = arms[-1].manifest["tasks"]["sha256"]
-    return [run for run in arms if run.manifest["tasks"]["sha256"] == stream]
+    stream = whole_stream(arms[-1])
+    return [run for run in arms if whole_stream(run) == stream]
+
+
+def whole_stream(arm: Run) -> str:
+    """sha256 of the stream that an arm has learned, or has learned the first tasks of."""
+    tasks = arm.manifest["tasks"]
+    return str(tasks.get("of", tasks["sha256"]))
 
 
 def remove(runs: list[Run], home: Path, *, force: bool, dry_run: bool) -> list[str]:

@@ -3,8 +3,11 @@
 Position and task are then apart: over all orders each task stands at each position once.
 """
 
+import hashlib
+
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.tasks.schema import Task
+from dsa_sandbox.tasks import schema
+from dsa_sandbox.tasks.schema import Task, TaskStream
 
 
 def row(order: int, count: int) -> list[int]:
@@ -35,3 +38,14 @@ def arranged(tasks: list[Task], order: int) -> list[Task]:
             f"tasks.order={order}: tasks that undo earlier ones have a fixed order; use 0"
         )
     return [tasks[number] for number in row(order, len(tasks))]
+
+
+def first(stream: TaskStream, count: int | None) -> TaskStream:
+    """The first tasks of a stream, or all of them for None; UserError where it has fewer."""
+    if count is None or count == len(stream.tasks):
+        return stream
+    if count > len(stream.tasks):
+        raise UserError(f"--first={count}: {stream.name} has {len(stream.tasks)} tasks")
+    tasks = stream.tasks[:count]
+    sha256 = hashlib.sha256(schema.write(tasks).encode()).hexdigest()
+    return TaskStream(tasks, stream.name, sha256, of=stream.sha256)

@@ -181,6 +181,7 @@ class TaskStream(NamedTuple):
     tasks: list[Task]
     name: str  # of the run, or the path of the file
     sha256: str  # of the bytes that they were read from
+    of: str = ""  # where they are the first of a longer stream: its sha256
 
 
 def write(tasks: list[Task]) -> str:
