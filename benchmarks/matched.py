@@ -99,11 +99,13 @@ def bases(home: Path, seeds: list[int]) -> None:
         manifest = run.manifest
         for row in manifest["figures"]["recall"] if manifest["seed"] in seeds else ():
             place = [str(manifest["seed"]), manifest["arch"]]
-            rest = [str(value) if not isinstance(value, float) else shown(value, 2)
-                    for key, value in row.items() if key != "hit_by_layer"]  # fmt: skip
+            keys = [key for key in row if key != "hit_by_layer"]
+            rest = []
+            for key in keys:
+                value = row[key]
+                rest.append(shown(value, 2) if isinstance(value, float) else str(value))
             layers = row.get("hit_by_layer") or []
             rows.append([*place, *rest, " ".join(shown(share, 2) for share in layers) or "-"])
-            keys = [key for key in row if key != "hit_by_layer"]
     if rows:
         print("### Recall of stated things\n")
         table(f"seed | base | {' | '.join(keys)} | hit rate by layer", rows)
@@ -249,7 +251,7 @@ def streams(arms: dict[Key, Figures], seeds: list[int]) -> None:
 
 def main() -> None:
     """Print all tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--home", type=Path, default=Path("runs/matched"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[20, 21, 22])
     parser.add_argument("--level", type=float, default=0.7, choices=LEVELS)
