@@ -260,7 +260,7 @@ def test_fine_tuning_leaves_biases_and_frozen_parameters_bit_equal(quick_home: P
     base = cli("pretrain", "--arch", "dsa", *QUICK_MOE, "--home", quick_home).run
     for strategy, sets in (("acft", ["acft.moves=experts"]), ("sgd", [])):
         resolved = resolving.resolve(
-            sets=["finetune.max_steps=2", "finetune.check_every=2", *BRIEF[1::2], *sets],
+            sets=["finetune.max_steps=2", "finetune.stop=fixed", *BRIEF[1::2], *sets],
             options={"strategy": (strategy, "--strategy")},
             with_strategy=True,
         )
