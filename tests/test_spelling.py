@@ -17,6 +17,7 @@ from dsa_sandbox.data.spelling import complete_text
 from dsa_sandbox.data.tokens import END, Packed, bpe_tokenizer, encode, windows, word_tokenizer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation import scoring, story_quality
+from dsa_sandbox.evaluation.pairs import bigram_accuracy
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.scoring import boundary_of, encode_items, score
 from dsa_sandbox.tasks.schema import Item, Task
@@ -246,7 +247,7 @@ def test_bigrams_are_counted_where_the_forms_differ(tokenizer: Tokenizer) -> Non
     ids = encode(tokenizer, "the cat has a hat.") * 3 + encode(tokenizer, "the cat have.")
     packed = Packed(np.array(ids), np.array([0, len(ids)]), 0)
     pairs = [Pair("agreement", "the cat", " has", " have")]
-    assert scoring.bigram_accuracy(packed, pairs, tokenizer) == {"agreement": 1.0}
+    assert bigram_accuracy(packed, pairs, tokenizer) == {"agreement": 1.0}
 
 
 def test_a_form_that_the_other_begins_with_is_counted_by_what_ends_it() -> None:
@@ -257,7 +258,7 @@ def test_a_form_that_the_other_begins_with_is_counted_by_what_ends_it() -> None:
         row = encode(tokenizer, said)
         packed = Packed(np.array(row), np.array([0, len(row)]), 0)
         pair = Pair("number", "the", " tin", " tinhat")
-        assert scoring.bigram_accuracy(packed, [pair], tokenizer) == {"number": share}
+        assert bigram_accuracy(packed, [pair], tokenizer) == {"number": share}
 
 
 def test_a_statement_is_learned_from_its_first_token_on(tokenizer: Tokenizer) -> None:

@@ -139,7 +139,7 @@ def table_of(path: Path, rows: tuple[tuple[str, ...], ...]) -> Path:
 
 
 def script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SCRIPT, *arguments]
+    command = [sys.executable, *map(str, (SCRIPT, *arguments))]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -11,14 +11,12 @@ from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import Corpus, Packed, heldout
 from dsa_sandbox.errors import RunFailed
 from dsa_sandbox.evaluation.hit_rate import far_worlds
+from dsa_sandbox.evaluation.pairs import bigram_accuracy, fitting_pairs, pair_accuracy
 from dsa_sandbox.evaluation.recall import CHANCE, planted, recall, recall_bigram
 from dsa_sandbox.evaluation.scoring import (
-    bigram_accuracy,
     bits_per_byte,
     encode_items,
-    fitting_pairs,
     heldout_nll,
-    pair_accuracy,
     sample_story,
     score,
 )
