@@ -38,8 +38,8 @@ def alone(tmp_path: Path) -> Path:
     for arch, fall in (("dsa", 0.01), ("dense", 0.02)):
         for strategy in ("sgd", "ewc", "acft"):
             stored.single(tmp_path / "alone", strategy, arch=arch, fall=fall)
-            placebo = {"arch": arch, "fall": fall / 4, "placebo": True}
-            stored.single(tmp_path / "alone", strategy, **placebo)
+            quarter = fall / 4
+            stored.single(tmp_path / "alone", strategy, arch=arch, fall=quarter, placebo=True)
     return tmp_path / "alone"
 
 

@@ -157,17 +157,17 @@ def at_level(points: Sequence[Measurement], level: float) -> AtLevel | None:
     damage = found.between(before.dnll, after.dnll)
     if math.isinf(before.dnll) or math.isinf(after.dnll):
         return None
-    parts = [
-        found.between(number(before.validation, part), number(after.validation, part))
+    parts = {
+        part: found.between(number(before.validation, part), number(after.validation, part))
         for part in PARTS
-    ]
+    }
     return AtLevel(
-        Crossing(before.step, after.step, found.share),
-        damage,
-        found.between(before.step, after.step),
-        *parts,
-        found.between(before.transfer, after.transfer),
-        found.between(before.stop, after.stop),
+        place=Crossing(before.step, after.step, found.share),
+        damage=damage,
+        steps=found.between(before.step, after.step),
+        transfer=found.between(before.transfer, after.transfer),
+        stop_items=found.between(before.stop, after.stop),
+        **parts,
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +63,7 @@ def load(runs: list[Run]) -> list[Arm]:
     if problems:
         raise UserError(*problems)
     stored.check_schema(runs)
-    names = {}
+    names: dict[Path, str] = {}
     for experiment in ("stream", "single"):  # no plot draws both
         these = [run for run in runs if stored.experiment_of(run.manifest) == experiment]
         found = distinct(
