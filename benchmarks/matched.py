@@ -100,10 +100,10 @@ def bases(home: Path, seeds: list[int]) -> None:
         for row in manifest["figures"]["recall"] if manifest["seed"] in seeds else ():
             place = [str(manifest["seed"]), manifest["arch"]]
             keys = [key for key in row if key != "hit_by_layer"]
-            rest = []
-            for key in keys:
-                value = row[key]
-                rest.append(shown(value, 2) if isinstance(value, float) else str(value))
+            rest: list[str] = []
+            for name in keys:
+                cell: Any = row[name]
+                rest.append(shown(cell, 2) if isinstance(cell, float) else str(cell))
             layers = row.get("hit_by_layer") or []
             rows.append([*place, *rest, " ".join(shown(share, 2) for share in layers) or "-"])
     if rows:
