@@ -104,8 +104,8 @@ def bases(home: Path, seeds: list[int]) -> None:
             for name in keys:
                 cell: Any = row[name]
                 rest.append(shown(cell, 2) if isinstance(cell, float) else str(cell))
-            layers = row.get("hit_by_layer") or []
-            rows.append([*place, *rest, " ".join(shown(share, 2) for share in layers) or "-"])
+            hits = row.get("hit_by_layer") or []
+            rows.append([*place, *rest, " ".join(shown(share, 2) for share in hits) or "-"])
     if rows:
         print("### Recall of stated things\n")
         table(f"seed | base | {' | '.join(keys)} | hit rate by layer", rows)
