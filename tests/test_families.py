@@ -139,6 +139,11 @@ def test_half_of_what_is_asked_in_the_world_is_near_and_half_far(family: str, sp
             assert item.distance == ("near" if near else "far" if far else None)
 
 
+def test_between_k_and_2k_a_name_is_neither_near_nor_far() -> None:
+    bands = [writer().band(tokens) for tokens in (0, 15, 16, 31, 32, 400, None)]
+    assert bands == ["near", "near", None, None, "far", "far", None]
+
+
 @pytest.mark.parametrize("family", ["contradiction", "novel", "style", "reversal"])
 def test_a_world_is_named_once_in_its_stories_and_never_outside(family: str) -> None:
     for task in made(family):

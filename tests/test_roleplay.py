@@ -8,13 +8,18 @@ from test_families import facts_of, items, length, made, writer
 from dsa_sandbox.data import grammar
 from dsa_sandbox.registry import families
 from dsa_sandbox.tasks import checking, roleplay, schema
-from dsa_sandbox.tasks.schema import INSIDE
+from dsa_sandbox.tasks.schema import INSIDE, Item
 
 
 def rules_of(text: str) -> list[str]:
     """Sentences in which somebody says what is so in a world, but for the last."""
     said = [sentence for sentence in text.split(". ") if " that in " in sentence]
     return [sentence for sentence in said if not sentence.startswith("In ")]
+
+
+def asked_of(item: Item, world: str) -> str:
+    """The question of an item, from the world's name on."""
+    return item.prompt.rpartition(f" {world} ")[2]
 
 
 def test_a_rule_stands_as_far_from_the_answer_as_the_item_says() -> None:
@@ -30,6 +35,10 @@ def test_a_rule_stands_as_far_from_the_answer_as_the_item_says() -> None:
                 found[item.tokens] += 1
     assert found[32] + found[64] == found.total() / 2
     assert abs(found[32] - found[64]) <= found.total() / 10
+    for task in made("roleplay"):  # no distance goes with one sentence
+        leads = [asked_of(item, task.world) for item in task.stop_in]
+        far = {(lead, i.tokens) for lead, i in zip(leads, task.stop_in) if i.distance == "far"}
+        assert len(far) == 2 * len(set(leads))
     assert 15 in found
     assert found.keys() <= {13, 14, 15, 32, 64}  # near ones up to K - 1
 
