@@ -11,6 +11,7 @@ import stored
 from home import cli
 
 from dsa_sandbox.metrics import arm
+from dsa_sandbox.report import charts
 from dsa_sandbox.report.names import arm_name
 from dsa_sandbox.report.plots import KINDS
 from dsa_sandbox.runs.folder import Run
@@ -71,6 +72,17 @@ def test_damage_is_drawn_as_a_median_and_every_task_of_each_arm(home: Path) -> N
     assert (found[0.9, 2], found[0.9, "median"]) == (None, None)
     drawn = cli("plot", "--kind", "matched", *at(home)).out
     assert drawn.rstrip().endswith("tasks")  # what the thin marks are
+
+
+def test_thin_marks_lie_below_the_curves_and_within_the_axes() -> None:
+    median = charts.Series("one", [0.0, 1.0], [0.25, 0.5])
+    tasks = charts.Series("one", [0.0, 0.0, 1.0, 1.0], [0.0, 0.25, 1.0, float("inf")])
+    text = charts.curves("t", "x", "y", [median], thin=[tasks], width=60)
+    chart, _, legend = text.rpartition("x\n")
+    assert chart.count(charts.SMALL) == 2  # one is hidden by the median, one is no number
+    assert "1.0┤" in chart
+    assert f"{charts.SMALL} tasks" in legend
+    assert charts.SMALL not in charts.curves("t", "x", "y", [median], width=60)
 
 
 def test_streams_alone_have_no_damage_to_draw_and_it_is_said(tmp_path: Path) -> None:
