@@ -24,7 +24,7 @@ from dsa_sandbox.tasks.schema import Item
 from dsa_sandbox.tasks.writing import Writer, askable, gate_items, known_items
 
 KNOWN_MARGIN = 0.5  # nats over the best other object of the relation
-KNOWN_ITEMS = 4  # of 5 clozes
+KNOWN_ITEMS = 4  # of 5 statements
 NUM_PAIRS = 200
 NUM_RECALL = 64  # items for each kind and distance
 
@@ -47,7 +47,7 @@ class Gate(NamedTuple):
 
 
 def known_facts(model: Transformer, writer: Writer) -> tuple[list[Fact], int]:
-    """Facts with a margin above KNOWN_MARGIN on KNOWN_ITEMS of five clozes; number of facts asked.
+    """Facts with a margin above KNOWN_MARGIN on KNOWN_ITEMS of five statements; number of facts asked.
 
     Only facts whose words are single tokens are asked.
     """
