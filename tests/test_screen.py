@@ -299,15 +299,25 @@ def test_no_key_of_the_comparison_hides_one_of_a_study() -> None:
 # the end of a study
 
 
-def test_a_study_ends_with_a_short_chart_below_the_table(home: Path) -> None:
+def test_a_study_ends_with_a_short_chart_above_the_table(home: Path) -> None:
     chart = plots.end_of_study(chosen_runs(home, []), STYLE, everything=False)
     assert len(chart.splitlines()) <= 18
     assert "Forgetting of pre-training" in chart
     whole = plots.end_of_study(chosen_runs(home, []), STYLE, everything=True)
     assert "Learning against forgetting" in whole
     told = screen.screen(results(figures("dsa", "sgd")), width=80, chart=chart).split("\n\n")
-    assert told[0].startswith("Stream of 8 tasks")
-    assert told[1] == chart
+    assert told[0] == chart
+    assert told[1].startswith("Stream of 8 tasks")
+
+
+def test_a_study_of_both_experiments_ends_with_a_chart_of_damage(home: Path, alone: Path) -> None:
+    runs = [*chosen_runs(home, []), *chosen_runs(alone, [])]
+    chart = plots.end_of_study(runs, STYLE, everything=False)
+    assert "Damage at matched learning" in chart
+    assert len(chart.splitlines()) <= 18
+    whole = plots.end_of_study(runs, STYLE, everything=True)
+    titles = ("Damage at matched learning", "Forgetting of pre-training", "Learning against")
+    assert all(title in whole for title in titles)
 
 
 def test_a_study_of_tasks_learned_apart_ends_without_a_chart(tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ def screen(
 ) -> str:
     """The first screen; with `everything` also contrasts, all figures and their formulas.
 
-    A `chart` stands below the tables.
+    A `chart` stands above the tables, which are what a terminal still shows at the end.
     """
-    parts = []
+    parts = [chart] if chart else []
     for name, figures in found.items():
         if figures["kind"] == "base":
             parts.append(folded(summaries.base(name, figures), width))
@@ -58,8 +58,6 @@ def screen(
     here = [one for one in EXPERIMENTS if shown(arms, one)]
     for experiment in here:
         parts += first_parts(shown(arms, experiment), experiment, width, alone=len(here) == 1)
-    if chart:
-        parts.append(chart)
     if here:
         remarks = [bases_line(arms)]
         remarks += comparison_sentences(arms, here)
