@@ -58,7 +58,9 @@ def parts_of(run: Run, home: Path, count: int) -> dict[str, Callable[[], Any]]:
     new = batch_rows(probes.tasks[0].train[:16], text.tokenizer)
     numbers = list(range(count))
     return {
-        f"clozes of {count} tasks": lambda: list(probes.records(model, 1, numbers, ("cloze",))),
+        f"validation items of {count} tasks": lambda: list(
+            probes.records(model, 1, numbers, ("validation_in", "validation_out"))
+        ),
         f"all items of {count} tasks": lambda: list(probes.records(model, 1, numbers, KINDS)),
         "held-out NLL": lambda: heldout_nll(model, m.documents),
         "held-out KL": lambda: heldout_kl(base, model, m.documents),
