@@ -47,7 +47,7 @@ class Gate(NamedTuple):
 
 
 def known_facts(model: Transformer, writer: Writer) -> tuple[list[Fact], int]:
-    """Facts with a margin above KNOWN_MARGIN on KNOWN_ITEMS of five statements; number of facts asked.
+    """Facts with a margin above KNOWN_MARGIN on KNOWN_ITEMS of five statements; number asked.
 
     Only facts whose words are single tokens are asked.
     """

@@ -263,7 +263,7 @@ class FinetuneRun:
         return policies.using(self.model, self.measuring, then=self.learning)
 
     def tradeoff_points(self) -> dict[str, Any]:
-        """Held-out NLL (nats) and exact validation items of the strategy's trade-off points, at the end."""
+        """Held-out NLL (nats) and exact share of the strategy's trade-off points, at the end."""
         points = []
         for point in self.strategy.tradeoff_points(self.trainee):
             with self.measured():
