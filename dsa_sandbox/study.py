@@ -289,6 +289,14 @@ def read_forced(path: Path) -> dict[str, Any]:
 
 def all_stages(plan: Plan, listener: Listener) -> Outcome:
     """Build and pretrain all bases, make their tasks, then fine-tune all arms."""
+    bases = make_bases(plan, listener)
+    stream = make_stream(plan, bases, listener)
+    arms = learn(plan, bases, stream, listener)
+    return Outcome([Run(p) for p in bases], Run(stream), [Run(p) for p in arms])
+
+
+def make_bases(plan: Plan, listener: Listener) -> list[Path]:
+    """Build and pre-train the base of each architecture; the pre-trained runs."""
     builds, pretrainings = (
         [Cell(f"{verb} {arch}", [verb, *plan.base_options(arch)]) for arch in plan.archs]
         for verb in ("build", "pretrain")
@@ -299,11 +307,14 @@ def all_stages(plan: Plan, listener: Listener) -> Outcome:
     if plan.rows is not None:  # only a build has the tokenizer that is learned from the text
         tokenizer = SavedNetwork(Run(built[0])).tokenizer
         checking.check(plan.rows.tasks, tokenizer, plan.context, plan.rows.name)
-    bases = run_stage(plan, pretrainings, listener)
+    return run_stage(plan, pretrainings, listener)
+
+
+def make_stream(plan: Plan, bases: list[Path], listener: Listener) -> Path:
+    """Make, or check, the tasks of all bases; the make-tasks run."""
     making = ["make-tasks", *map(str, bases), *plan.common, *plan.making, *plan.included]
     (stream,) = run_stage(plan, [Cell("make-tasks", making)], listener)
-    arms = learn(plan, bases, stream, listener)
-    return Outcome([Run(p) for p in bases], Run(stream), [Run(p) for p in arms])
+    return stream
 
 
 def learn(plan: Plan, bases: list[Path], stream: Path, listener: Listener) -> list[Path]:

@@ -83,18 +83,21 @@ def run_cells(
     start: Callable[[Cell], "subprocess.Popen[bytes]"],
     listener: Listener,
     finished: Callable[[Cell, Path], None] = lambda cell, path: None,
+    tolerated: Callable[[Exception], bool] = lambda error: False,
 ) -> dict[str, Path]:
     """Run all cells, the last one first, at most `jobs` at once; the printed paths by label.
 
-    The first failure stops the other children and is raised. A signal is passed on to all children;
+    The first failure stops the other children and is raised, unless it is `tolerated`: then its
+    cell has no path, and the others go on. A signal is passed on to all children;
     Interrupted is raised when they have saved and ended.
     """
     waiting = list(cells)
     running: list[Child] = []
     paths: dict[str, Path] = {}
+    num_failed = 0
     with listener.deferred():
         try:
-            while len(paths) < len(cells):
+            while len(paths) + num_failed < len(cells):
                 while waiting and len(running) < jobs and not listener.stop_signal:
                     cell = waiting.pop()  # the last: sparse attention takes longest
                     running.append(Child(cell, start(cell)))
@@ -113,7 +116,10 @@ def run_cells(
                         paths[child.cell.label] = children.path_of(child.output[-1])
                         finished(child.cell, paths[child.cell.label])
                     elif has_ended and not listener.stop_signal:
-                        raise failure(child)
+                        if not tolerated(error := failure(child)):
+                            raise error
+                        listener.note(f"[{child.cell.label}] {error}")
+                        num_failed += 1
                 time.sleep(POLL_S)
         finally:
             stop(running)

@@ -1,5 +1,6 @@
 """`run` makes the runs that the home lacks, `run --force` all of them anew, once."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -47,8 +48,10 @@ def make_study(folder: Path) -> None:
     home = ("--home", made.home)
     base = cli("pretrain", "--arch", "dsa", *SETTINGS, *home).run
     stream = cli("make-tasks", base, "--tasks", made.rows, *home).run
-    arm = ("--strategy", "sgd", "--tasks", stream, *home)
-    assert cli("finetune", base, *arm, *BRIEF, "--set", "finetune.max_steps=1").code == 0
+    arm = ("--strategy", "sgd", "--tasks", stream, *home, *BRIEF, "--set", "finetune.max_steps=1")
+    single = ("--set", "finetune.experiment=single")
+    for more in ((), single, (*single, "--set", "finetune.placebo=true")):
+        assert cli("finetune", base, *arm, *more).code == 0
 
 
 @pytest.fixture
@@ -106,7 +109,7 @@ def test_a_forced_study_makes_each_run_once_and_goes_on_where_it_was_interrupted
     assert "continues the interrupted study with --force: 3 runs are finished" in second.err
     new = {name: run for name, run in runs_of(home).items() if name not in before}
     assert halfway < new.keys()
-    assert len(new) == 4
+    assert len(new) == 6
     assert all(name.endswith("-2") for name in new)
     assert set(second.value["runs"]) == {n for n in new if n.startswith("finetune")}
     for name, forced in new.items():  # they stand on each other, not on what was there
@@ -120,9 +123,13 @@ def test_a_study_skips_what_the_home_has_and_learns_the_rows_of_a_file(made: Mad
     value = made.study().value
     assert runs_of(made.home).keys() == before.keys()
     assert value["verdict"] == "one seed decides nothing"
-    (name,) = value["runs"]
-    assert value["runs"][name]["tasks"] == 2
-    assert Path(value["arms"][0]).name == name
+    arms = {(arm["experiment"], arm["placebo"]): name for name, arm in value["runs"].items()}
+    assert len(arms) == len(value["runs"]) == 3
+    assert arms.keys() == {("stream", False), ("single", False), ("single", True)}
+    assert all(arm["tasks"] == 2 for arm in value["runs"].values())
+    assert [Path(path).name for path in value["arms"]] == list(value["runs"])
+    name = arms["single", True]
+    assert arms["single", False] in before[name].manifest["parents"]
     stream = Path(value["stream"])
     assert stream.name.startswith("make-tasks-given-")
     assert schema.read(stream / "tasks.jsonl") == schema.read(made.rows)
@@ -163,6 +170,71 @@ def test_a_dry_run_of_a_forced_study_makes_nothing(made: Made) -> None:
     before = snapshot(made.home)
     assert made.study("--force", "--dry-run").value["force"] is True
     assert snapshot(made.home) == before
+
+
+def planned(made: Made, *more: str) -> dict[str, object]:
+    return made.study("--dry-run", *more).value
+
+
+def test_a_study_learns_as_many_single_tasks_as_asked_for_and_no_more_than_there_are(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "start", here)
+    shown = [
+        (planned(made, *more)["singles"], planned(made, *more)["tasks"])
+        for more in (
+            (),
+            ("--singles", "1"),
+            ("--singles", "0"),
+            ("--set", "finetune.experiment=stream"),
+            ("--set", "finetune.experiment=single"),
+        )
+    ]
+    assert shown == [(2, 2), (1, 2), (0, 2), (0, 2), (2, 0)]
+    value = made.study("--singles", "1", "--set", "finetune.experiment=single").value
+    assert {arm["tasks"] for arm in value["runs"].values()} == {1}
+    first = [run for run in runs_of(made.home).values() if run.manifest.get("tasks", {}).get("of")]
+    assert len(first) == 2
+    whole = {run.manifest["tasks"]["of"] for run in first}
+    assert whole == {files.file_digest(Path(value["stream"]) / "tasks.jsonl")}
+    shown = cli("eval", "--home", made.home, "--json").value["runs"]
+    assert len(shown) == 5  # those of the whole stream and of its first task
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--set", "finetune.placebo=true"), "makes the placebo of its single tasks itself"),
+        (("--set", "finetune.experiment=stream", "--singles", "2"), "--singles=2: "),
+        (("--set", "finetune.experiment=single", "--singles", "0"), "--singles=0: "),
+    ],
+)
+def test_settings_that_disagree_about_the_experiment_are_refused(
+    more: tuple[str, ...], words: str, made: Made
+) -> None:
+    problem = cli("run", "--tasks", made.rows, "--home", made.home, *SETTINGS, *more).problem
+    assert words in problem
+    assert problem.endswith("[from --set]")
+
+
+def test_rows_that_cannot_be_learned_singly_are_learned_as_a_stream(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "start", here)
+    rows = [json.loads(line) for line in made.rows.read_text("utf-8").splitlines()]
+    for row in rows:
+        row["validation_out"] = []
+    made.rows.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+    answer = made.study()
+    assert "no single tasks: task 1 of make-tasks-given-" in answer.err
+    assert "lacks validation_in or validation_out" in answer.err
+    assert [arm["experiment"] for arm in answer.value["runs"].values()] == ["stream"]
+
+
+def test_bounds_have_no_single_tasks() -> None:
+    found = {name: study.learns_one_by_one(name) for name in ("sgd", "acft+ewc", "joint", "none")}
+    assert found == {"sgd": True, "acft+ewc": True, "joint": False, "none": False}
+    assert not study.learns_one_by_one("acft+independent")
 
 
 def test_a_forced_pretraining_stands_on_the_newest_build(quick_home: Path) -> None:

@@ -18,6 +18,7 @@ from dsa_sandbox.cli import (
     pretrain,
     runs,
     study,
+    tune,
 )
 from dsa_sandbox.cli.options import Verbs
 from dsa_sandbox.errors import Interrupted, RunFailed, UserError, reason
@@ -35,7 +36,18 @@ app = typer.Typer(
     "quality, teaches them contradictory worlds one after another, and measures what they forget.",
     epilog="The whole study at smoke scale: dsa-sandbox run --count 8",
 )
-for module in (pretrain, make_tasks, finetune, study, evaluate, generate, exchange, runs, bench):
+for module in (
+    pretrain,
+    make_tasks,
+    finetune,
+    study,
+    tune,
+    evaluate,
+    generate,
+    exchange,
+    runs,
+    bench,
+):
     app.add_typer(module.app)
 
 
@@ -110,7 +122,7 @@ def run_app(arguments: list[str]) -> int:
         return 130
     except Interrupted as error:
         again = " ".join(["dsa-sandbox", *map(quoted, arguments)])
-        makes_runs = arguments[0] in ("build", "pretrain", "make-tasks", "finetune", "run")
+        makes_runs = arguments[0] in ("build", "pretrain", "make-tasks", "finetune", "run", "tune")
         advice = "resume with" if makes_runs else "it starts anew with"
         console.report_error([f"{error}; {advice}: {again}"], error.exit_code, as_json)
         return error.exit_code
