@@ -96,6 +96,8 @@ def test_the_smallest_row_is_checked_and_learned(tiny_home: TinyHome, tmp_path: 
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(json.dumps(row) for _ in range(2)), "utf-8")
     first, *_, last = learned(path, tiny_home, tmp_path)
+    (arm,) = (tmp_path / "home").glob("finetune-*")
+    assert cli("eval", arm, "--home", tmp_path / "home", "--json").code == 0  # without a record
     assert first["chance"] == {"stop_in": 0.5}
     assert last["row"] == 2
     stop = last["stop"]

@@ -310,6 +310,7 @@ class FinetuneRun:
 
     def log(self, row: int, line: dict[str, Any], records: list[dict[str, Any]]) -> None:
         """Append records, line and time."""
+        (self.run.path / "records.jsonl").touch()  # rows of stop items alone have no record
         for record in records:
             self.run.append("records.jsonl", record)
         self.run.append("metrics.jsonl", line)
