@@ -21,9 +21,10 @@ from dsa_sandbox.commands import pretrain
 from dsa_sandbox.config import resolve
 from dsa_sandbox.data import grammar
 from dsa_sandbox.evaluation.evaluator import Evaluator
+from dsa_sandbox.evaluation.pairs import pair_shares
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.recall import recall
-from dsa_sandbox.evaluation.scoring import batch_rows, heldout_kl, heldout_nll, pair_shares
+from dsa_sandbox.evaluation.scoring import batch_rows, heldout_kl, heldout_nll
 from dsa_sandbox.evaluation.selection import jaccard
 from dsa_sandbox.evaluation.story_quality import Judge, stories
 from dsa_sandbox.runs.folder import Run
@@ -57,7 +58,9 @@ def parts_of(run: Run, home: Path, count: int) -> dict[str, Callable[[], Any]]:
     new = batch_rows(probes.tasks[0].train[:16], text.tokenizer)
     numbers = list(range(count))
     return {
-        f"clozes of {count} tasks": lambda: list(probes.records(model, 1, numbers, ("cloze",))),
+        f"validation items of {count} tasks": lambda: list(
+            probes.records(model, 1, numbers, ("validation_in", "validation_out"))
+        ),
         f"all items of {count} tasks": lambda: list(probes.records(model, 1, numbers, KINDS)),
         "held-out NLL": lambda: heldout_nll(model, m.documents),
         "held-out KL": lambda: heldout_kl(base, model, m.documents),

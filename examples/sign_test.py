@@ -23,7 +23,7 @@ def two_sided_p(less: int, count: int) -> float:
 
 @statistics.register("sign-test")
 def sign_test(arms: Results) -> list[dict[str, Any]]:
-    """Held-out dNLL of the two arms, paired by seed and stream; no row without a pair.
+    """Drift of the two arms' streams, paired by seed and stream; no row without a pair.
 
     A statistic gets the figures of all arms by run name, and returns rows: `eval --all` prints
     them as a table, `--json` holds them under `statistics`.
@@ -31,8 +31,8 @@ def sign_test(arms: Results) -> list[dict[str, Any]]:
     values: dict[tuple[str, str], dict[tuple[int, str], float]] = {FIRST: {}, SECOND: {}}
     for figures in arms.values():
         arm = figures["arch"], figures["strategy"]
-        if arm in values:
-            values[arm][figures["seed"], figures["stream"]] = figures["heldout_dnll"]
+        if arm in values and figures["experiment"] == "stream" and not figures["placebo"]:
+            values[arm][figures["seed"], figures["stream"]] = figures["drift"]
     both = values[FIRST].keys() & values[SECOND].keys()
     differences = [values[FIRST][pair] - values[SECOND][pair] for pair in both]
     differences = [difference for difference in differences if difference != 0]

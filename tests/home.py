@@ -28,7 +28,7 @@ BIN = Path(sys.executable).parent / "dsa-sandbox"
 STREAM = ROOT / "examples" / "stream.jsonl"
 ANCHOR = ROOT / "examples" / "anchor.py"
 
-# the smallest networks that come to know facts of the test families: about 80 of 120 after 300
+# the smallest networks that come to know facts of the test families: 80 to 110 of 120 after 300
 # steps, a handful after 150
 TINY = """
 [model]

@@ -28,9 +28,9 @@ def assert_bit_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def measured(at_work: FinetuneRun) -> set[tuple[int, int]]:
-    """Rows and tasks that have cloze records."""
+    """Rows and tasks that have records of validation items."""
     records = at_work.run.rows("records.jsonl")
-    return {(r["row"], r["task"]) for r in records if r["kind"] == "cloze"}
+    return {(r["row"], r["task"]) for r in records if r["kind"] == "validation_in"}
 
 
 @pytest.mark.parametrize("strategy", ["none", "acft+none"])
@@ -62,7 +62,7 @@ def test_independent_learns_each_task_from_the_base_as_if_it_were_the_only_one(
         alone.run.close()
         if number == 2:
             assert_bit_equal(state(at_work.model), state(alone.model))
-        assert lines[number + 1]["margin"] == line["margin"]
+        assert lines[number + 1]["stop"] == line["stop"]
     other = stream_of(tmp_path / "in sequence", mask)
     learned(other)
     assert any(not torch.equal(p, state(other.model)[n]) for n, p in state(at_work.model).items())
@@ -107,29 +107,30 @@ def test_joint_mixes_tasks_and_puts_both_sides_of_a_fact_into_one_batch() -> Non
 
 
 def test_joint_stops_at_as_many_steps_as_all_tasks_had(tmp_path: Path) -> None:
-    at_work = stream_of(tmp_path, "joint", "finetune.stop=learned", "finetune.check_every=2")
+    at_work = stream_of(tmp_path, "joint", "finetune.stop=level", "finetune.check_every=2")
     first, last = learned(at_work)
     assert (first["row"], last["row"]) == (0, 3)
     steps = [row for row in at_work.run.rows("metrics.jsonl") if "step" in row]
-    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]  # 3 tasks of at most 2
-    assert ["margin" in row for row in steps] == [False] * 5 + [True]
+    assert [row["step"] for row in steps] == [0, 1, 2, 3, 4, 5, 6]  # 3 tasks of at most 2
+    # measured before the first step (number 0) and at the cap
+    assert ["stop" in row for row in steps] == [True] + [False] * 5 + [True]
     assert last["steps"] == 2
     assert last["learned"] == 0.0
     assert measured(at_work) == {(row, task) for row in (0, 3) for task in range(3)}
     assert not at_work.run.path.joinpath("checkpoints").exists()
 
 
-def test_joint_stops_when_all_tasks_are_learned(tmp_path: Path) -> None:
-    sets = ("finetune.contrast=0", "finetune.margin=-50", "finetune.stop=learned")
-    more = ("finetune.max_steps=60", "finetune.check_every=5", "finetune.learning_rate=0.01")
+def test_joint_stops_when_all_tasks_are_at_the_level(tmp_path: Path) -> None:
+    sets = ("finetune.level=0.4", "finetune.stop=level", "finetune.max_steps=60")
+    more = ("finetune.check_every=5", "finetune.learning_rate=0.01")
     at_work = stream_of(tmp_path, "joint", *sets, *more, tasks=2)
     _, last = learned(at_work)
     assert last["learned"] == 1
     assert last["steps"] < 60
-    assert last["exact"] == len(some_tasks(1)[0].cloze)
-    checks = [row for row in at_work.run.rows("metrics.jsonl") if "exact" in row and "step" in row]
-    assert [row["step"] for row in checks] == [10 * n for n in range(1, len(checks) + 1)]
+    assert last["stop"]["discrimination"] == pytest.approx(0.4, abs=0.05)
+    checks = [row for row in at_work.run.rows("metrics.jsonl") if "stop" in row and "step" in row]
     assert last["steps"] == checks[-1]["step"] / 2
+    assert all(row["step"] % 2 == 0 for row in checks)  # a step for each of the two tasks
 
 
 @pytest.mark.parametrize("strategy", ["joint", "independent", "none"])

@@ -24,7 +24,7 @@ from dsa_sandbox.data.tokens import word_tokenizer
 from dsa_sandbox.errors import UserError
 
 # the grammar's first 100 stories of seed 0: what is changed there on purpose changes this hash
-FIRST_STORIES = "a99914db6f2d0a436f062b424c9b715da589172c513291609371d8a39c169f51"
+FIRST_STORIES = "5517671c15e8e198cf9097d567ca9e411c88095a0e13e6e2ae32a8108e0eb7d6"
 CONTEXT = 128
 
 

@@ -19,6 +19,7 @@ from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.verdict import matching
 
 MARK = "diverged after task 2"
+STREAMS = [kind for kind in KINDS if kind != "matched"]  # kinds of plots that draw streams
 AXIS = re.compile(r"^ *(-?\d+(?:\.\d+)?(?:e[+-]\d+)?) ?[+|]", re.MULTILINE)
 
 
@@ -55,7 +56,7 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("value", [5000.0, 1e300, math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("kind", [*KINDS])
+@pytest.mark.parametrize("kind", STREAMS)
 def test_every_plot_marks_it_draws_the_others_and_keeps_their_axes(
     kind: str, value: float, home: Path
 ) -> None:
@@ -89,7 +90,7 @@ def test_eval_marks_it_and_shows_all(
         assert (answer.code, answer.err) == (0, "")
         lines = answer.out.splitlines()
         rows = [line for line in lines if line.startswith(("dsa ewc", "dsa sgd", "dense sgd"))]
-        assert len(rows) == 3 * (8 if more else 1)
+        assert len(rows) == 3 * (10 if more else 1)
         assert sum(MARK in row for row in rows) == len(rows) / 3
         assert max(map(len, rows)) <= 120
         assert "nan" not in answer.out
@@ -115,7 +116,7 @@ def test_ratios_that_are_no_float_are_shown_as_more(home: Path) -> None:
 def test_scores_that_are_no_numbers_are_no_error(value: float | None, home: Path) -> None:
     run = diverging(home)
     rows = run.rows("records.jsonl")
-    late = ("answer", "rival", "contra")
+    late = ("answer", "rival", "contrary")
     rewrite(
         run,
         "records.jsonl",
@@ -127,9 +128,27 @@ def test_scores_that_are_no_numbers_are_no_error(value: float | None, home: Path
         None,
         0.0,
     )
-    for kind in KINDS:
+    for kind in STREAMS:
         drawn = cli("plot", "--kind", kind, "--home", home)
         assert (drawn.code, drawn.err) == (0, "")
+
+
+@pytest.mark.parametrize("value", [5000.0, 1e300, math.inf, math.nan])
+def test_single_tasks_that_diverge_stretch_no_axis_and_are_not_reached(
+    value: float, tmp_path: Path
+) -> None:
+    stored.single(tmp_path, "sgd")
+    run = stored.single(tmp_path, "ewc")
+    rows = [row | ({"base_nll": value} if "at" in row else {}) for row in run.rows("metrics.jsonl")]
+    rewrite(run, "metrics.jsonl", rows)
+    drawn = cli("plot", "--kind", "matched", "--home", tmp_path)
+    assert (drawn.code, drawn.err) == (0, "")
+    assert not [tick for tick in AXIS.findall(drawn.out) if abs(float(tick)) > 10]
+    for more in ([], ["--all"]):
+        answer = cli("eval", "--home", tmp_path, *more)
+        assert (answer.code, answer.err) == (0, "")
+        (row, *_) = [line for line in answer.out.splitlines() if line.startswith("dsa ewc")]
+        assert "not reached" in row
 
 
 def test_infinite_scores_of_both_signs_have_a_mean_without_a_warning() -> None:
@@ -207,6 +226,6 @@ def test_any_temperature_tells_a_story(temperature: str, tiny_home: TinyHome) ->
 def test_arms_that_have_diverged_are_at_no_equal_learning(home: Path) -> None:
     run = diverging(home, value=math.nan)
     figures = figures_of(run)
-    match = matching.equal_learning(figures, figures | {"margin_when_learned": math.nan})
-    title = "margin when learned"
-    assert match.texts == [f"{title} is not a number of both (limit of the difference: 0.5)"]
+    match = matching.equal_learning(figures, figures | {"own_discrimination": math.nan})
+    title = "own discrimination"
+    assert match.texts == [f"{title} is not a number of both (limit of the difference: 0.05)"]

@@ -31,7 +31,7 @@ def test_a_stream_of_one_relation_is_made_and_made_again(
 
 
 def test_the_worst_task_is_plotted_and_saved(tmp_path: Path) -> None:
-    run = stored.arm(tmp_path)  # right after a task both of its clozes are exact, then one
+    run = stored.arm(tmp_path)  # right after a task both items in its world are exact, then one
     asked = ["plot", "--include", EXAMPLES / "worst_task.py", "--home", tmp_path]
     answer = cli(*asked, "--kind", "worst-task")
     assert answer.code == 0, answer.err

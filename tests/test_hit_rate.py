@@ -32,7 +32,7 @@ def item(first: int, distance: str | None = "far", tokens: int | None = LENGTH -
         answer=" w1",
         contrary=" w2",
         distance=distance,
-        tokens=tokens,  # type: ignore[arg-type]
+        tokens=tokens,
     )
 
 

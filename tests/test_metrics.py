@@ -16,7 +16,7 @@ IMPROVING = np.array([[0.0, 0.0, 0.0], [0.2, NAN, NAN], [0.3, 0.5, NAN], [0.9, 0
 
 
 def record(kind: str, row: int, task: int, item: int, **values: Any) -> Record:
-    defaults = {"answer": -9.0, "rival": -9.0, "contrary": -9.0, "exact": False}
+    defaults: dict[str, Any] = {"answer": -9.0, "rival": -9.0, "contrary": -9.0, "exact": False}
     defaults |= {"distance": None, "tokens": None, "where": None}
     return {"kind": kind, "row": row, "task": task, "item": item} | defaults | values
 
@@ -337,11 +337,11 @@ def test_arms_that_were_asked_for_something_else_are_not_at_equal_learning() -> 
 def test_single_tasks_share_the_rate_of_a_strategy_and_streams_have_rates_of_their_own() -> None:
     slow, fast = ({"terms": {"finetune.learning_rate": rate}} for rate in (1e-4, 1e-3))
     told = ["finetune.learning_rate is 0.0001 and 0.001"]
-    for make, value in ((arm, 0.5), (tasks_alone, [0.5])):
-        same_rule = make("dsa", "sgd", value, **slow), make("dense", "sgd", value, **fast)
-        other_rule = make("dsa", "acft", value, **slow), make("dsa", "sgd", value, **fast)
-        found = matching.equal_learning(*same_rule).texts
-        assert found == (told if make is tasks_alone else [])
+    for make, value, expected in ((arm, 0.5, []), (tasks_alone, [0.5], told)):
+        made: Any = make
+        same_rule = made("dsa", "sgd", value, **slow), made("dense", "sgd", value, **fast)
+        other_rule = made("dsa", "acft", value, **slow), made("dsa", "sgd", value, **fast)
+        assert matching.equal_learning(*same_rule).texts == expected
         assert matching.equal_learning(*other_rule).texts == []
 
 

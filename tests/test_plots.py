@@ -11,6 +11,8 @@ import stored
 from home import cli
 
 from dsa_sandbox.metrics import arm
+from dsa_sandbox.report import charts
+from dsa_sandbox.report.names import arm_name
 from dsa_sandbox.report.plots import KINDS
 from dsa_sandbox.runs.folder import Run
 
@@ -33,6 +35,8 @@ def home(tmp_path: Path) -> Path:
     stored.arm(home, "wise", front=front)
     stored.arm(home, "joint", protocol="joint")
     stored.arm(home, "independent", protocol="independent")
+    for arch in ("dsa", "dense"):
+        stored.single(home, "sgd", arch=arch)
     return home
 
 
@@ -53,7 +57,45 @@ def test_every_kind_draws_the_arms_and_saves_the_points_it_draws(
     assert all(name in answer.out for name in drawn)
     # rows of tasks learned apart do not follow each other; one joint row has none before it
     assert ("dsa independent" in drawn) == (kind == "retention")
-    assert ("dsa joint" in drawn) == (kind not in ("lag", "gap"))
+    assert ("dsa joint" in drawn) == (kind not in ("lag", "gap", "matched"))
+    of_tasks = {"level", "damage"} <= points[0].keys()
+    assert of_tasks == (kind == "matched")
+
+
+def test_damage_is_drawn_as_a_median_and_every_task_of_each_arm(home: Path) -> None:
+    points = points_of("matched", home)
+    found = {(p["level"], p["task"]): p["damage"] for p in points if p["arm"] == "dsa sgd"}
+    assert len(found) == 5 * 4
+    assert [found[0.7, task] for task in (1, 2, 3, "median")] == pytest.approx(
+        [0.1, 0.07, 0.08, 0.08]
+    )
+    assert (found[0.9, 2], found[0.9, "median"]) == (None, None)
+    drawn = cli("plot", "--kind", "matched", *at(home)).out
+    assert drawn.rstrip().endswith("tasks")  # what the thin marks are
+
+
+def test_thin_marks_lie_below_the_curves_and_within_the_axes() -> None:
+    median = charts.Series("one", [0.0, 1.0], [0.25, 0.5])
+    tasks = charts.Series("one", [0.0, 0.0, 1.0, 1.0], [0.0, 0.25, 1.0, float("inf")])
+    text = charts.curves("t", "x", "y", [median], thin=[tasks], width=60)
+    chart, _, legend = text.rpartition("x\n")
+    assert chart.count(charts.SMALL) == 2  # one is hidden by the median, one is no number
+    assert "1.0┤" in chart
+    assert f"{charts.SMALL} tasks" in legend
+    assert charts.SMALL not in charts.curves("t", "x", "y", [median], width=60)
+
+
+def test_streams_alone_have_no_damage_to_draw_and_it_is_said(tmp_path: Path) -> None:
+    stored.arm(tmp_path)
+    stored.single(tmp_path, placebo=True)
+    problem = cli("plot", "--kind", "matched", *at(tmp_path)).problem
+    assert "finetune.experiment=single makes such arms" in problem
+
+
+def test_lag_draws_discrimination_and_exact_match(home: Path) -> None:
+    points = [p for p in points_of("lag", home) if p["arm"] == "dsa sgd"]
+    assert [p["discrimination"] for p in points] == pytest.approx([0.8, 0.2, 0.2])
+    assert [p["exact_match"] for p in points] == [1.0, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("kind", SETTING_OF)
@@ -93,22 +135,22 @@ def test_recall_tells_stated_facts_from_the_tasks_own_items(home: Path) -> None:
         for of in ("names", "relations")
         for distance in (16, 64)
     ]
-    clozes = [p for p in ours if p["kind"] == "cloze" and p["when"] == "end"]
-    assert {p["distance"]: p["right"] for p in clozes} == {16: 1.0, 64: pytest.approx(1 / 3)}
+    asked = [p for p in ours if p["kind"] == "validation_in" and p["when"] == "end"]
+    assert {p["distance"]: p["right"] for p in asked} == {16: 1.0, 64: pytest.approx(1 / 3)}
     out = cli("plot", "--kind", "recall", "--home", home).out
     assert "names: hit rate before" in out
     assert "relations: right before" in out
-    assert "paraphrase at the end" in out
+    assert "validation at the end" in out
 
 
 def test_eval_all_adds_tables_and_changes_nothing_above_them(home: Path) -> None:
     brief, whole = (cli("eval", *more, "--home", home).out for more in ([], ["--all"]))
     above, hint = brief.rstrip().rsplit("\n", 1)
     assert "--all" in hint
-    assert whole.startswith(f"{above}\n\nForgetting\n\n")
+    assert whole.startswith(f"{above}\n\ndamage at level ")
     assert max(map(len, whole.splitlines())) <= 80
     shown = " ".join(whole.split())
-    assert all(figure.name in shown for figure in arm.FIGURES.values())
+    assert all(figure.name in shown for figure in arm.FIGURES.values())  # in the formulas
 
 
 def test_json_and_formulas_hold_every_figure(home: Path) -> None:
@@ -116,7 +158,7 @@ def test_json_and_formulas_hold_every_figure(home: Path) -> None:
     assert value["figures"].keys() == arm.FIGURES.keys()
     for figures in value["runs"].values():
         assert arm.FIGURES.keys() <= figures.keys()
-    (sgd,) = (f for f in value["runs"].values() if (f["arch"], f["strategy"]) == ("dsa", "sgd"))
+    (sgd,) = (f for f in value["runs"].values() if f["learned"] and arm_name(f) == "dsa sgd")
     assert (sgd["fwt"], sgd["intransigence"], sgd["intransigence_joint"]) == (0, 0, 0)
     text = " ".join(cli("eval", "--formulas", "--home", home).out.split())
     assert all(figure.formula in text for figure in arm.FIGURES.values())
@@ -152,8 +194,8 @@ def test_an_arm_that_is_not_finished_is_drawn_as_far_as_it_is_and_says_so(tmp_pa
     points = points_of("recall", tmp_path)
     assert {p["when"] for p in points if "der" in p["arm"]} == {"before"}
     shown = cli("plot", "--kind", "recall", *at(tmp_path)).out
-    assert "paraphrase so far" in shown
-    assert "paraphrase at the end" in shown
+    assert "validation so far" in shown
+    assert "validation at the end" in shown
 
 
 def test_eval_of_nothing_finished_says_what_can_be_done(tmp_path: Path) -> None:
@@ -166,7 +208,7 @@ def test_arms_that_learn_apart_have_no_curve_and_it_is_said(tmp_path: Path) -> N
     stored.arm(tmp_path, "independent", protocol="independent")
     for kind in ("forgetting", "front"):
         problem = cli("plot", "--kind", kind, *at(tmp_path)).problem
-        assert "--kind retention draws them" in problem
+        assert "--kind retention the bound `independent`" in problem
 
 
 def test_what_a_watched_task_turns_around_is_no_gap(tmp_path: Path) -> None:
@@ -205,8 +247,8 @@ def test_eval_shows_arms_as_a_grid_whichever_came_first(tmp_path: Path) -> None:
         [("dsa", "wise"), ("dsa", "sgd"), ("dense", "acft+ewc"), ("dense", "ewc"), ("dsa", "acft")]
     ):
         stored.arm(tmp_path, strategy, arch=arch).update(created=float(number))
-    table = cli("eval", *at(tmp_path)).out.split("\n\nBases")[0].splitlines()[1:]
-    shown = [line.split()[:2] for line in table if line]
+    table = cli("eval", *at(tmp_path)).out.split("\n\nBases")[0].split("\narm ")[1]
+    shown = [line.split()[:2] for line in table.splitlines()[1:]]
     assert shown == [
         ["dense", "acft+ewc"],
         ["dense", "ewc"],

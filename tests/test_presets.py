@@ -11,7 +11,7 @@ from dsa_sandbox.config import resolve as resolving
 from dsa_sandbox.config.resolve import resolve
 
 PRESETS = {
-    "smoke": (1e6, 4, 128, 8, 432, 128, 16),
+    "smoke": (0.72e6, 4, 128, 4, 208, 128, 16),
     "mini": (7e6, 6, 256, 8, 1024, 256, 32),
     "small": (25e6, 6, 512, 8, 1536, 512, 64),
     "base": (100e6, 8, 768, 12, 3584, 512, 64),

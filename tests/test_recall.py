@@ -21,6 +21,7 @@ from dsa_sandbox.evaluation.hit_rate import far_worlds
 from dsa_sandbox.evaluation.recall import DISTANCES, Planted, planted, recall, recall_bigram
 from dsa_sandbox.evaluation.scoring import Encoded, encode_items
 from dsa_sandbox.evaluation.selection import kept_keys
+from dsa_sandbox.report.summaries import recall_lines
 from dsa_sandbox.selection import policies
 from dsa_sandbox.tasks.stated import KINDS
 from dsa_sandbox.tasks.writing import Writer, gate_items
@@ -144,3 +145,20 @@ def test_far_world_names_are_found_where_they_stand_and_hit_by_all_keys() -> Non
         assert found["chance"] == pytest.approx(1.0 if policy == "all" else chance)
     dense = tiny_model("dense", vocabulary=writer.tokenizer.get_vocab_size(), context=128)
     assert far_worlds(dense, writer) is None
+
+
+def test_a_base_shows_recall_by_kind_and_where_its_layers_look() -> None:
+    rows = [
+        {"of": of, "distance": distance, "right": right, "hit_by_layer": hits, "hit_chance": 0.2}
+        for of, hits in (("names", [0.5, 1.0]), ("relations", None))
+        for distance, right in ((16, 1.0), (64, 0.75))
+    ]
+    figures = {"recall": rows, "recall_chance": 0.25, "recall_bigram": 0.3}
+    shares = "1.00 after 16, 0.75 after 64 tokens (chance 0.25, bigram 0.30)"
+    assert recall_lines(figures) == [
+        f"recall of stated names: {shares}",
+        "stated names, 64 tokens back, among the selected keys, by layer: 0.50, 1.00 (chance 0.20)",
+        f"recall of stated relations: {shares}",
+    ]
+    older = {"recall": [{"distance": 16, "right": 0.25}], "recall_chance": 0.25}
+    assert recall_lines(older) == ["recall of stated facts: 0.25 after 16 tokens (chance 0.25)"]

@@ -123,10 +123,9 @@ def test_losses_and_gradients_are_those_of_the_masked_path(
 
 def test_triton_has_the_loss_of_the_masked_path() -> None:
     pytest.importorskip("triton")
-    sizes = {"num_layers": 1, "context": 16}
     tokens_BT = some_tokens(2, 12)
     ours, masked = (
-        network("dsa", name, **sizes).hidden(tokens_BT, train_indexer=True)
+        network("dsa", name, num_layers=1, context=16).hidden(tokens_BT, train_indexer=True)
         for name in ("triton", "masked")
     )
     torch.testing.assert_close(ours[0], masked[0], rtol=1e-4, atol=1e-5)
@@ -197,7 +196,11 @@ def test_output_and_gradients_of_the_trunk_are_bit_equal_to_those_of_a_frozen_in
         logits_BTV = model.logits(x_BTD)
         objective = nll_sum(logits_BTV.flatten(0, 1), tokens_BT.roll(-1, 1).flatten())
         (objective + sum(kl.sum() for kl in losses)).backward()
-        trunk = {n: p.grad for n, p in model.named_parameters() if group_of(n) != "indexer"}
+        trunk = {}
+        for name, p in model.named_parameters():
+            if group_of(name) != "indexer":
+                assert p.grad is not None, name
+                trunk[name] = p.grad
         found.append((logits_BTV, trunk))
     (frozen, still), (rewarmed, moved) = found
     assert torch.equal(rewarmed, frozen)
@@ -311,7 +314,11 @@ def one_step(**phase: Any) -> tuple[float, dict[str, Tensor], list[Any]]:
         clip=1e9,
     )
     (step,) = list(steps)
-    found = {n: p.grad for n, p in model.named_parameters() if group_of(n) == "indexer"}
+    found = {}
+    for name, p in model.named_parameters():
+        if group_of(name) == "indexer":
+            assert p.grad is not None, name
+            found[name] = p.grad
     return step.indexer_kl, found, asked
 
 

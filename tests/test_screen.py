@@ -12,7 +12,7 @@ from home import ROOT, TinyHome, cli
 
 from dsa_sandbox import study
 from dsa_sandbox.metrics import arm
-from dsa_sandbox.report import numbers, plots, screen
+from dsa_sandbox.report import arm_tables, numbers, plots, screen
 from dsa_sandbox.report.names import arm_name
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import chosen_runs
@@ -25,18 +25,32 @@ ONE_SEED = "one seed decides nothing"
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
+    """Six streams."""
     for arch, fall in (("dsa", 0.3), ("dense", 0.4)):
         for strategy in ("sgd", "ewc", "acft"):
             stored.arm(tmp_path / "runs", strategy, arch=arch, fall=fall)
     return tmp_path / "runs"
 
 
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    """Six arms of single tasks, with their placebos."""
+    for arch, fall in (("dsa", 0.01), ("dense", 0.02)):
+        for strategy in ("sgd", "ewc", "acft"):
+            stored.single(tmp_path / "alone", strategy, arch=arch, fall=fall)
+            quarter = fall / 4
+            stored.single(tmp_path / "alone", strategy, arch=arch, fall=quarter, placebo=True)
+    return tmp_path / "alone"
+
+
 def figures(arch: str, strategy: str, **more: Any) -> dict[str, Any]:
     """Figures of an arm, as far as the first screen reads them."""
     found: dict[str, Any] = {"kind": "arm", "arch": arch, "strategy": strategy, "seed": 0}
     found |= {"stream": "one", "base": [arch], "base_nll": 1.0, "overwriting": False}
-    found |= {"optimizer": "adamw", "diverged_after": None, "learned": 1.0, "heldout_dnll": 0.25}
-    found |= {"final_exact_match": 0.5, "steps": 20.0, "time_s": 5.0, "log_odds_fall": 1.0}
+    found |= {"optimizer": "adamw", "diverged_after": None, "experiment": "stream", "tasks": 8}
+    found |= {"placebo": False, "protocol": "sequential", "level": 0.7, "terms": {}}
+    found |= dict.fromkeys(arm_tables.FIRST["stream"], 0.5) | {"learned": 1.0}
+    found |= {"discrimination_by_lag": [0.7, 0.5], "placebo_share": math.nan}
     return found | dict.fromkeys(matching.LIMITS, 0.5) | more
 
 
@@ -78,8 +92,10 @@ def test_json_formulas_and_tables_take_names_from_one_table(home: Path) -> None:
 
 
 def test_every_figure_has_a_table() -> None:
-    shown = {key for group in screen.MORE.values() for key in group}
+    shown = {key for group in arm_tables.MORE.values() for key in group}
     assert shown == arm.FIGURES.keys()
+    for experiment, keys in arm_tables.FIRST.items():
+        assert all(arm_tables.has(key, experiment) for key in keys)
 
 
 def test_the_glossary_names_figures_by_their_names() -> None:
@@ -87,7 +103,8 @@ def test_the_glossary_names_figures_by_their_names() -> None:
     called = re.findall(r"[Ff]igure `([^`]+)`", GLOSSARY)
     assert len(called) > 8
     assert set(called) <= names
-    for key in (*screen.FIRST[1:3], *contrasts.OUTCOMES, *matching.LIMITS):
+    outcomes = [key for keys in contrasts.OUTCOMES.values() for key in keys]
+    for key in (*outcomes, *matching.LIMITS, "reached", "placebo_share"):
         name = arm.FIGURES[key].name
         assert f"**{name}**" in GLOSSARY or f"`{name}`" in GLOSSARY, name
     assert "olumn `" not in GLOSSARY
@@ -107,21 +124,96 @@ def test_times_are_seconds_then_minutes_then_hours() -> None:
 # the first screen
 
 
-@pytest.mark.parametrize("width", [60, 80])
-def test_the_first_screen_is_one_table_and_a_few_lines(
-    width: int, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def printed(home: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of `eval` at a width."""
     monkeypatch.setenv("COLUMNS", str(width))
     lines = cli("eval", "--home", home).out.splitlines()
-    assert len(lines) <= 24
+    assert len(lines) <= (24 if width == 80 else 27)
     assert max(map(len, lines)) <= width
-    assert len([line for line in lines if line.startswith("arm ")]) == 1
-    heads = " ".join(lines[: next(n for n, line in enumerate(lines) if line.startswith("dense"))])
-    for word in ("learned", "held-out", "dNLL", "final", "exact", "match", "steps", "time"):
-        assert word in heads
-    rows = [line.split()[:2] for line in lines if re.match(r"d\w+ \w+ +\d", line)]
-    assert [row[0] for row in rows] == 3 * ["dense"] + 3 * ["dsa"]
     assert "--all" in lines[-1]
+    return lines
+
+
+def rows_of(lines: list[str]) -> list[list[str]]:
+    """The words of the rows of arms."""
+    return [line.split() for line in lines if re.match(r"d\w+ \w+ +[\d+]", line)]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_first_screen_of_streams_is_a_table_and_a_few_lines(
+    width: int, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = printed(home, width, monkeypatch)
+    if width < 80:  # the table is divided
+        return
+    (head,) = [n for n, line in enumerate(lines) if line.startswith("arm ")]
+    told = " ".join(lines[: head + 1])
+    words = ("learned", "drift", "lost", "near-in", "far-in", "out", "steps", "time", "0.7")
+    assert all(word in told for word in words)
+    assert "Stream of 3 tasks" in lines[0]
+    rows = rows_of(lines)
+    assert [row[0] for row in rows] == 3 * ["dense"] + 3 * ["dsa"]
+    assert rows[0][2:] == ["100%", "+1.000", "+0.60", "0.90", "0.80", "0.95", "20", "4s"]
+
+
+def test_the_first_screen_of_single_tasks_has_damage_with_the_placebos_share(
+    alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = printed(alone, 80, monkeypatch)
+    assert "Single tasks (3, each from the base)" in lines[0]
+    rows = rows_of(lines)
+    assert len(rows) == 12  # a placebo stands beside its arm
+    assert rows[0][2:] == ["100%", "+0.160", "25%", "0.80", "0.70", "1.00", "8", "4s"]
+    assert rows[6][2:] == ["+0.100", "+0.120", "+0.160", "+0.240", "not", "reached"]
+
+
+def test_both_experiments_of_a_home_have_tables_apart(
+    home: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in alone.iterdir():
+        shutil.copytree(run, home / run.name)
+    lines = printed(home, 80, monkeypatch)
+    single, stream = (
+        next(n for n, line in enumerate(lines) if line.startswith(start))
+        for start in ("Single tasks (", "Stream of")
+    )
+    assert len(rows_of(lines[single:stream])) == len(rows_of(lines[stream:])) == 6
+    assert "Single tasks and stream: all arms learned equally" in " ".join(lines)
+    value = cli("eval", "--json", "--home", home).value
+    assert len(value["runs"]) == 18
+    assert {row["experiment"] for row in value["contrasts"]} == {"single", "stream"}
+    assert {row["claim"] for row in value["contrasts"] if row["experiment"] == "stream"} == {"H2"}
+
+
+def test_a_median_that_is_not_reached_says_so_and_what_is_absent_is_a_dash(tmp_path: Path) -> None:
+    low = [[0.0, 0.3, 0.55, 0.6]] * 3
+    stored.single(tmp_path, trajectories=low)
+    out = cli("eval", "--home", tmp_path).out
+    assert re.search(r"dsa sgd +0% +not reached +- +- +- +- +4s", out)
+    value = cli("eval", "--json", "--home", tmp_path).value["runs"].popitem()[1]
+    assert (value["damage"], value["reached"], value["by_level"]["0.5"]["reached"]) == (None, 0, 1)
+
+
+def test_all_shows_each_level_each_task_and_each_lag(home: Path, alone: Path) -> None:
+    whole = cli("eval", "--all", "--home", alone).out
+    for title in (
+        "Tasks that reach a level",
+        "Steps to a level",
+        "Far-in at a level",
+        "Damage of each task",
+    ):
+        assert title in whole
+    assert re.search(r"dsa acft +\+0.100 +\+0.070 +\+0.080\n", whole)
+    assert "Not measured in these arms: drift" not in whole  # no single task has it
+    whole = cli("eval", "--all", "--home", home).out
+    assert re.search(r"learned since\n\narm +0 +1 +2\ndense sgd +0.80 +0.20 +0.20\n", whole)
+
+
+def test_streams_whose_own_rows_differ_are_flagged() -> None:
+    close, far = figures("dsa", "sgd"), figures("dense", "sgd", own_discrimination=0.56)
+    (told,) = [text for text in remarks(results(close, far)) if text.startswith("Stream: ")]
+    assert "own discrimination" in told
+    assert matching.LIMITS == {"own_discrimination": 0.05}
 
 
 def test_no_sentence_is_said_twice(home: Path) -> None:
@@ -135,7 +227,7 @@ def test_no_sentence_is_said_twice(home: Path) -> None:
 def test_contrasts_and_formulas_are_for_those_who_ask(home: Path) -> None:
     brief = cli("eval", "--home", home).out
     whole = cli("eval", "--all", "--home", home).out
-    for text in ("H2c", "dsa acft - dense ewc", "Jaccard", "[nats per token]", "undecided"):
+    for text in ("H2 ", "dsa acft - dense ewc", "Jaccard", "[nats per token]", "undecided"):
         assert text not in brief
         assert text in whole
     formulas = cli("eval", "--formulas", "--home", home).out
@@ -158,34 +250,35 @@ def test_bases_of_unequal_quality_are_said_to_be_so() -> None:
 
 def test_the_sentence_names_the_few_arms_that_may_or_may_not_be_compared() -> None:
     alike = [figures("dsa", name) for name in ("sgd", "ewc", "mas")]
-    odd = figures("dense", "acft", generality=0.9)
+    odd = figures("dense", "acft", own_discrimination=0.9)
     assert remarks(results(*alike))[1] == (
-        f"All arms learned equally, but their differences may be luck: {ONE_SEED}."
+        f"Stream: all arms learned equally, but their differences may be luck: {ONE_SEED}."
     )
     assert remarks(results(*alike[:2], odd))[1] == (
-        "Only dsa sgd with dsa ewc may be compared; all other pairs learned unequally "
-        f"(generality), and {ONE_SEED}."
+        "Stream: only dsa sgd with dsa ewc may be compared; all other pairs learned unequally "
+        f"(own discrimination), and {ONE_SEED}."
     )
     assert remarks(results(alike[0], odd))[1] == (
-        f"No two arms may be compared: they learned unequally (generality), and {ONE_SEED}."
+        "Stream: no two arms may be compared: they learned unequally (own discrimination), and "
+        f"{ONE_SEED}."
     )
     several = [figures("dsa", name) for name in ("sgd", "ewc", "mas", "si")]
     five = [*several, figures("dsa", "none", learned=0.5)]
     assert remarks(results(*five))[1] == (
-        "4 of 10 pairs of arms may not be compared: they learned unequally (fewer than 90% of "
-        f"tasks learned), and {ONE_SEED}."
+        "Stream: 4 of 10 pairs of arms may not be compared: they learned unequally (fewer than "
+        f"90% of tasks learned), and {ONE_SEED}."
     )
-    near = [figures("dsa", name, generality=0.58) for name in ("ewc", "mas", "si")]
-    two_far = [figures("dsa", "sgd"), figures("dsa", "lora", generality=0.65)]
+    near = [figures("dsa", name, own_discrimination=0.53) for name in ("ewc", "mas", "si")]
+    two_far = [figures("dsa", "sgd"), figures("dsa", "lora", own_discrimination=0.57)]
     assert remarks(results(*two_far, *near))[1] == (
-        "Do not compare dsa sgd with dsa lora: they learned unequally (generality), and "
-        f"{ONE_SEED}."
+        "Stream: do not compare dsa sgd with dsa lora: they learned unequally "
+        f"(own discrimination), and {ONE_SEED}."
     )
 
 
 def test_bounds_seeds_and_single_arms_are_not_compared() -> None:
     one, bound = figures("dsa", "sgd"), figures("dsa", "joint", protocol="joint")
-    assert remarks(results(one, bound))[1].startswith("Nothing may be compared")
+    assert remarks(results(one, bound))[1].startswith("Stream: nothing may be compared")
     two = figures("dsa", "sgd", seed=1)
     assert "several streams or seeds" in remarks(results(one, two))[1]
     assert ONE_SEED not in " ".join(remarks(results(one, two)))
@@ -206,15 +299,25 @@ def test_no_key_of_the_comparison_hides_one_of_a_study() -> None:
 # the end of a study
 
 
-def test_a_study_ends_with_a_short_chart_below_the_table(home: Path) -> None:
+def test_a_study_ends_with_a_short_chart_above_the_table(home: Path) -> None:
     chart = plots.end_of_study(chosen_runs(home, []), STYLE, everything=False)
     assert len(chart.splitlines()) <= 18
     assert "Forgetting of pre-training" in chart
     whole = plots.end_of_study(chosen_runs(home, []), STYLE, everything=True)
     assert "Learning against forgetting" in whole
     told = screen.screen(results(figures("dsa", "sgd")), width=80, chart=chart).split("\n\n")
-    assert told[0].startswith("arm ")
-    assert told[1] == chart
+    assert told[0] == chart
+    assert told[1].startswith("Stream of 8 tasks")
+
+
+def test_a_study_of_both_experiments_ends_with_a_chart_of_damage(home: Path, alone: Path) -> None:
+    runs = [*chosen_runs(home, []), *chosen_runs(alone, [])]
+    chart = plots.end_of_study(runs, STYLE, everything=False)
+    assert "Damage at matched learning" in chart
+    assert len(chart.splitlines()) <= 18
+    whole = plots.end_of_study(runs, STYLE, everything=True)
+    titles = ("Damage at matched learning", "Forgetting of pre-training", "Learning against")
+    assert all(title in whole for title in titles)
 
 
 def test_a_study_of_tasks_learned_apart_ends_without_a_chart(tmp_path: Path) -> None:
@@ -250,21 +353,31 @@ def test_a_finished_arm_is_summed_up_although_its_manifest_names_figures_otherwi
 # statistics
 
 
-def test_arms_of_several_seeds_have_a_row_with_mean_and_sd() -> None:
-    falls = (0.25, 0.75, 0.5)
-    seeds = [figures("dsa", "sgd", seed=n, heldout_dnll=y) for n, y in enumerate(falls)]
-    twice = [figures("dense", "sgd", stream=name) for name in ("one", "two")]  # two experiments
-    found = results(*seeds, *twice, figures("dsa", "ewc"))
-    (row,) = summary.as_json(found)["statistics"]["seeds"]
-    assert (row["arm"], row["seeds"]) == ("dsa sgd", 3)
-    assert (row["heldout_dnll_mean"], row["heldout_dnll_sd"]) == (0.5, 0.25)
+def test_arms_and_contrasts_of_several_seeds_have_rows_with_mean_and_sd() -> None:
+    drifts = (0.25, 0.75, 0.5)
+    seeds = [figures("dsa", "acft", seed=n, drift=y) for n, y in enumerate(drifts)]
+    control = [figures("dense", "sgd", seed=n, drift=1.0) for n in range(2)]
+    twice = [figures("dense", "mas", stream=name) for name in ("one", "two")]  # two experiments
+    found = results(*seeds, *control, *twice, figures("dsa", "ewc"))
+    rows = {(row["arm"], row["figure"]): row for row in seeds_of(found)}
+    assert {name for name, _ in rows} == {"dsa acft", "dense sgd", "dsa acft - dense sgd"}
+    row = rows["dsa acft", "drift"]
+    assert (row["seeds"], row["mean"], row["sd"]) == (3, 0.5, 0.25)
+    row = rows["dsa acft - dense sgd", "drift"]
+    assert (row["seeds"], row["mean"], row["experiment"]) == (2, -0.5, "stream")
+    assert row["sd"] == pytest.approx(math.sqrt(2) / 4)
     (table,) = screen.statistic_tables(found, 80)
     assert table.startswith("Seeds")
-    assert re.search(r"dsa sgd +3 +0\.500 +0\.250 +1\.000 +0\.000", table)
+    assert re.search(r"dsa acft +stream +drift +3 +0\.500 +0\.250", table)
     assert "Seeds" not in screen.screen(found, width=80)
-    seeds[0]["heldout_dnll"] = math.inf
-    (row,) = summary.as_json(results(*seeds))["statistics"]["seeds"]
-    assert math.isnan(row["heldout_dnll_mean"])
+    seeds[0]["drift"] = math.inf
+    found = results(*seeds)
+    assert math.isnan(seeds_of(found)[0]["mean"])
+
+
+def seeds_of(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = summary.as_json(found)["statistics"]["seeds"]
+    return rows
 
 
 def test_without_several_seeds_no_statistic_says_anything() -> None:

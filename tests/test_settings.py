@@ -104,7 +104,7 @@ def test_a_set_without_key_or_value_says_how_to_write_it(text: str) -> None:
 def test_a_setting_that_does_not_fit_the_architecture_is_named_with_its_source() -> None:
     narrow = ("--set", "model.indexer_head_width=4")
     problem = told("--arch", "dsa-v32", *narrow)
-    assert problem.startswith("error: model.indexer_head_width=4 is less than the 8 dimensions")
+    assert problem.startswith("error: model.indexer_head_width=4 is less than the 16 dimensions")
     assert problem.endswith("[from --set]")
     assert cli("settings", "--arch", "dsa", *narrow).code == 0
 
@@ -179,7 +179,7 @@ def test_an_environment_variable_of_no_setting_is_an_error(
         (["model.num_heads=7"], ["num_heads=7 does not divide width=128"]),
         (["model.num_kept=129"], ["num_kept=129 is larger than context=128"]),
         (["model.force_sink=10", "model.force_local=10"], ["exceed num_kept=16"]),
-        (["model.num_selected_heads=8"], ["no head of num_heads=8 to the compressed flow"]),
+        (["model.num_selected_heads=4"], ["no head of num_heads=4 to the compressed flow"]),
         (["train.warmup_fraction=0.6"], ["warmup_fraction=0.6", "decay_fraction=0.5", "overlap"]),
         (["train.dense_fraction=0.97"], ["leave no step to the sparse phase"]),
         (["model.width=40"], ["multiple of 4"]),
@@ -367,6 +367,16 @@ def test_a_run_saves_its_resolved_settings(tmp_path: Path) -> None:
     text = resolving.as_toml(resolved)
     assert "#" not in text
     assert resolving.from_toml(text) == resolved
+
+
+def test_a_base_of_version_0_2_is_read_without_the_settings_that_are_gone() -> None:
+    text = 'arch = "dense"\nseed = 4\n[finetune]\nmargin = 1.0\nindexer_learning_rate = 0.001\n'
+    text += 'stop = "learned"\nindexer = "kl"\nbatch = 8\n'
+    found = resolving.from_toml(text)
+    assert (found.arch, found.seed, found.finetune.batch) == ("dense", 4, 8)
+    assert found.finetune.stop == "level"
+    with pytest.raises(UserError, match=r"finetune\.margn: no such setting"):
+        resolving.from_toml(text.replace("margin", "margn"))
 
 
 def test_every_setting_has_a_description() -> None:

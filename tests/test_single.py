@@ -145,6 +145,15 @@ def test_a_level_at_which_held_out_text_was_not_scored_has_steps_but_no_damage(
     assert not single.not_reached(found)
 
 
+def test_the_base_is_undamaged_whether_or_not_it_was_scored_again(tmp_path: Path) -> None:
+    rows = stored.single(tmp_path).rows("metrics.jsonl")
+    fewer = [row for row in rows if row.get("at") != 0]
+    assert len(fewer) < len(rows)
+    for level in (0.5, 0.7):
+        ours, theirs = (single.single_figures(lines, 3, level) for lines in (rows, fewer))
+        assert ours["damage"] == theirs["damage"]
+
+
 # placebo
 
 
@@ -170,6 +179,13 @@ def test_a_placebo_belongs_to_the_arm_that_it_took_its_steps_from(tmp_path: Path
     assert ewc["placebo_share"] == pytest.approx(1.0)
     alone = arm.together({runs[2].name: arm.figures_of(runs[2])})[runs[2].name]
     assert "placebo_of" not in alone
+
+
+def test_no_damage_has_no_share(tmp_path: Path) -> None:
+    runs = [stored.single(tmp_path, fall=-0.01), stored.single(tmp_path, placebo=True)]
+    results = arm.together({run.name: arm.figures_of(run) for run in runs})
+    assert results[runs[0].name]["placebo_damage"] == pytest.approx(0.08)
+    assert math.isnan(results[runs[0].name]["placebo_share"])
 
 
 def test_the_placebos_share_of_a_stream_is_that_of_drift(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from spellers import KINDS, speller
 from tiny import tiny_settings
-from tokenizers import Tokenizer, decoders, models, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from dsa_sandbox.config.settings import Finetune
 from dsa_sandbox.core.transformer import Transformer
@@ -17,6 +17,7 @@ from dsa_sandbox.data.spelling import complete_text
 from dsa_sandbox.data.tokens import END, Packed, bpe_tokenizer, encode, windows, word_tokenizer
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation import scoring, story_quality
+from dsa_sandbox.evaluation.pairs import bigram_accuracy
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.scoring import boundary_of, encode_items, score
 from dsa_sandbox.tasks.schema import Item, Task
@@ -125,6 +126,16 @@ def test_a_letter_of_two_bytes_is_said_whole_where_only_its_last_byte_differs() 
     item = Item(prompt=PROMPT, answer=" blue", contrary=" red")
     (record,) = Probes([task_of(item)], tokenizer).records(model, 0, [0], ("stop_in",))
     assert record["said"].strip("\ufffd ") == ""  # no more of it than its first token
+
+
+def test_an_exact_answer_is_said_as_the_item_writes_it() -> None:
+    lower = Tokenizer.from_str(speller("word pieces").to_str())
+    lower.normalizer = normalizers.Lowercase()
+    path = encode(lower, "the cat has a hat and")
+    model = network_that_says(path, lower.get_vocab_size())
+    item = Item(prompt="The cat has a", answer=" Hat", contrary=" tin")
+    (record,) = Probes([task_of(item)], lower).records(model, 0, [0], ("stop_in",))
+    assert (record["said"], record["exact"]) == (" Hat", True)
 
 
 def test_a_token_ends_a_word_where_the_text_says_so(tokenizer: Tokenizer) -> None:
@@ -246,7 +257,7 @@ def test_bigrams_are_counted_where_the_forms_differ(tokenizer: Tokenizer) -> Non
     ids = encode(tokenizer, "the cat has a hat.") * 3 + encode(tokenizer, "the cat have.")
     packed = Packed(np.array(ids), np.array([0, len(ids)]), 0)
     pairs = [Pair("agreement", "the cat", " has", " have")]
-    assert scoring.bigram_accuracy(packed, pairs, tokenizer) == {"agreement": 1.0}
+    assert bigram_accuracy(packed, pairs, tokenizer) == {"agreement": 1.0}
 
 
 def test_a_form_that_the_other_begins_with_is_counted_by_what_ends_it() -> None:
@@ -257,7 +268,7 @@ def test_a_form_that_the_other_begins_with_is_counted_by_what_ends_it() -> None:
         row = encode(tokenizer, said)
         packed = Packed(np.array(row), np.array([0, len(row)]), 0)
         pair = Pair("number", "the", " tin", " tinhat")
-        assert scoring.bigram_accuracy(packed, [pair], tokenizer) == {"number": share}
+        assert bigram_accuracy(packed, [pair], tokenizer) == {"number": share}
 
 
 def test_a_statement_is_learned_from_its_first_token_on(tokenizer: Tokenizer) -> None:
@@ -283,8 +294,6 @@ def test_a_candidate_that_the_tokenizer_drops_is_not_scored() -> None:
     item = Item(prompt=PROMPT, answer=ANSWER, contrary="\u200b")
     tokenizer = speller("word pieces")
     dropping = Tokenizer.from_str(tokenizer.to_str())
-    from tokenizers import normalizers
-
     dropping.normalizer = normalizers.BertNormalizer(lowercase=False)
     with pytest.raises(UserError, match="no token of its own behind 'The lemon is'"):
         encode_items([item], dropping)

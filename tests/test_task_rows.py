@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import streams
 from home import STREAM, TinyHome, cli
+from test_families import made
 from test_tasks import NUM_KEPT, items, texts
 
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.tokens import UNKNOWN
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.tasks import schema, writing
-from dsa_sandbox.tasks.schema import Task
+from dsa_sandbox.tasks import checking, schema, writing
+from dsa_sandbox.tasks.schema import KINDS, Item, Task
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u0085"])
@@ -231,7 +232,7 @@ def test_make_tasks_says_what_rows_leave_out_and_which_words_are_unknown(
     path.write_text("\n".join(map(json.dumps, (row, SMALLEST))), "utf-8")
     asked = ("make-tasks", tiny_home.run("pretrain dsa"), "--tasks", path, "--home")
     answer = cli(*asked, tmp_path / "home")
-    assert "words of stories and prompts that the base does not know: met, quokka;" in answer.err
+    assert "words of stories and prompts that the base does not know: quokka;" in answer.err
     assert "left out, so not measured: contrast (2 tasks), stop_out (2 tasks), " in answer.err
     figures = json.loads((answer.run / "manifest.json").read_text("utf-8"))["figures"]
     assert figures["absent"]["validation_in"] == 2
@@ -316,3 +317,55 @@ def test_tasks_that_are_not_there_are_named(tiny_home: TinyHome, tmp_path: Path)
     ):
         for command in ("make-tasks", "finetune", "eval"):
             assert words in cli(command, base, "--tasks", where, "--home", tiny_home.home).problem
+
+
+@pytest.mark.parametrize(
+    ("story", "word", "statement"),
+    [
+        ("In Aldo the rose is red. Tom was tired. The end.", "red", "In Aldo the rose is red."),
+        (
+            "He had a cup. In Aldo smoke goes up. They went to supper.",
+            " up",
+            "In Aldo smoke goes up.",
+        ),
+        ('Here the dog says moo. "Look!" said Tom.', "moo", "Here the dog says moo."),
+    ],
+)
+def test_an_object_is_mentioned_by_a_word_and_not_within_one(
+    story: str, word: str, statement: str
+) -> None:
+    assert story[schema.statement_start(story, word) :].startswith(statement)
+
+
+def test_a_story_without_its_object_has_no_statement() -> None:
+    with pytest.raises(ValueError, match="no mention of 'red' in 'Tom was"):
+        schema.statement_start("Tom was tired.", "red")
+
+
+def test_rows_are_written_and_read_again(tmp_path: Path) -> None:
+    path, tasks = tmp_path / "tasks.jsonl", made("contradiction")
+    path.write_text(schema.write(tasks) + "\n", "utf-8")
+    assert [task.model_dump() for task in schema.read(path)] == [t.model_dump() for t in tasks]
+
+
+def test_rows_load_with_datasets(tmp_path: Path) -> None:
+    import datasets
+
+    path, tasks = tmp_path / "tasks.jsonl", made("contradiction")
+    path.write_text(schema.write(tasks), "utf-8")
+    rows = datasets.Dataset.from_json(str(path), cache_dir=str(tmp_path / "cache"))
+    assert [row["task"] for row in rows] == [task.task for task in tasks]
+    assert rows[0]["stop_in"][0]["answer"] == tasks[0].stop_in[0].answer
+
+
+def test_the_candidate_with_the_most_tokens_decides_whether_a_probe_fits() -> None:
+    """Not the one with the most letters."""
+    (task, *_) = schema.read(STREAM)
+    tokenizer = streams.words()
+    asked = [Item(prompt=" the" * 9, answer=" butterfly", contrary=" up up up up")]
+    whole = len(tokenizer.encode(" the" * 9 + " up up up up").ids) + 1
+    other = dict.fromkeys(KINDS, asked) | {"train": ["blue"], "contrast": ["yellow"]}
+    short = task.model_copy(update=other)
+    checking.check([short], tokenizer, whole, "here")
+    with pytest.raises(UserError, match=rf"stop_in\.0: {whole} tokens exceed the context"):
+        checking.check([short], tokenizer, whole - 1, "here")

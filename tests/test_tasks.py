@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import streams
-from home import STREAM, TinyHome, cli
+from home import TinyHome, cli
 
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import END, UNKNOWN
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.tasks import checking, contradiction, schema, task_builder, writing
+from dsa_sandbox.tasks import contradiction, schema, task_builder, writing
 from dsa_sandbox.tasks.schema import INSIDE, KINDS, OUTSIDE, Item, Task
 from dsa_sandbox.tasks.task_builder import NUM_STORIES
 from dsa_sandbox.tasks.writing import Writer
@@ -129,17 +129,13 @@ def test_half_of_the_worlds_stand_near_and_half_far(
         assert near == NUM_STORIES / 2
 
 
-def shares(places: list[str | None]) -> dict[str | None, float]:
-    return {place: count / len(places) for place, count in Counter(places).items()}
-
-
 def test_stop_and_validation_items_and_stories_name_places_in_the_same_shares(
     tasks: list[Task],
 ) -> None:
     for task in tasks:
         told = {"contrast world": 1 / 2, "real world": 1 / 8, "no world": 3 / 8}
         for kind in ("stop_out", "validation_out"):
-            asked = Counter(item.where for item in task.items(kind))
+            asked = Counter(str(item.where) for item in task.items(kind))
             for place, share in told.items():
                 assert abs(asked[place] - share * asked.total()) <= 0.5, (kind, place)
         for kind in INSIDE:
@@ -208,29 +204,6 @@ def carrier(story: str, object_: str) -> list[str]:
     return [
         sentence for sentence in told.split(". ") if not any(name in sentence for name in names)
     ]
-
-
-@pytest.mark.parametrize(
-    ("story", "word", "statement"),
-    [
-        ("In Aldo the rose is red. Tom was tired. The end.", "red", "In Aldo the rose is red."),
-        (
-            "He had a cup. In Aldo smoke goes up. They went to supper.",
-            " up",
-            "In Aldo smoke goes up.",
-        ),
-        ('Here the dog says moo. "Look!" said Tom.', "moo", "Here the dog says moo."),
-    ],
-)
-def test_an_object_is_mentioned_by_a_word_and_not_within_one(
-    story: str, word: str, statement: str
-) -> None:
-    assert story[schema.statement_start(story, word) :].startswith(statement)
-
-
-def test_a_story_without_its_object_has_no_statement() -> None:
-    with pytest.raises(ValueError, match="no mention of 'red' in 'Tom was"):
-        schema.statement_start("Tom was tired.", "red")
 
 
 def test_a_contrast_story_is_the_story_of_the_world_told_outside_it(tasks: list[Task]) -> None:
@@ -361,24 +334,6 @@ def test_too_few_known_facts_end_with_3_and_name_what_helps(
     assert not list((tmp_path / "home").glob("make-tasks-*"))
 
 
-def test_rows_are_written_and_read_again(tasks: list[Task], tmp_path: Path) -> None:
-    path = tmp_path / "tasks.jsonl"
-    path.write_text(schema.write(tasks[:3]) + "\n", "utf-8")
-    assert [task.model_dump() for task in schema.read(path)] == [
-        task.model_dump() for task in tasks[:3]
-    ]
-
-
-def test_rows_load_with_datasets(tasks: list[Task], tmp_path: Path) -> None:
-    import datasets
-
-    path = tmp_path / "tasks.jsonl"
-    path.write_text(schema.write(tasks[:2]), "utf-8")
-    rows = datasets.Dataset.from_json(str(path), cache_dir=str(tmp_path / "cache"))
-    assert [row["task"] for row in rows] == [task.task for task in tasks[:2]]
-    assert rows[0]["stop_in"][0]["answer"] == tasks[0].stop_in[0].answer
-
-
 def test_the_gate_asks_every_frame_far_and_near_in_all_worlds_that_no_story_names(
     writers: dict[str, Writer],
 ) -> None:
@@ -401,19 +356,6 @@ def test_no_story_says_its_object_again_after_the_statement(writers: dict[str, W
             statement = text[schema.statement_start(text, bud.true_object) :]
             assert bud.subject in statement.split(".")[0], text
     assert any("flower" in ending for ending in grammar.THINGS)
-
-
-def test_the_candidate_with_the_most_tokens_decides_whether_a_probe_fits() -> None:
-    """Not the one with the most letters."""
-    (task, *_) = schema.read(STREAM)
-    tokenizer = streams.words()
-    asked = [Item(prompt=" the" * 9, answer=" butterfly", contrary=" up up up up")]
-    whole = len(tokenizer.encode(" the" * 9 + " up up up up").ids) + 1
-    other = dict.fromkeys(KINDS, asked) | {"train": ["blue"], "contrast": ["yellow"]}
-    short = task.model_copy(update=other)
-    checking.check([short], tokenizer, whole, "here")
-    with pytest.raises(UserError, match=rf"stop_in\.0: {whole} tokens exceed the context"):
-        checking.check([short], tokenizer, whole - 1, "here")
 
 
 def test_without_a_reserved_fact_neighbours_are_other_facts_of_the_relation(

@@ -84,8 +84,7 @@ def tune(
 ) -> None:
     """Find each strategy's learning rate and strength, and the level, on development tasks.
 
-    Writes tuning.json into the home; finetune and run use it from then on. The same command
-    resumes.
+    Writes tuning.json into the home, which finetune and run use. The same command resumes.
     """
     from dsa_sandbox.cli import console
     from dsa_sandbox.runs.home import make_home

@@ -368,6 +368,11 @@ def descriptions(settings: Settings) -> dict[str, str]:
     return {key: text for key, text in found.items() if text}
 
 
+# settings of version 0.2 that a base of that version has saved, and that decide nothing about it
+RETIRED = ("finetune.margin", "finetune.indexer_learning_rate")
+RETIRED_VALUES = (("finetune.stop", "learned"), ("finetune.indexer", "kl"))
+
+
 def from_toml(text: str) -> Settings:
     """The settings that a run has saved, without the sections of its strategy.
 
@@ -376,4 +381,5 @@ def from_toml(text: str) -> Settings:
     values = flat(tomllib.loads(text))
     parts = str(values.get("strategy")).split("+")
     values = {key: v for key, v in values.items() if key.partition(".")[0] not in parts}
+    values = {k: v for k, v in values.items() if k not in RETIRED and (k, v) not in RETIRED_VALUES}
     return validated(values, dict.fromkeys(values, "settings.toml"), saved=True).settings

@@ -440,7 +440,7 @@ class Eval(Frozen):
     )
     dense_tasks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (),
-        description="Tasks (from 0) during which clozes of all tasks so far are scored every step.",
+        description="Tasks (from 0) during which items of all tasks so far are scored every step.",
     )
     dense_steps: int = Field(
         20, ge=1, description="dense_tasks: number of first steps that are scored."

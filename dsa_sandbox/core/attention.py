@@ -178,8 +178,7 @@ class SelectedFlow(nn.Module):
         self, q_BNTH: Tensor, k_B1SH: Tensor, v_B1SH: Tensor, mask_BTS: Tensor | None
     ) -> Tensor:
         """Output [B, T, D] over the keys of `mask_BTS` [B, T, S]; None: all past keys."""
-        k_BNSH = k_B1SH.expand(-1, q_BNTH.shape[1], -1, -1)
-        v_BNSH = v_B1SH.expand(-1, q_BNTH.shape[1], -1, -1)
+        k_BNSH, v_BNSH = (x.expand(-1, q_BNTH.shape[1], -1, -1) for x in (k_B1SH, v_B1SH))
         return self.o(attend(q_BNTH, k_BNSH, v_BNSH, mask_BTS))
 
     def forward_with_teacher(
@@ -222,8 +221,8 @@ class TopKAttention(nn.Module, ABC):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.configured_num_kept = model.num_kept
-        self.num_kept = model.num_kept  # K; the policy `all` raises it to the context
+        # K; the policy `all` raises the latter to the context
+        self.configured_num_kept = self.num_kept = model.num_kept
         self.num_sink = model.force_sink
         self.num_local = model.force_local
         self.head_width = model.width // model.num_heads

@@ -11,14 +11,12 @@ from dsa_sandbox.data.grammar import Fact
 from dsa_sandbox.data.tokens import Corpus, Packed, heldout
 from dsa_sandbox.errors import RunFailed
 from dsa_sandbox.evaluation.hit_rate import far_worlds
+from dsa_sandbox.evaluation.pairs import bigram_accuracy, fitting_pairs, pair_accuracy
 from dsa_sandbox.evaluation.recall import CHANCE, planted, recall, recall_bigram
 from dsa_sandbox.evaluation.scoring import (
-    bigram_accuracy,
     bits_per_byte,
     encode_items,
-    fitting_pairs,
     heldout_nll,
-    pair_accuracy,
     sample_story,
     score,
 )
@@ -26,7 +24,7 @@ from dsa_sandbox.tasks.schema import Item
 from dsa_sandbox.tasks.writing import Writer, askable, gate_items, known_items
 
 KNOWN_MARGIN = 0.5  # nats over the best other object of the relation
-KNOWN_ITEMS = 4  # of 5 clozes
+KNOWN_ITEMS = 4  # of 5 statements
 NUM_PAIRS = 200
 NUM_RECALL = 64  # items for each kind and distance
 
@@ -49,7 +47,7 @@ class Gate(NamedTuple):
 
 
 def known_facts(model: Transformer, writer: Writer) -> tuple[list[Fact], int]:
-    """Facts with a margin above KNOWN_MARGIN on KNOWN_ITEMS of five clozes; number of facts asked.
+    """Facts with a margin above KNOWN_MARGIN on KNOWN_ITEMS of five statements; number asked.
 
     Only facts whose words are single tokens are asked.
     """

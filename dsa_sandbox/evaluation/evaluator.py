@@ -11,20 +11,17 @@ from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.data import grammar
 from dsa_sandbox.data.tokens import Corpus, heldout
 from dsa_sandbox.evaluation.hit_rate import chance_rate, hit_rates
+from dsa_sandbox.evaluation.pairs import bigram_accuracy, encode_pairs, fitting_pairs, pair_shares
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.evaluation.recall import Planted, planted, recall
 from dsa_sandbox.evaluation.scoring import (
     Encoded,
     batch_rows,
-    bigram_accuracy,
     bits_per_byte,
     encode_items,
-    encode_pairs,
-    fitting_pairs,
     heldout_kl,
     heldout_nll,
     num_bytes,
-    pair_shares,
     unigram_nll,
 )
 from dsa_sandbox.evaluation.selection import jaccard

@@ -23,7 +23,7 @@ def recovery(
     training: Callable[[Transformer, int], Iterator[Done]],
     right: Callable[[Transformer, int], float],
 ) -> list[dict[str, Any]]:
-    """For each task the share of exact clozes after STEPS optimiser steps on its own stories.
+    """For each task the share of its items exact after STEPS optimiser steps on its own stories.
 
     `training(network, task)` trains a fresh copy of `model` and yields after each step;
     `right(network, task)` measures the share.

@@ -1,4 +1,4 @@
-"""Scores of a network on probe items, held-out text and minimal pairs.
+"""Scores of a network on probe items and held-out text.
 
 Context and answer are encoded jointly; a tie is a failure. B rows, T tokens, D width, V vocabulary,
 N items, M places in the rows, A answers that are asked at a place.
@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dsa_sandbox.core.transformer import Block, Transformer, nll_sum
-from dsa_sandbox.data.grammar import Pair
 from dsa_sandbox.data.spelling import boundaries, common_length, text_after
 from dsa_sandbox.data.tokens import IGNORED, Packed, encode, micro_batches
 from dsa_sandbox.decoding.generate import stream
@@ -226,7 +225,7 @@ def greedy(top: list[int], own: list[int], boundary_V: Tensor) -> list[int]:
 
     Where the whole candidate is said, the next token follows only if the word goes on with it.
     """
-    said = []
+    said: list[int] = []
     for id_, expected in zip(top, [*own, -1]):
         ended = expected == -1 and bool(boundary_V[id_])
         if id_ == -1 or ended:
@@ -303,71 +302,6 @@ def heldout_kl(base: Transformer, model: Transformer, documents: list[np.ndarray
 def log_probabilities(model: Transformer, tokens_BT: Tensor, real_BT: Tensor) -> Tensor:
     """[M, V] log-probabilities of the next token at the places that are `real_BT`, nats."""
     return model.logits(model.hidden(tokens_BT)[0][real_BT]).float().log_softmax(-1)
-
-
-def pair_accuracy(model: Transformer, pairs: list[Pair], tokenizer: Tokenizer) -> dict[str, float]:
-    """Share of minimal pairs with a more probable good form, by kind; a tie is a failure."""
-    return pair_shares(model, pairs, encode_pairs(pairs, tokenizer), tokenizer)
-
-
-def fitting_pairs(pairs: list[Pair], tokenizer: Tokenizer, context: int) -> list[Pair]:
-    """The pairs with both forms within a context."""
-    found = []
-    for pair in pairs:
-        rows = encode_pairs([pair], tokenizer).rows
-        if max(len(row) for row in rows) <= context:
-            found.append(pair)
-    return found
-
-
-def encode_pairs(pairs: list[Pair], tokenizer: Tokenizer) -> Encoded:
-    """Pairs as items with one foil."""
-    items = [Item(prompt=pair.prefix, answer=pair.good, contrary=pair.bad) for pair in pairs]
-    return encode_items(items, tokenizer)
-
-
-def pair_shares(
-    model: Transformer, pairs: list[Pair], encoded: Encoded, tokenizer: Tokenizer
-) -> dict[str, float]:
-    """As `pair_accuracy`, from encoded pairs."""
-    return by_kind(pairs, [one.margin > 0 for one in score(model, encoded, tokenizer)])
-
-
-def bigram_accuracy(packed: Packed, pairs: list[Pair], tokenizer: Tokenizer) -> dict[str, float]:
-    """As `pair_accuracy`, by counts of token pairs in the training text; a tie counts one half.
-
-    The counted token is the first that the two forms do not share, after the token before it; for
-    a form that ends there, any token that ends a word.
-    """
-    ids = np.asarray(packed.ids)
-    boundary_V = boundary_of(tokenizer.to_str()).numpy()
-    following: dict[int, np.ndarray] = {}  # all tokens that follow a token in the text
-    right = []
-    for pair in pairs:
-        good = encode(tokenizer, pair.prefix + pair.good)
-        bad = encode(tokenizer, pair.prefix + pair.bad)
-        place = common_length(good, bad)
-        last = good[place - 1]
-        if last not in following:
-            following[last] = ids[1:][ids[:-1] == last]
-        counts = [count_next(following[last], form, place, boundary_V) for form in (good, bad)]
-        right.append(1.0 if counts[0] > counts[1] else 0.5 if counts[0] == counts[1] else 0.0)
-    return by_kind(pairs, right)
-
-
-def count_next(next_N: np.ndarray, form: list[int], place: int, boundary_V: np.ndarray) -> int:
-    """Number of following tokens that continue a form at a place, or end the word with it."""
-    if place < len(form):
-        return int((next_N == form[place]).sum())
-    return int(boundary_V[next_N].sum())
-
-
-def by_kind(pairs: list[Pair], right: list[bool] | list[float]) -> dict[str, float]:
-    """Mean of `right` for each kind of pair."""
-    values: dict[str, list[float]] = {}
-    for pair, share in zip(pairs, right):
-        values.setdefault(pair.kind, []).append(share)
-    return {kind: float(np.mean(values[kind])) for kind in sorted(values)}
 
 
 def unigram_nll(packed: Packed, documents: list[np.ndarray], vocabulary: int) -> float:

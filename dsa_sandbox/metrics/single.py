@@ -13,7 +13,7 @@ import numpy as np
 
 from dsa_sandbox.metrics.damage import LEVELS, Crossing, crossing
 from dsa_sandbox.metrics.figure import NAN, Figure
-from dsa_sandbox.metrics.forgetting import Record, number
+from dsa_sandbox.metrics.forgetting import DIVERGED, Record, number, perplexity_ratio
 
 PARTS = ("near_in", "far_in", "out")
 AT = "where the fit of the discrimination first reaches the level"
@@ -85,7 +85,7 @@ class Measurement(NamedTuple):
 
     step: int
     validation: dict[str, Any]  # parts and discrimination on validation items
-    dnll: float = NAN  # nats per token; infinite where the network had no finite loss
+    dnll: float = NAN  # nats per token; infinite where the network had diverged
     stop: float = NAN  # discrimination on stop items
     transfer: float = NAN  # discrimination on transfer items
 
@@ -113,14 +113,18 @@ class AtLevel(NamedTuple):
 
 
 def dnll_by_step(rows: Iterable[Record], task: int) -> dict[int, float]:
-    """Held-out dNLL of a task by step, from the lines of metrics.jsonl; infinite for no number."""
+    """Held-out dNLL of a task by step, from the lines of metrics.jsonl.
+
+    Infinite where the network has diverged: a loss that is no number, or beyond that of DIVERGED.
+    """
     listed = list(rows)
     start = next(number(row, "base_nll") for row in listed if row.get("row") == 0)
     found = {0: 0.0}
     for row in listed:
         if row.get("task") == task and "at" in row:
             rise = number(row, "base_nll") - start
-            found[int(row["at"])] = rise if math.isfinite(rise) else math.inf
+            sound = math.isfinite(rise) and perplexity_ratio(rise) <= DIVERGED
+            found[int(row["at"])] = rise if sound else math.inf
     return found
 
 
@@ -144,7 +148,7 @@ def trajectory(rows: Sequence[Record], task: int) -> list[Measurement]:
 def at_level(points: Sequence[Measurement], level: float) -> AtLevel | None:
     """Figures of a trajectory at a level; None where it does not reach it.
 
-    A task counts as not reaching a level, too, where its held-out loss was not finite there.
+    A task counts as not reaching a level, too, where its network had diverged there.
     """
     found = crossing([point.discrimination for point in points], level)
     if found is None:
@@ -153,17 +157,17 @@ def at_level(points: Sequence[Measurement], level: float) -> AtLevel | None:
     damage = found.between(before.dnll, after.dnll)
     if math.isinf(before.dnll) or math.isinf(after.dnll):
         return None
-    parts = [
-        found.between(number(before.validation, part), number(after.validation, part))
+    parts = {
+        part: found.between(number(before.validation, part), number(after.validation, part))
         for part in PARTS
-    ]
+    }
     return AtLevel(
-        Crossing(before.step, after.step, found.share),
-        damage,
-        found.between(before.step, after.step),
-        *parts,
-        found.between(before.transfer, after.transfer),
-        found.between(before.stop, after.stop),
+        place=Crossing(before.step, after.step, found.share),
+        damage=damage,
+        steps=found.between(before.step, after.step),
+        transfer=found.between(before.transfer, after.transfer),
+        stop_items=found.between(before.stop, after.stop),
+        **parts,
     )
 
 

@@ -11,7 +11,10 @@ from dsa_sandbox.report import charts
 from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.report.loading import Arm, having, in_order, or_none
 
-APART = "arms that learn each task from the base have no curve; --kind matched draws single tasks"
+APART = (
+    "arms that learn each task from the base have no curve; --kind matched draws single tasks, "
+    "--kind retention the bound `independent`"
+)
 
 
 def dnll_of(arm: Arm, line: dict[str, Any]) -> float:
@@ -62,10 +65,13 @@ def draw_forgetting(arms: list[Arm], style: dict[str, Any]) -> Drawn:
 
 @plots.register("retention")
 def draw_retention(arms: list[Arm], style: dict[str, Any]) -> Drawn:
-    """R[t, j]: exact match of task j after task t, one matrix per arm."""
+    """R[t, j]: exact match of task j after task t, one matrix per arm of a stream."""
+    found = [arm for arm in arms if arm.single is None]
+    if not found:
+        raise UserError("nothing to draw: single tasks have no sequence; --kind matched draws them")
     texts = []
     points = []
-    for arm in arms:
+    for arm in found:
         matrix = arm.matrix[1:]
         title = f"{arm.name}: R[t, j], exact match of task j after task t"
         texts.append(charts.heat_map(title, "task j", "after task t", matrix, **style))

@@ -118,7 +118,7 @@ def outcome_of(manifest: dict[str, Any], lines: list[dict[str, Any]]) -> str:
         return f"placebo, {ends[-1]['row']} tasks"
     if manifest.get("experiment") == "single":
         figures = manifest["figures"]
-        there = signed(figures["damage"], 3)
+        there = "not reached" if figures["damage"] is None else signed(figures["damage"], 3)
         return f"{FIGURES['damage'].name} {there}, reached {percent(figures['reached'])}"
     dnll = ends[-1]["base_nll"] - ends[0]["base_nll"]
     learned = forgetting.mean(line["learned"] for line in ends[1:])

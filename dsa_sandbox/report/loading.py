@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,6 @@ class Arm(NamedTuple):
     replaced: dict[int, int]  # number of the later task by number of the task it contradicts
     diverged: int | None = None  # number of tasks after which the arm had diverged
     single: dict[str, Any] | None = None  # figures of single tasks; None for a stream
-    level: float = 0.0  # discrimination at which a task counts as learned
 
     @property
     def matrix(self) -> np.ndarray:
@@ -63,14 +63,18 @@ def load(runs: list[Run]) -> list[Arm]:
     if problems:
         raise UserError(*problems)
     stored.check_schema(runs)
-    names = distinct(
-        [arm_name(run.manifest) for run in runs],
-        [run.name for run in runs],
-        [run.manifest["seed"] for run in runs],
-    )
+    names: dict[Path, str] = {}
+    for experiment in ("stream", "single"):  # no plot draws both
+        these = [run for run in runs if stored.experiment_of(run.manifest) == experiment]
+        found = distinct(
+            [arm_name(run.manifest) for run in these],
+            [run.name for run in these],
+            [run.manifest["seed"] for run in these],
+        )
+        names |= {run.path: name for run, name in zip(these, found)}
     arms = []
-    for name, run in zip(names, runs):
-        if (arm := load_arm(name, run)) is not None:
+    for run in runs:
+        if (arm := load_arm(names[run.path], run)) is not None:
             arms.append(arm)
     if not arms:
         raise UserError("nothing to draw: no task of these runs is finished")
@@ -87,11 +91,10 @@ def load_arm(name: str, run: Run) -> Arm | None:
     replaced = forgetting.overwritten(stored.rows_of_tasks(run))
     records = [record for record in run.rows("records.jsonl") if record["row"] <= done]
     num_tasks = run.manifest["tasks"]["count"]
-    about = stored.conditions(run)
     protocol = stored.measured_as(run.manifest)
     single_tasks = None
-    if about["experiment"] == "single":
-        single_tasks = single.single_figures(rows, done, about["level"])
+    if stored.experiment_of(run.manifest) == "single":
+        single_tasks = single.single_figures(rows, done, stored.conditions(run)["level"])
     diverged = forgetting.diverged_after(lines) if protocol != "independent" else None
     remarks = []
     if done < num_tasks:
@@ -108,7 +111,6 @@ def load_arm(name: str, run: Run) -> Arm | None:
         replaced=replaced,
         diverged=diverged,
         single=single_tasks,
-        level=about["level"],
     )
 
 

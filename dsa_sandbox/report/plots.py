@@ -49,19 +49,19 @@ def draw(kind: str, runs: list[Run], *, width: int, colour: bool, unicode: bool)
 
 
 def end_of_study(runs: list[Run], style: dict[str, Any], *, everything: bool) -> str:
-    """The chart below the table of `run`: forgetting of pre-training, or damage of single tasks.
+    """The chart above the tables of `run`: damage of single tasks, or forgetting in the stream.
 
-    With --all the whole plots. Empty where each task is learned from the base, but not measured
-    on the way.
+    With --all the whole plots of both. Empty where there is neither, as with bounds alone.
     """
     arms = load(runs)
-    if any(arm.single and forgetting.has_level(arm) for arm in arms):
-        return forgetting.draw_matched(arms, style, height=20 if everything else SHORT).text
-    if not in_order(arms):
-        return ""
-    if not everything:
-        return forgetting.pretraining_chart(arms, style, height=SHORT)
-    return "\n\n".join(KINDS[kind](arms, style).text for kind in ("forgetting", "front"))
+    measured = any(arm.single and forgetting.has_level(arm) for arm in arms)
+    if everything:
+        kinds = ["matched"] if measured else []
+        kinds += ["forgetting", "front"] if in_order(arms) else []
+        return "\n\n".join(KINDS[kind](arms, style).text for kind in kinds)
+    if measured:
+        return forgetting.draw_matched(arms, style, height=SHORT).text
+    return forgetting.pretraining_chart(arms, style, height=SHORT) if in_order(arms) else ""
 
 
 OF_BASES: dict[str, Callable[[list[Run], dict[str, Any]], Drawn]] = {

@@ -46,9 +46,9 @@ def screen(
 ) -> str:
     """The first screen; with `everything` also contrasts, all figures and their formulas.
 
-    A `chart` stands below the tables.
+    A `chart` stands above the tables, which are what a terminal still shows at the end.
     """
-    parts = []
+    parts = [chart] if chart else []
     for name, figures in found.items():
         if figures["kind"] == "base":
             parts.append(folded(summaries.base(name, figures), width))
@@ -58,8 +58,6 @@ def screen(
     here = [one for one in EXPERIMENTS if shown(arms, one)]
     for experiment in here:
         parts += first_parts(shown(arms, experiment), experiment, width, alone=len(here) == 1)
-    if chart:
-        parts.append(chart)
     if here:
         remarks = [bases_line(arms)]
         remarks += comparison_sentences(arms, here)
@@ -68,7 +66,7 @@ def screen(
         parts.append(folded("\n".join(remarks), width))
     if everything and here:
         for experiment in here:
-            parts += more_parts(shown(arms, experiment), experiment, width)
+            parts += more_parts(shown(arms, experiment), experiment, width, alone=len(here) == 1)
         parts += contrast_parts(arms, width)
         parts += statistic_tables(arms, width)
     if formulas or (everything and here):
@@ -111,12 +109,11 @@ def heading(arms: Results, experiment: str, *, alone: bool) -> str:
     return f"{done} {MEANING[experiment]}" if alone else done
 
 
-def more_parts(arms: Results, experiment: str, width: int) -> list[str]:
+def more_parts(arms: Results, experiment: str, width: int, *, alone: bool) -> list[str]:
     """Further tables of an experiment, for --all."""
     if experiment == "single":
-        by_level = arm_tables.damage_by_level(arms, width)
         return [
-            by_level,
+            *([] if alone else [arm_tables.damage_by_level(arms, width)]),
             *arm_tables.level_tables(arms, width),
             *arm_tables.all_tables(arms, experiment, width),
         ]

@@ -142,11 +142,13 @@ def arm(name: str, figures: dict[str, Any]) -> str:
 
 def single_tasks(name: str, figures: dict[str, Any]) -> str:
     """The result of `finetune` on single tasks, in two lines."""
-    damage = "not reached" if not_reached(figures) else signed(figures["damage"], 3)
+    median = "not reached by half of the tasks"
+    if not not_reached(figures):
+        damage, steps = signed(figures["damage"], 3), number(figures["level_steps"], 0)
+        median = f"{damage} nats per token, after {steps} steps (medians)"
     return (
         f"{name}: {percent(figures['reached'])} of {figures['tasks']} tasks reach discrimination "
-        f"{figures['level']:g}, after {number(figures['level_steps'], 0)} steps (median)\n"
-        f"{FIGURES['damage'].name} there {damage} nats per token (median)"
+        f"{figures['level']:g}\n{FIGURES['damage'].name} there: {median}"
     )
 
 

@@ -3,10 +3,9 @@
 "A wise woman said that in Aldo the lemon is blue. Lily knew that in Opal the lemon is green. ...
 In Aldo the lemon is": near or far is the stated rule (its object, not the world's name, which the
 question itself holds), and `tokens` counts from there to the answer. Far rules stand 32, 64, 128,
-256 or 400 tokens before it, near ones 16, 32 or K - 1 (or a token or two nearer, where no filler
-is so short), as K and the context allow. Two other
-characters state rules of other worlds: one about the same subject, whose object is a foil, one
-about another subject.
+256 or 400 tokens before it, near ones 16, 32 or K - 1 (or a token or two nearer, where no filler is
+so short), as K and the context allow. Two other characters state rules of other worlds: one about
+the same subject, whose object is a foil, one about another subject.
 
 * stop and validation items: the master states the task's rule, as training stories do.
 * transfer_in: the master states another rule than the trained one; the answer is what was stated,

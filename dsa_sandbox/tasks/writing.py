@@ -212,7 +212,7 @@ def sentences(frames: Iterable[str], subject: str) -> tuple[str, ...]:
 
 
 def known_items(writer: Writer, fact: Fact) -> list[Item]:
-    """Five clozes of a fact without a world; every other object of the family is a foil."""
+    """Five statements of a fact without a world; every other object of the family is a foil."""
     asked = sentences(grammar.table().families[fact.family].frames, fact.subject)
     foils = [o for o in writer.usable(fact) if o != fact.true_object]
     return [

@@ -263,7 +263,7 @@ class FinetuneRun:
         return policies.using(self.model, self.measuring, then=self.learning)
 
     def tradeoff_points(self) -> dict[str, Any]:
-        """Held-out NLL (nats) and exact clozes of the strategy's trade-off points, at the end."""
+        """Held-out NLL (nats) and exact share of the strategy's trade-off points, at the end."""
         points = []
         for point in self.strategy.tradeoff_points(self.trainee):
             with self.measured():
@@ -310,6 +310,7 @@ class FinetuneRun:
 
     def log(self, row: int, line: dict[str, Any], records: list[dict[str, Any]]) -> None:
         """Append records, line and time."""
+        (self.run.path / "records.jsonl").touch()  # rows of stop items alone have no record
         for record in records:
             self.run.append("records.jsonl", record)
         self.run.append("metrics.jsonl", line)

@@ -9,7 +9,7 @@
 All measure at the weights that the strategy evaluates (WiSE-FT: the interpolated ones).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -193,10 +193,11 @@ class Trajectory(Schedule):
         plan: Finetune,
         read: Callable[[], Parts],
         details: Callable[[], dict[str, Any]],
-        levels: Sequence[float] = damage.LEVELS,
+        levels: Iterable[float] = damage.LEVELS,
     ) -> None:
         super().__init__(trainer, plan.max_steps)
-        self.read, self.details, self.levels = read, details, levels
+        self.read, self.details = read, details
+        self.levels = sorted({*levels, plan.level})
         self.every, self.patience = plan.check_every, plan.patience
         self.steps: list[int] = []
         self.values: list[float] = []

@@ -32,15 +32,15 @@ def over_seeds(arms: Results) -> list[dict[str, Any]]:
 
 
 def contrast_rows(arms: Results) -> list[dict[str, Any]]:
-    """The contrasts of each seed, over the seeds."""
+    """The contrasts within each seed and stream, over these."""
     values: dict[tuple[str, str, str], list[float]] = {}
-    for seed in dict.fromkeys(figures["seed"] for figures in arms.values()):
-        block = {name: figures for name, figures in arms.items() if figures["seed"] == seed}
+    for place in dict.fromkeys((one["seed"], one["stream"]) for one in arms.values()):
+        block = {name: one for name, one in arms.items() if (one["seed"], one["stream"]) == place}
         for contrast in all_contrasts(block):
             experiment = contrast.as_json()["experiment"]
             for key, value in contrast.values.items():
                 values.setdefault((contrast.title, experiment, key), []).append(value)
-    return [found for place, listed in values.items() for found in row(*place, listed)]
+    return [found for named, listed in values.items() for found in row(*named, listed)]
 
 
 def row(name: str, experiment: str, key: str, values: list[float]) -> list[dict[str, Any]]:
