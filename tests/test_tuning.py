@@ -217,7 +217,7 @@ def found(shared_: list[single.Shared], best: list[stream.Best]) -> tuning.Found
 
 def test_the_table_has_one_rate_for_every_architecture_and_each_arms_own_for_the_stream() -> None:
     knobs = {"dense": {STRENGTH: 0.1}, "dsa": {STRENGTH: 0.3}}
-    grid_ = {(1.0, arch): figures() for arch in knobs}
+    grid_: dict[tuple[float, str], single.Figures] = {(1.0, arch): figures() for arch in knobs}
     ewc = single.chosen(single.Rule("ewc", 1.0, knobs), grid_)
     missed = shared("sgd", {(1.0, "dsa"): None})
     best = [
