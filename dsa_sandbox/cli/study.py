@@ -87,6 +87,7 @@ def run(
     """Run the whole study: build, pretrain, make-tasks, all arms, eval, plot; skip what exists."""
     from dsa_sandbox import study
     from dsa_sandbox.cli import console
+    from dsa_sandbox.cli.grid import is_strategy_key, rates_of
     from dsa_sandbox.commands import arm_checks, make_tasks
     from dsa_sandbox.config import training_checks
     from dsa_sandbox.metrics import arm
@@ -130,7 +131,8 @@ def run(
         force=call.session.force,
     )
     if call.dry_run:
-        answer_plan(call, "run", {**network_plan(call), **plan.described()})
+        described = {**network_plan(call), **plan.described(), **rates_of(call, sets, plan)}
+        answer_plan(call, "run", described)
         return
     outcome = study.run(plan, call.session.listener)
     results = study.evaluate(outcome)
@@ -167,8 +169,3 @@ def asked_experiment(resolved: "Resolved", singles: int | None) -> str | None:
             f"[from {resolved.sources['finetune.experiment']}]"
         )
     return experiment
-
-
-def is_strategy_key(text: str, strategies: str) -> bool:
-    """Whether a --set belongs to a strategy of the grid: only that strategy's cells receive it."""
-    return text.partition(".")[0] in strategies.replace("+", ",").replace(" ", "").split(",")

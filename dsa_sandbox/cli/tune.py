@@ -19,7 +19,6 @@ from dsa_sandbox.cli.options import (
 from dsa_sandbox.errors import UserError
 
 if TYPE_CHECKING:
-    from dsa_sandbox.config import rates
     from dsa_sandbox.config.resolve import Resolved
     from dsa_sandbox.tuning.tune import Request
 
@@ -109,7 +108,7 @@ def tune(
     path = tuning.keep(call.session.home, request, found)
     report = tuning.report(request, found)
     if call.as_json:
-        table = tuning.table_of(request, found)
+        table = tuning.table_of(found)
         console.emit_json({"command": "tune", "file": str(path), "rates": table, **report})
         return
     style = {
@@ -126,7 +125,7 @@ def requested(
 ) -> "Request":
     """What is tuned, checked before any training."""
     from dsa_sandbox import study
-    from dsa_sandbox.cli.study import is_strategy_key
+    from dsa_sandbox.cli.grid import arm_settings, is_strategy_key
     from dsa_sandbox.commands import arm_checks
     from dsa_sandbox.config import rates, training_checks
     from dsa_sandbox.tuning import tune as tuning
@@ -174,7 +173,7 @@ def requested(
         resolved.settings.finetune.level,
         max_steps=resolved.settings.finetune.max_steps,
         level_is_asked=source != "default" and not rates.is_row(source),
-        resolve=partial(arm_settings, call, sets, rates.of_home(home)),
+        resolve=partial(arm_settings, call, sets),
     )
 
 
@@ -221,29 +220,3 @@ def check_settings(resolved: "Resolved") -> None:
         if value != wanted:
             source = resolved.sources.get(f"finetune.{key}", "default")
             raise UserError(f"finetune.{key}={value}: {why}; leave it out  [from {source}]")
-
-
-def arm_settings(
-    call: Call,
-    sets: list[str],
-    home_table: "rates.Table | None",
-    arch: str,
-    strategy: str,
-    experiment: str,
-    tuned: bool,
-) -> "Resolved":
-    """The settings of an arm; `tuned`: with what an earlier tuning has written into the home."""
-    from dsa_sandbox.cli.study import is_strategy_key
-    from dsa_sandbox.config import resolve
-
-    own = strategy.split("+")
-    others = [text for text in sets if text.partition(".")[0] in own]
-    shared = [text for text in call.sets if not is_strategy_key(text, strategy)]
-    return resolve.resolve(
-        preset=call.preset,
-        config=call.config,
-        sets=[*shared, *others, f"finetune.experiment={experiment}"],
-        options={"strategy": (strategy, "--strategies"), "arch": (arch, "--archs")},
-        with_strategy=True,
-        tuning=home_table if tuned else None,
-    )

@@ -115,7 +115,7 @@ def rule_of(request: Request, strategy: str, best: Sequence[stream.Best]) -> sin
     return single.Rule(strategy, centre, knobs)
 
 
-def table_of(request: Request, found: Found) -> dict[str, Any]:
+def table_of(found: Found) -> dict[str, Any]:
     """The rates, as rows of the table of a home (rates.py)."""
     table: dict[str, Any] = {}
     if found.level is not None:
@@ -199,7 +199,7 @@ def keep(home: Path, request: Request, found: Found) -> Path:
     path = home / rates.TUNING
     before: Mapping[str, Any] = json.loads(path.read_bytes()) if rates.of_home(home) else {}
     known = dict(before.get("rates", {}))
-    known[request.preset] = joined(known.get(request.preset, {}), table_of(request, found))
+    known[request.preset] = joined(known.get(request.preset, {}), table_of(found))
     made = report(request, found)
     reports = {**before.get("reports", {})}
     name = request.preset
