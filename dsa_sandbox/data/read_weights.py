@@ -1,7 +1,8 @@
 """Weights of the words that a document has stated before, in the loss of pre-training.
 
-Reading stories are few and the words that they read back fewer: heavier, reading is learned in about half
-the tokens. B batch, T tokens, M weighted targets, N ids.
+Such words are few: with more weight, reading is learned in about half the tokens.
+
+B batch, T tokens, M weighted targets, N ids.
 """
 
 import torch
