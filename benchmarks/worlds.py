@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from dsa_sandbox.commands import finetune, make_tasks, pretrain
 from dsa_sandbox.config import resolve
+from dsa_sandbox.metrics.forgetting import number
 from dsa_sandbox.metrics.single import median
 from dsa_sandbox.runs import load
 from dsa_sandbox.runs.folder import Run
@@ -35,10 +36,10 @@ def transfer(run: Run, level: str) -> dict[str, float]:
     parts = {(row["task"], row["at"]): row.get("transfer") for row in run.rows("metrics.jsonl")
              if "at" in row}  # fmt: skip
     found: list[dict[str, Any]] = []
-    for number, task in enumerate(run.manifest["figures"]["trajectories"]):
+    for index, task in enumerate(run.manifest["figures"]["trajectories"]):
         reached = task["levels"].get(level)
         if reached:
-            found.append(parts.get((number, reached["place"]["to_step"])) or {})
+            found.append(parts.get((index, reached["place"]["to_step"])) or {})
     frames = [min(row["near_in"], row["far_in"]) for row in found if row]
     return {"frames": median(frames), "worlds": median(row["out"] for row in found if row)}
 
@@ -60,10 +61,11 @@ def one(seed: int, arch: str, strategy: str, count: int, home: Path, sets: list[
     figures = run.manifest["figures"]
     level = f"{settings.finetune.level:g}"
     here, unseen = figures["by_level"][level], transfer(run, level)
+    near, far, out, dnll = (number(here, key) for key in ("near_in", "far_in", "out", "damage"))
     return (
-        f"{seed:<6}{arch:<7}{strategy:<9}{here['reached']:<9.0%}{here['steps']:<7.0f}"
-        f"{here['near_in']:<6.2f}{here['far_in']:<6.2f}{here['out']:<6.2f}"
-        f"{unseen['frames']:<15.2f}{unseen['worlds']:<15.2f}{here['damage']:+.3f}"
+        f"{seed:<6}{arch:<7}{strategy:<9}{here['reached']:<9.0%}{number(here, 'steps'):<7.0f}"
+        f"{near:<6.2f}{far:<6.2f}{out:<6.2f}{unseen['frames']:<15.2f}{unseen['worlds']:<15.2f}"
+        f"{dnll:+.3f}"
     )
 
 

@@ -11,14 +11,13 @@ from tokenizers import Tokenizer
 from dsa_sandbox.config.settings import Data, Train
 from dsa_sandbox.core.transformer import token_nll
 from dsa_sandbox.data import corpus, reading
+from dsa_sandbox.data.read_weights import read_weights, reading_ids
 from dsa_sandbox.data.tokens import (
     IGNORED,
     Batch,
     batch_of,
     bpe_tokenizer,
     encode,
-    read_weights,
-    reading_ids,
     word_tokenizer,
 )
 from dsa_sandbox.training.loop import Phase, train
@@ -57,6 +56,14 @@ def test_a_word_of_another_row_or_behind_is_no_earlier_mention() -> None:
     targets_BT = torch.tensor([[7, 7, 2, 3], [7, 3, 7, IGNORED], [1, 2, 3, 7]])
     weights_BT = read_weights(Batch(tokens_BT, targets_BT), ids, 3.0)
     assert weights_BT.tolist() == [[1, 3, 1, 1], [1, 1, 3, 1], [1, 1, 1, 1]]
+
+
+def test_a_tokenizer_without_the_words_weighs_all_alike() -> None:
+    tokenizer = bpe_tokenizer(["Once upon a time."] * 9, 300)
+    ids = reading_ids(tokenizer)
+    assert len(ids) == 0
+    batch = batch_of([torch.tensor(encode(tokenizer, text)).numpy() for text in STORIES[:3]])
+    assert (read_weights(batch, ids, 4.0) == 1).all()
 
 
 def test_the_weighted_loss_is_over_the_sum_of_weights_and_what_is_told_is_not_weighted() -> None:

@@ -352,27 +352,6 @@ def batch_of(documents: Sequence[np.ndarray]) -> Batch:
     return Batch(torch.from_numpy(tokens), torch.from_numpy(targets))
 
 
-def reading_ids(tokenizer: Tokenizer) -> Tensor:
-    """Ids of the words that reading stories read back, behind a space; words of one token only."""
-    encoded = (tokenizer.encode(f"It was {word}").ids for word in reading.read_words())
-    before = len(tokenizer.encode("It was").ids)
-    return torch.tensor(sorted({ids[-1] for ids in encoded if len(ids) == before + 1}))
-
-
-def read_weights(batch: Batch, ids_N: Tensor, weight: float) -> Tensor:
-    """[B, T] weights of the targets: `weight` for one of the ids that its row has had before, or 1.
-
-    A function of the tokens alone: a row of text that repeats such a word is weighted too.
-    """
-    tokens_BT, targets_BT = batch
-    weights_BT = torch.ones(targets_BT.shape)
-    row_M, place_M = torch.isin(targets_BT, ids_N).nonzero(as_tuple=True)
-    stated_MT = tokens_BT[row_M] == targets_BT[row_M, place_M, None]
-    stated_MT &= torch.arange(tokens_BT.shape[1]) <= place_M[:, None]
-    weights_BT[row_M, place_M] = stated_MT.any(1).float() * (weight - 1) + 1
-    return weights_BT
-
-
 def windows(packed: Packed, context: int) -> np.ndarray:
     """[num, 2] begin and end in `packed.ids` of every window: a document, cut where longer than T.
 

@@ -10,16 +10,8 @@ import torch
 
 from dsa_sandbox.config.settings import Settings, Train
 from dsa_sandbox.core.transformer import Transformer
-from dsa_sandbox.data.tokens import (
-    IGNORED,
-    Batch,
-    Batches,
-    Corpus,
-    heldout,
-    micro_batches,
-    read_weights,
-    reading_ids,
-)
+from dsa_sandbox.data.read_weights import read_weights, reading_ids
+from dsa_sandbox.data.tokens import IGNORED, Batch, Batches, Corpus, heldout, micro_batches
 from dsa_sandbox.errors import Interrupted, RunFailed
 from dsa_sandbox.evaluation.diagnostics import expert_health, indexer_health
 from dsa_sandbox.evaluation.scoring import heldout_nll
