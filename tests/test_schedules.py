@@ -166,6 +166,14 @@ def test_fixed_steps_read_the_items_once() -> None:
     assert line["stop"]["near_in"] == pytest.approx(0.5)
 
 
+def test_whether_a_task_is_learned_is_absent_without_stop_items() -> None:
+    toy = Toy(lambda step: 0.1)
+    nothing = Parts(float("nan"), float("nan"), float("nan"))
+    schedule = FixedSteps(toy, 2, lambda: [nothing], 0.7)  # type: ignore[arg-type]
+    run(toy, schedule)
+    assert schedule.finish() == {"capped": False}
+
+
 def trajectory(toy: Toy, **plan: Any) -> Trajectory:
     return Trajectory(toy, Finetune(**plan), toy.read, lambda: {"base_nll": toy.value})  # type: ignore[arg-type]
 
@@ -230,7 +238,7 @@ def test_a_placebo_stands_where_the_arm_stood() -> None:
     plan = {"steps": 6, "at": [2, 4], "from_step": 5, "bisected": 0.25}
     schedule = AsArm(toy, plan, lambda: {"base_nll": toy.value})  # type: ignore[arg-type]
     assert run(toy, schedule) == 6
-    schedule.finish()
+    assert schedule.finish() == {"capped": False}
     assert [row["at"] for row in schedule.lines()] == [2, 4]
     assert [row["base_nll"] for row in schedule.lines()] == pytest.approx([0.2, 0.4])
     assert toy.value == pytest.approx(0.525)

@@ -309,7 +309,7 @@ def forgetting_figures(
     dnll = lines[num_tasks]["base_nll"] - lines[0]["base_nll"]
     unseen_now = after_own_task(records, "transfer_out", protocol)
     values = {
-        "learned": mean(line["learned"] for line in ends),
+        "learned": mean(line["learned"] for line in ends if "learned" in line),
         "heldout_dnll": dnll,
         "log_odds_fall": log_odds_fall(records, num_tasks),
         "heldout_kl": number(lines[num_tasks], "kl"),

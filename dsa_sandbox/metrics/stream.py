@@ -137,6 +137,6 @@ def stream_figures(
     for part, matrix in matrices.items():
         values[f"own_{part}"] = mean_known(own_accuracy(matrix, protocol))
         values[f"end_{part}"] = mean_known(matrix[num_tasks])
-    ended = [line for line in lines if line["row"] and line["learned"] and "overshoot" in line]
+    ended = [line for line in lines if line["row"] and line.get("learned") and "overshoot" in line]
     values["overshoot"] = mean_known(number(line, "overshoot") for line in ended)
     return defined({key: values.get(key, NAN) for key in FIGURES}, FIGURES, protocol)

@@ -9,6 +9,7 @@
 All measure at the weights that the strategy evaluates (WiSE-FT: the interpolated ones).
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -74,8 +75,11 @@ class FixedSteps(Schedule):
 
     def finish(self) -> dict[str, Any]:
         parts = self.read()
-        reached = [one.least >= self.level for one in parts]
-        return {"learned": share(reached), "capped": False, "stop": worst(parts).row()}
+        line: dict[str, Any] = {"capped": False}
+        if not any(math.isnan(one.least) for one in parts):  # rows may have no stop items
+            reached = [one.least >= self.level for one in parts]
+            line |= {"learned": share(reached), "stop": worst(parts).row()}
+        return line
 
 
 class UntilLevel(Schedule):
@@ -298,7 +302,7 @@ class AsArm(Schedule):
             self.trainer.put_between(
                 self.below, self.trainer.snapshot(), float(self.plan["bisected"])
             )
-        return {"learned": False, "capped": False}
+        return {"capped": False}
 
     def lines(self) -> Iterator[dict[str, Any]]:
         return iter(self.found)
