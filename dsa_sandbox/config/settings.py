@@ -356,7 +356,9 @@ class Finetune(Frozen):
     optimizer: Literal["adamw", "sgd"] = Field(
         "adamw", description="Optimiser, the same for every strategy."
     )
-    learning_rate: float = Field(1.2e-3, gt=0, description="Learning rate after warm-up.")
+    learning_rate: float = Field(
+        1.2e-3, gt=0, description="Learning rate after warm-up [by strategy: docs/strategies.md]."
+    )
     warmup_steps: int = Field(5, ge=0, description="Steps of linear warm-up in each task.")
     clip: float = Field(1.0, gt=0, description="Maximum gradient norm, penalties included.")
     batch: int = Field(16, ge=2, description="Stories per step.")
