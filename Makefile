@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: demo test package fix docs clean
 
 demo: .venv/installed
-	$(BIN)/dsa-sandbox run --preset smoke --count 3 --singles 2 --home runs/demo
+	$(BIN)/dsa-sandbox run --preset smoke --count 4 --singles 1 --home runs/demo
 
 test: .venv/installed-dev
 	$(BIN)/ruff format --check .

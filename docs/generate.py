@@ -157,7 +157,7 @@ SCREENS = (
     ("ls", "presets"),
     ("settings", "--describe"),
 )
-RUN = ("run", "--preset", "smoke", "--count", "3", "--singles", "2")  # make demo
+RUN = ("run", "--preset", "smoke", "--count", "4", "--singles", "1")  # make demo
 
 
 def shown(arguments: tuple[str, ...], screen: str) -> str:

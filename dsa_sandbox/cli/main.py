@@ -34,7 +34,7 @@ app = typer.Typer(
     help="Does the shape of attention protect a language model from forgetting?\n\n"
     "Builds a dense network and one with DeepSeek Sparse Attention, pre-trains both to equal "
     "quality, teaches them contradictory worlds one after another, and measures what they forget.",
-    epilog="The whole study at smoke scale: dsa-sandbox run --count 3 --singles 2",
+    epilog="The whole study at smoke scale: dsa-sandbox run --count 4 --singles 1",
 )
 for module in (
     pretrain,

@@ -31,7 +31,7 @@ app = typer.Typer()
 
 @verb(
     app,
-    "run --preset smoke --count 3 --singles 2",
+    "run --preset smoke --count 4 --singles 1",
     options="count family tasks data seed device",
     shared=MAKES_A_RUN,
     later=True,
