@@ -145,7 +145,7 @@ def expert_width(model: Model) -> int:
 
 
 def matched_ffn_width(arch: str, model: Model) -> int:
-    """Feed-forward width, a multiple of 8, that makes the total of `arch` equal to `dsa`'s.
+    """Feed-forward width, a multiple of 8 (experts: of 2), to make the total of `arch` `dsa`'s.
 
     With experts it is the width of all together, and their total that of `dsa` without experts:
     the router is paid for.
@@ -161,7 +161,8 @@ def matched_ffn_width(arch: str, model: Model) -> int:
     matrices = 3 if model.activation == "swiglu" else 2
     width = model.ffn_width + surplus / (matrices * model.width * model.num_layers)
     routed = model.num_experts * expert_width(model) if model.ffn == "moe" else 0
-    return max(routed + 8, round(width / 8) * 8)
+    unit = 2 if model.ffn == "moe" else 8  # both networks round: 8 would leave them 1 % apart
+    return max(routed + 8, round(width / unit) * unit)
 
 
 def table(arch: str, model: Model, vocabulary: int) -> dict[str, int]:

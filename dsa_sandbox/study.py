@@ -11,6 +11,7 @@ from dsa_sandbox.commands import arm_checks, make_tasks
 from dsa_sandbox.config.resolve import INDEXER_KEYS, Resolved
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.data import corpus, tokens
+from dsa_sandbox.errors import UserError
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.metrics import arm
 from dsa_sandbox.registry import strategies as registered
@@ -244,9 +245,18 @@ def plan(
         forced,
         tuple(arch for arch in archs if sizes.has_indexer(arch, resolved.model)),
         stream,
-        min(num_tasks, SINGLES if singles is None else singles),
+        num_singles(num_tasks, singles),
         bool(resolved.eval.dense_tasks),
     )
+
+
+def num_singles(num_tasks: int, asked: int | None) -> int:
+    """Number of single tasks; UserError where more are asked for than the stream has."""
+    if asked is not None and asked > num_tasks:
+        raise UserError(
+            f"--singles={asked}: single tasks are the first of the stream, which has {num_tasks}"
+        )
+    return min(num_tasks, SINGLES) if asked is None else asked
 
 
 def study_digest(resolved: Settings, cells: list[Any], files: Sequence[Path]) -> str:

@@ -83,7 +83,7 @@ def test_steps_too_few_for_the_warm_up_are_refused_with_the_number_that_suffices
     assert dry(*sets, "--arch", "dense").code == 0
     short = ("--set", "train.indexer_fraction=1e-5", "--set", "train.dense_fraction=0.6504")
     problem = dry(*short).problem
-    assert problem.startswith("error: train.indexer_fraction=1e-05: no step of 1200 is left")
+    assert problem.startswith("error: train.indexer_fraction=1e-05: no step of 1400 is left")
 
 
 def test_an_indexer_with_nothing_to_leave_out_is_refused_and_dsa_full_named() -> None:

@@ -19,9 +19,9 @@ PLAN = ("finetune.stop=level", f"finetune.level={LEVEL}", "finetune.max_steps=40
 
 def at_level(folder: Path, strategy: str, *sets: str) -> tuple[FinetuneRun, dict[str, Any]]:
     """One task, learned until the level: the run, and what its row would say."""
-    at_work = stream_of(
-        folder, strategy, *PLAN, "finetune.learning_rate=0.01", *sets, tasks=1, arch="dsa"
-    )
+    rate = 0.03 if "lora" in strategy else 0.01  # factors begin at 0
+    sets = (f"finetune.learning_rate={rate}", *sets)
+    at_work = stream_of(folder, strategy, *PLAN, *sets, tasks=1, arch="dsa")
     (line,) = each_task(at_work)
     return at_work, line
 

@@ -54,7 +54,7 @@ def test_finetune_reads_its_base_once(
     assert counts.pop("network") == 1  # the frozen network is a copy
     # its own files, when it is finished; its own manifest, as its state changes
     assert counts.pop(f"digest {arm}") == 6
-    assert counts.pop(f"manifest {arm}") <= 6
+    assert counts.pop(f"manifest {arm}") <= 7
     assert all(number == 2 for number in counts.values()), counts  # other runs: both listings
 
 

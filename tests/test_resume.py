@@ -158,8 +158,11 @@ def test_fine_tuning_stopped_at_any_step_ends_in_the_same_bytes(
 
 
 EXPERIMENTS = {
-    "a trajectory": ("finetune.experiment=single", "finetune.max_steps=6"),
-    "a bisection": ("finetune.level=0.2", "finetune.learning_rate=0.03"),
+    "a trajectory": (
+        *("finetune.experiment=single", "finetune.max_steps=6"),
+        "finetune.learning_rate=0.03",
+    ),
+    "a bisection": ("finetune.level=0.1", "finetune.learning_rate=0.03"),
 }
 
 

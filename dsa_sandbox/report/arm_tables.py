@@ -209,7 +209,7 @@ def lag_table(arms: Results, width: int) -> str:
         values = [in_unit(v, "probability") for v in arms[run]["discrimination_by_lag"]]
         rows.append((name, *values, *["-"] * (longest - len(values))))
     table = table_of(["arm", *(str(lag) for lag in range(longest))], rows, width)
-    return f"Discrimination by the number of tasks learned since\n\n{table}"
+    return f"Discrimination by tasks learned since\n\n{table}"
 
 
 def formula_table(width: int) -> str:
