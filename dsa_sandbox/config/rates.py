@@ -84,7 +84,7 @@ def layers(
     for table in (shipped(), *([home] if home else [])):
         about = table.presets.get(preset, {})
         if "level" in about:
-            kind = table.file or TUNED
+            kind = table.file or about.get("level_how", TUNED)
             found.append(Row(f"{kind}: {preset}", {LEVEL: about["level"]}))
         row = row_for(about.get(experiment, {}), arch, strategy)
         if row is not None:
