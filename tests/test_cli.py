@@ -363,14 +363,8 @@ def test_the_hand_written_stream_goes_all_the_way(tiny_home: TinyHome, tmp_path:
     value = cli("eval", base, "--tasks", STREAM, "--json", *home).value
     (figures,) = value["runs"].values()
     assert figures["tasks"] == 10
-<<<<<<< HEAD
-    assert (
-        figures["right"]["validation_out"] > figures["right"]["validation_in"]
-    )  # it knows the true facts
-=======
     right = figures["right"]
     assert right["validation_out"] > right["validation_in"]  # it knows the true facts
->>>>>>> 2b565ad1640aeb01f02381e5f60ee40c18ac4f4c
     quick = [*BRIEF, "--set", "finetune.max_steps=2", "--quiet"]
     arms = []
     for tasks in (STREAM, stream.name):

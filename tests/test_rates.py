@@ -160,4 +160,4 @@ def test_an_arm_keeps_the_table_that_has_set_its_rate(tiny_home: TinyHome, tmp_p
     chosen |= {"ewc.passes": 2, "eval.stories": 0, "eval.recovery_tasks": 0}
     other = api.finetune(chosen, api.session(home), base=base).run
     assert not (other.path / rates.TUNING).exists()
-    assert other.manifest["tuned"] == {"sources": {rates.LEVEL: "tuned: smoke"}}
+    assert other.manifest["tuned"] == {"sources": {rates.LEVEL: "order of magnitude: smoke"}}

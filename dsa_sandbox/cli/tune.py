@@ -71,14 +71,14 @@ def tune(
         int, typer.Option("--count", min=2, help="Development tasks (at most).", metavar="N")
     ] = 12,
     first: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--first",
             min=2,
-            help="stream: tasks that all 8 configurations learn; the best 3 learn all.",
+            help="stream: tasks that all 8 configurations learn; the best 3 learn all (default: 4).",
             metavar="N",
         ),
-    ] = 4,
+    ] = None,
     include: Include = None,
 ) -> None:
     """Find each strategy's learning rate and strength, and the level, on development tasks.
@@ -90,10 +90,12 @@ def tune(
     from dsa_sandbox.tuning import tune as tuning
     from dsa_sandbox.tuning.screen import screen
 
+    if first is not None and first > count:
+        raise UserError(f"--first={first}: is more than --count={count}")
     request = requested(
         call,
         {"archs": archs, "strategies": strategies, "only": only, "tasks": tasks},
-        counts=(first, count),
+        counts=(min(4, count) if first is None else first, count),
         include=include or [],
         data=data,
         device=device,
