@@ -75,7 +75,7 @@ def tune(
         typer.Option(
             "--first",
             min=2,
-            help="stream: tasks that all 8 configurations learn; the best 3 learn all (default: 4).",
+            help="stream: tasks of all 8 configurations; the best 3 learn all (default: 4).",
             metavar="N",
         ),
     ] = None,
