@@ -70,7 +70,7 @@ class Child:
             self.signalled = True
 
     def wait(self) -> int:
-        """Wait until the process has ended and its output is read; its exit code."""
+        """Wait for the process and for all of its output; return the exit code."""
         code = self.process.wait()
         for reader in self.readers:
             reader.join()

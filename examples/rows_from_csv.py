@@ -116,7 +116,10 @@ def row_of(fact: dict[str, str], carriers: list[str]) -> dict[str, Any]:
 
 
 def rows_of(table: Path, carriers: list[str]) -> list[dict[str, Any]]:
-    """A task for each line of the table; SystemExit where a column or a gap is missing."""
+    """Write one task for each line of the table.
+
+    SystemExit where a line lacks a column, or a sentence its `{object}`.
+    """
     with table.open(encoding="utf-8-sig", newline="") as lines:
         facts = list(csv.DictReader(lines))
     rows = []

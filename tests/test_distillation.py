@@ -71,7 +71,7 @@ def test_each_batch_is_compared_with_what_the_earlier_network_says_of_it(arch: s
     for seed in (0, 1):
         batch = ragged(seed)
         rows = []
-        for tokens_T, length in zip(batch.tokens_BT, (15, 8, 11)):  # row by row, without padding
+        for tokens_T, length in zip(batch.tokens_BT, (15, 8, 11)):  # no padding
             tokens_1T = tokens_T[None, :length]
             p, q = (F.softmax(network(tokens_1T)[0] / 1.5, -1) for network in (teacher, model))
             rows.append((p * (p / q).log()).sum(-1))

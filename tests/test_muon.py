@@ -38,6 +38,19 @@ def torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "bfloat16", Tensor.clone)
 
 
+Stepped = tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]
+
+
+def assert_equal_steps(first: Stepped, second: Stepped, *, rtol: float, atol: float) -> None:
+    """Both optimisers move their parameters alike, over four steps of equal gradients."""
+    for step in range(4):
+        for optimizer, moved in (first, second):
+            with_gradients(moved, step)
+            optimizer.step()
+    for mine, other in zip(first[1], second[1]):
+        torch.testing.assert_close(mine, other, rtol=rtol, atol=atol)
+
+
 @pytest.mark.usefixtures("torchs")
 def test_with_torchs_coefficients_every_step_is_torchs() -> None:
     ours, theirs = parameters(*SHAPES), parameters(*SHAPES)
@@ -51,13 +64,7 @@ def test_with_torchs_coefficients_every_step_is_torchs() -> None:
     second = torch.optim.Muon(
         theirs, lr=0.01, weight_decay=0.1, momentum=muon.MOMENTUM, adjust_lr_fn="match_rms_adamw"
     )
-    for step in range(4):
-        with_gradients(ours, step)
-        with_gradients(theirs, step)
-        first.step()
-        second.step()
-    for mine, other in zip(ours, theirs):
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    assert_equal_steps((first, ours), (second, theirs), rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_no_matrix_moves_as_with_adamw() -> None:
@@ -69,13 +76,7 @@ def test_what_is_no_matrix_moves_as_with_adamw() -> None:
         ]
     )
     second = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, betas=(0.6, 0.95))
-    for step in range(4):
-        with_gradients(ours, step)
-        with_gradients(theirs, step)
-        first.step()
-        second.step()
-    for mine, other in zip(ours, theirs):
-        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
+    assert_equal_steps((first, ours), (second, theirs), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("shape", [(20, 50), (50, 20), (30, 30)])

@@ -47,7 +47,7 @@ def test_distinct_words_are_compared_to_uniform_draws() -> None:
         ("Lily and Mia ran. She fell. Her ball was gone.", 2, 2),
         ("An old man gave Lily a cup and she thanked him.", 0, 0),
         ("There was a girl named Lily. She had his ball.", 1, 2),
-        ("She ran to the lake. The dog barked.", 0, 0),  # before anybody is named
+        ("She ran to the lake. The dog barked.", 0, 0),  # the story has named no character yet
         ("HE! said the dog to Ben. HIS ball.", 1, 1),
         ("Tom went home. Mom smiled and she hugged him.", 0, 0),  # a name for a woman
         ("Mom smiled at Lily. She hugged her.", 2, 2),

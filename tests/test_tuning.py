@@ -152,8 +152,8 @@ def test_equal_configurations_stay_in_their_order_and_an_unknown_sum_is_the_wors
 
 @pytest.mark.parametrize("strategy", [*strategies, "acft+ewc"])
 def test_every_arm_of_the_stream_has_exactly_eight_valid_configurations(strategy: str) -> None:
-    knob = grids.knob_of(strategy)
-    centre = {RATE: 3e-4, **({knob.key: 0.3} if knob else {})}
+    strength = grids.strength_of(strategy)
+    centre = {RATE: 3e-4, **({strength.key: 0.3} if strength else {})}
     configs = grids.stream_configs(strategy, centre)
     assert len({tuple(config.items()) for config in configs}) == 8
     for config in configs:
@@ -163,17 +163,17 @@ def test_every_arm_of_the_stream_has_exactly_eight_valid_configurations(strategy
 
 
 def test_a_strategy_with_a_strength_of_its_own_has_it_tuned() -> None:
-    """A new strategy with such a setting has to be named in KNOBS."""
+    """A new strategy with such a setting has to be named in STRENGTHS."""
     for name in strategies:
         if "strength" in strategies[name].Settings.model_fields:
-            assert grids.knob_of(name) == (f"{name}.strength", 10**0.5, False)
-    assert grids.knob_of("acft+ewc") == grids.KNOBS["ewc"]
-    assert grids.knob_of("acft") is None
+            assert grids.strength_of(name) == (f"{name}.strength", 10**0.5, False)
+    assert grids.strength_of("acft+ewc") == grids.STRENGTHS["ewc"]
+    assert grids.strength_of("acft") is None
 
 
 def test_rates_of_single_tasks_are_factors_of_two_apart_and_shares_stay_shares() -> None:
     assert grids.single_rates(3e-4) == [7.5e-5, 1.5e-4, 3e-4, 6e-4]
-    alpha = grids.KNOBS["wise"]
+    alpha = grids.STRENGTHS["wise"]
     assert [alpha.moved(0.5, steps) for steps in (-2, 0, 2)] == [0.2, 0.5, 0.8]
 
 
@@ -216,9 +216,9 @@ def found(shared_: list[single.Shared], best: list[stream.Best]) -> tuning.Found
 
 
 def test_the_table_has_one_rate_for_every_architecture_and_each_arms_own_for_the_stream() -> None:
-    knobs = {"dense": {STRENGTH: 0.1}, "dsa": {STRENGTH: 0.3}}
-    grid_: dict[tuple[float, str], single.Figures] = {(1.0, arch): figures() for arch in knobs}
-    ewc = single.chosen(single.Rule("ewc", 1.0, knobs), grid_)
+    strengths = {"dense": {STRENGTH: 0.1}, "dsa": {STRENGTH: 0.3}}
+    grid_: dict[tuple[float, str], single.Figures] = {(1.0, arch): figures() for arch in strengths}
+    ewc = single.chosen(single.Rule("ewc", 1.0, strengths), grid_)
     missed = shared("sgd", {(1.0, "dsa"): None})
     best = [
         stream.Best(arch, "ewc", [], [Tried(config, 0.1, 0.1, 12, 12)], {})

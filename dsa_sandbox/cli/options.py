@@ -150,6 +150,16 @@ DryRun = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
 ]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Parallel jobs (default: cores / threads).", metavar="N"),
+]
+Strategies = Annotated[
+    str, typer.Option("--strategies", help="Strategies, separated by commas.", metavar="A,B,..")
+]
+Archs = Annotated[
+    str, typer.Option("--archs", help="Architectures, separated by commas.", metavar="A,B,..")
+]
 Everything = Annotated[
     bool,
     typer.Option(

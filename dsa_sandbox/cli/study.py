@@ -8,6 +8,7 @@ import typer
 from dsa_sandbox.cli.options import (
     MAKES_A_RUN,
     OUTPUT,
+    Archs,
     Call,
     Count,
     Data,
@@ -15,7 +16,9 @@ from dsa_sandbox.cli.options import (
     Everything,
     Family,
     Include,
+    Jobs,
     Seed,
+    Strategies,
     TasksFrom,
     answer_plan,
     network_plan,
@@ -44,24 +47,9 @@ def run(
     data: Data = None,
     seed: Seed = None,
     device: Device = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            "--jobs", min=1, help="Parallel jobs (default: cores / threads).", metavar="N"
-        ),
-    ] = None,
-    strategies: Annotated[
-        str,
-        typer.Option(
-            "--strategies", help="Strategies of the grid, separated by commas.", metavar="A,B,.."
-        ),
-    ] = "sgd,ewc,acft",
-    archs: Annotated[
-        str,
-        typer.Option(
-            "--archs", help="Architectures of the grid, separated by commas.", metavar="A,B,.."
-        ),
-    ] = "dense,dsa",
+    jobs: Jobs = None,
+    strategies: Strategies = "sgd,ewc,acft",
+    archs: Archs = "dense,dsa",
     singles: Annotated[
         int | None,
         typer.Option(

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsa_sandbox.cli.options import (
+    Archs,
     Call,
     Data,
     Device,
     Include,
+    Jobs,
+    Strategies,
     answer_plan,
     network_plan,
     verb,
@@ -50,19 +53,9 @@ def tune(
         ),
     ] = None,
     device: Device = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            "--jobs", min=1, help="Parallel jobs (default: cores / threads).", metavar="N"
-        ),
-    ] = None,
-    strategies: Annotated[
-        str,
-        typer.Option("--strategies", help="Strategies, separated by commas.", metavar="A,B,.."),
-    ] = "sgd,ewc,acft",
-    archs: Annotated[
-        str, typer.Option("--archs", help="Architectures, separated by commas.", metavar="A,B,..")
-    ] = "dense,dsa,dsa-full",
+    jobs: Jobs = None,
+    strategies: Strategies = "sgd,ewc,acft",
+    archs: Archs = "dense,dsa,dsa-full",
     only: Annotated[
         str | None,
         typer.Option("--only", help="single or stream (default: both).", metavar="EXPERIMENT"),

@@ -16,8 +16,8 @@ from dsa_sandbox.data import grammar
 from dsa_sandbox.data.grammar import Cast
 
 NEAREST = 6  # tokens from one mention to the next, at least
-LATEST = 36  # tokens after which a mention is due at once
-MENTION_SHARE = 0.9  # of sentences, while something may be mentioned
+LATEST = 36  # tokens after which the next sentence has to be a mention
+MENTION_SHARE = 0.9  # probability that a sentence mentions a statement again, where one is due
 
 INTRODUCTIONS = (
     "In the {place} lived {one}.",
@@ -57,7 +57,7 @@ class Relation(NamedTuple):
 
 
 class Thing(NamedTuple):
-    """What one story states: `word` is read back; it belongs to `key` in this story alone."""
+    """A statement of one story: `key` has the name or object `word`, in this story alone."""
 
     key: str  # a character's kind, or a relation's subject
     word: str
@@ -92,7 +92,7 @@ def capital(text: str) -> str:
 
 @cache
 def relations() -> tuple[Relation, ...]:
-    """The relations that reading stories state, which the table of facts lacks."""
+    """The relations of reading stories; none of them is in the table of facts."""
     return tuple(
         Relation(name, tuple(row["frames"]), tuple(row["subjects"]), tuple(row["objects"]))
         for name, row in grammar.entries()["relations"].items()

@@ -28,7 +28,7 @@ def damage_there(arm: Mapping[str, Any], placebo: Mapping[str, Any], level: str)
 
 
 def share(part: float, whole: float) -> float:
-    """Part of a whole; NaN where the whole is no damage."""
+    """The ratio of two damages; NaN where the second is not positive."""
     return part / whole if whole > 0 else NAN
 
 

@@ -172,7 +172,7 @@ def at_level(points: Sequence[Measurement], level: float) -> AtLevel | None:
 
 
 def median(values: Iterable[float], missing: int = 0) -> float:
-    """Median with so many further values at infinity; NaN where it is infinite, or of nothing."""
+    """Median of the values and of `missing` infinite ones; NaN where it is infinite or empty."""
     listed = [*values, *[math.inf] * missing]
     if not listed:
         return NAN

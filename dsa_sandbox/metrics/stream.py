@@ -76,7 +76,7 @@ def drift(lines: list[Record]) -> float:
 
 
 def parts_by_row(records: Iterable[Record], stage: str) -> dict[tuple[int, int], Parts]:
-    """Parts of each row and task on the items of a stage (validation, transfer)."""
+    """The parts of discrimination for each row and task, on `validation` or `transfer` items."""
     groups: dict[tuple[int, int], list[Record]] = {}
     for record in records:
         if record["kind"] in (f"{stage}_in", f"{stage}_out"):
@@ -109,7 +109,7 @@ def lost(matrix: np.ndarray) -> float:
 
 
 def mean_known(values: Iterable[float]) -> float:
-    """Mean of the values that are there; NaN of nothing."""
+    """Mean of the values that are not NaN; NaN where there is none."""
     return mean(value for value in values if not np.isnan(value))
 
 

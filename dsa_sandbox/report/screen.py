@@ -33,7 +33,7 @@ from dsa_sandbox.verdict.matching import (
 from dsa_sandbox.verdict.summary import statistics_of
 
 FEW = 3  # pairs of arms that a sentence lists by name
-GAP = 2  # columns between the columns of a table whose heads are several words
+GAP = 2  # spaces between two columns of a table, where heads have several words
 
 
 def screen(

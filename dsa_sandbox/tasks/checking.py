@@ -181,7 +181,7 @@ def item_problems(item: Item, line: int, field: str, words: Words) -> Iterator[P
 
 
 def separation_problem(prompt: str, candidate: str) -> str:
-    """Why a candidate is not a separate word after its prompt; empty where it is.
+    """The reason why a candidate is not a separate word after its prompt; empty if it is one.
 
     Punctuation may follow a word without a space ("'s", "."), and a word an opening quote.
     """

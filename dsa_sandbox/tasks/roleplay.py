@@ -105,8 +105,8 @@ class Game(Row):
         super().__init__(writer, number, seed, matter)
         self.distances = distances(writer.context, writer.num_kept)
         half = len(self.contrast_worlds) // 2
-        self.rule_worlds = self.contrast_worlds[half:]  # rules are stated of these
-        self.contrast_worlds = self.contrast_worlds[:half]  # and facts asked of these
+        self.rule_worlds = self.contrast_worlds[half:]  # characters state rules of these
+        self.contrast_worlds = self.contrast_worlds[:half]  # items ask for facts in these
 
     def telling(self, kind: str, number: int, sentence: str, place: Place) -> Attempt:
         """With stated rules; texts of one kind and number state the same rules in every place."""

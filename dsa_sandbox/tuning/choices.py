@@ -30,7 +30,7 @@ def needed(num_tasks: int) -> int:
 
 
 def slowest(steps: Mapping[str, float]) -> float:
-    """The most steps of any architecture; infinite where one has none."""
+    """Steps of the slowest architecture; infinite where one does not reach the level."""
     return max((math.inf if math.isnan(value) else value for value in steps.values()), default=0.0)
 
 
@@ -75,7 +75,7 @@ def interaction(
 
 
 class Tried(NamedTuple):
-    """A configuration of an arm, and what its stream of development tasks has cost."""
+    """A configuration of an arm, with the figures of its stream of development tasks."""
 
     config: Config
     drift: float  # nats per token

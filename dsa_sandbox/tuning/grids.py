@@ -1,7 +1,7 @@
 """The values that tuning tries: rates by factors of 2, and an arm's 8 configurations.
 
 A configuration is {flat key: value}, the learning rate first. A strategy with a strength of its own
-(its knob) has 2 rates x 4 strengths, any other 8 rates.
+(STRENGTHS; a share or threshold for some) has 2 rates x 4 strengths, any other 8 rates.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +12,8 @@ from dsa_sandbox.config.rates import RATE
 Config = Mapping[str, float]
 SINGLE_STEPS = (-2, -1, 0, 1)  # powers of 2 of the centre's rate
 STREAM_STEPS = (-4, -3, -2, -1, 0, 1, 2, 3)  # powers of sqrt 2
-RATES_BESIDE_A_KNOB = (0, 2)  # powers of sqrt 2: rates a factor of 2 apart
-KNOB_STEPS = (-2, -1, 0, 1)  # powers of the knob's factor
+RATES_BESIDE_A_STRENGTH = (0, 2)  # powers of sqrt 2: rates a factor of 2 apart
+STRENGTH_STEPS = (-2, -1, 0, 1)  # powers of the strength's factor
 
 
 class Axis(NamedTuple):
@@ -24,20 +24,20 @@ class Axis(NamedTuple):
     is_share: bool = False  # in (0, 1): the odds are multiplied
 
     def scale(self, value: float) -> float:
-        """The value, or the odds of a share: what is multiplied from one value to the next."""
+        """The quantity that each step of the grid multiplies: the value, or the odds of a share."""
         return value / (1 - value) if self.is_share else value
 
     def value(self, scale: float) -> float:
-        """The value of this scale, in three digits."""
+        """The inverse of `scale`, rounded to three digits."""
         return float(f"{scale / (1 + scale) if self.is_share else scale:.3g}")
 
     def moved(self, value: float, steps: float) -> float:
-        """A value so many steps away."""
+        """The value `steps` steps of the grid higher (negative: lower)."""
         return self.value(self.scale(value) * self.factor**steps)
 
 
 SINGLE_RATE, STREAM_RATE = Axis(RATE, 2.0), Axis(RATE, 2**0.5)
-KNOBS = {
+STRENGTHS = {
     **{
         name: Axis(f"{name}.strength", 10**0.5)
         for name in ("ewc", "ewc-proximal", "l2sp", "si", "mas", "lwf", "der")
@@ -47,9 +47,9 @@ KNOBS = {
 }
 
 
-def knob_of(strategy: str) -> Axis | None:
-    """The knob of a strategy; of a combination, that of the first part that has one."""
-    return next((KNOBS[part] for part in strategy.split("+") if part in KNOBS), None)
+def strength_of(strategy: str) -> Axis | None:
+    """The strength of a strategy; of a combination, that of the first part that has one."""
+    return next((STRENGTHS[part] for part in strategy.split("+") if part in STRENGTHS), None)
 
 
 def single_rates(centre: float) -> list[float]:
@@ -58,24 +58,24 @@ def single_rates(centre: float) -> list[float]:
 
 
 def stream_axes(strategy: str) -> list[Axis]:
-    """What is varied for an arm of the stream."""
-    knob = knob_of(strategy)
-    return [STREAM_RATE, *([knob] if knob else [])]
+    """The settings that tuning on the stream varies: the rate, and a strength if there is one."""
+    strength = strength_of(strategy)
+    return [STREAM_RATE, *([strength] if strength else [])]
 
 
 def stream_configs(strategy: str, centre: Config) -> list[Config]:
-    """The 8 configurations of an arm; `centre` holds its rate, and its knob where it has one."""
-    knob = knob_of(strategy)
-    steps = RATES_BESIDE_A_KNOB if knob else STREAM_STEPS
+    """The 8 configurations of an arm; `centre` holds its rate and its strength."""
+    strength = strength_of(strategy)
+    steps = RATES_BESIDE_A_STRENGTH if strength else STREAM_STEPS
     rates = [STREAM_RATE.moved(centre[RATE], step) for step in steps]
-    if knob is None:
+    if strength is None:
         return [{RATE: rate} for rate in rates]
-    values = [knob.moved(centre[knob.key], step) for step in KNOB_STEPS]
-    return [{RATE: rate, knob.key: value} for rate in rates for value in values]
+    values = [strength.moved(centre[strength.key], step) for step in STRENGTH_STEPS]
+    return [{RATE: rate, strength.key: value} for rate in rates for value in values]
 
 
 def edges(best: Config, tried: Iterable[Config], axes: Sequence[Axis]) -> dict[str, str]:
-    """The keys whose best value is the lowest or the highest tried, and which of both."""
+    """For each setting whose best value is at an edge of the grid: `lowest` or `highest`."""
     found = {}
     listed = list(tried)
     for axis in axes:
@@ -86,7 +86,7 @@ def edges(best: Config, tried: Iterable[Config], axes: Sequence[Axis]) -> dict[s
 
 
 def beyond(best: Config, tried: Iterable[Config], axes: Sequence[Axis]) -> list[Config]:
-    """The configurations beyond each edge that the best lies on, as far as its neighbour is."""
+    """For each edge of the grid that holds the best value, one configuration a step outside."""
     listed = list(tried)
     found: list[Config] = []
     for axis in axes:

@@ -8,7 +8,7 @@ from dsa_sandbox.report.numbers import number, signed
 from dsa_sandbox.report.wrapping import folded, plain, rendered
 from dsa_sandbox.tuning.choices import LEVELS
 
-GAP = 2  # columns between the columns of a table
+GAP = 2  # spaces between two columns of a table
 HEIGHT = 12  # rows of a chart
 
 

@@ -16,11 +16,11 @@ Figures = dict[str, Any] | None
 
 
 class Rule(NamedTuple):
-    """A strategy, the middle of its grid of rates, and its knob by architecture."""
+    """A strategy with the central rate of its grid and, by architecture, its strength."""
 
     strategy: str
     centre: float
-    knobs: Mapping[str, Mapping[str, float]]  # {} for a strategy without a knob
+    strengths: Mapping[str, Mapping[str, float]]  # {} for a strategy without a strength
 
 
 class Shared(NamedTuple):
@@ -53,7 +53,7 @@ def tuned(
 
 
 def beyond(shared: Shared) -> list[float]:
-    """The rate beyond the edge that the chosen one lies on, if it does."""
+    """One rate outside the grid, if the chosen rate is at an edge of it; else none."""
     if shared.rate is None:
         return []
     tried = [{RATE: rate} for rate in shared.rates]
@@ -85,12 +85,12 @@ def measured(
 
 def single_arm(rule: Rule, rate: float, arch: str, num_tasks: int) -> Arm:
     """An arm of single tasks; its trajectories do not depend on the level."""
-    config = ((RATE, rate), *rule.knobs.get(arch, {}).items())
+    config = ((RATE, rate), *rule.strengths.get(arch, {}).items())
     return Arm(arch, rule.strategy, "single", config, num_tasks, STEPS_LEVEL)
 
 
 def chosen(rule: Rule, figures: dict[tuple[float, str], Figures]) -> Shared:
-    """The shared rate, from the figures of the grid."""
+    """Choose the shared rate from the figures of the grid."""
     steps: dict[float, dict[str, float]] = {}
     for (rate, arch), one in figures.items():
         steps.setdefault(rate, {})[arch] = at(one, STEPS_LEVEL)["steps"]
@@ -132,7 +132,7 @@ def rows(found: Sequence[Shared], archs: Sequence[str], num_tasks: int) -> list[
             for arch in archs:
                 figures = one.figures.get((rate, arch))
                 row: dict[str, Any] = {"strategy": one.rule.strategy, "rate": rate, "arch": arch}
-                row |= one.rule.knobs.get(arch, {})
+                row |= one.rule.strengths.get(arch, {})
                 for level in LEVELS:
                     row[f"reached_{level:g}"] = round(at(figures, level)["reached"] * num_tasks)
                 row |= {key: at(figures, STEPS_LEVEL)[key] for key in ("steps", "damage")}

@@ -18,7 +18,7 @@ Pair = tuple[str, str]  # architecture and strategy
 
 
 class Best(NamedTuple):
-    """What an arm has tried, and the best of it."""
+    """The configurations that an arm has tried, and their ranking."""
 
     arch: str
     strategy: str
@@ -39,7 +39,10 @@ def tuned(
     made: Made,
     listener: Listener,
 ) -> list[Best]:
-    """The best configuration of each arm; `counts`: the first tasks, and all of them."""
+    """Tune every arm, and return its best configuration.
+
+    All configurations learn the first `counts[0]` tasks, the FINALISTS best of them `counts[1]`.
+    """
     few, all_ = counts
     grid = {pair: grids.stream_configs(pair[1], centre) for pair, centre in centres.items()}
     short = measured(grid, few, level, made, listener)
@@ -68,7 +71,7 @@ def measured(
     made: Made,
     listener: Listener,
 ) -> dict[Pair, list[Tried]]:
-    """What each configuration of each arm has cost on the first tasks."""
+    """Drift, lost and tasks reached of each configuration of each arm."""
     arms = {
         pair: [Arm(*pair, "stream", tuple(one.items()), num_tasks, level) for one in listed]
         for pair, listed in configs.items()
@@ -78,7 +81,7 @@ def measured(
 
 
 def tried(one: Arm, figures: dict[str, Any] | None) -> Tried:
-    """A configuration with its figures; one that has diverged has reached nothing."""
+    """A configuration with its figures; a diverged arm has reached no task."""
     if figures is None:
         return Tried(one.values, NAN, NAN, 0, one.num_tasks)
     reached = one.num_tasks - int(figures["capped"])

@@ -25,16 +25,17 @@ SEED = 10  # of development; 11 is the other one
 
 
 class Request(NamedTuple):
-    """What is tuned."""
+    """The arms and tasks of a tuning, and its options."""
 
     plan: study.Plan
     preset: str
     counts: tuple[int, int]  # development tasks of the first round, and all of them
     experiments: tuple[str, ...]
-    level: float  # at which tasks of the stream end, unless single tasks choose one
+    level: float  # of the stream, unless the single tasks choose one
     level_is_asked: bool  # by the user
     max_steps: int  # of a task
-    # the settings of an arm: of architecture, strategy, experiment; `tuned` ones, or the shipped
+    # (architecture, strategy, experiment, tuned) -> settings of the arm; with `tuned`, those that
+    # tuning.json of the home holds, else those of the shipped table
     resolve: Callable[[str, str, str, bool], Resolved]
 
     @property
@@ -43,18 +44,18 @@ class Request(NamedTuple):
         return self.plan.archs
 
     def centre(self, arch: str, strategy: str, experiment: str, *, tuned: bool = False) -> Config:
-        """The rate of an arm, and its knob where it has one."""
+        """The rate of an arm, and its strength where it has one."""
         resolved = self.resolve(arch, strategy, experiment, tuned)
         found: dict[str, float] = {RATE: resolved.settings.finetune.learning_rate}
-        knob = grids.knob_of(strategy)
-        if knob is not None:
-            part, _, field = knob.key.partition(".")
-            found[knob.key] = float(getattr(resolved.settings.chosen[part], field))
+        strength = grids.strength_of(strategy)
+        if strength is not None:
+            part, _, field = strength.key.partition(".")
+            found[strength.key] = float(getattr(resolved.settings.chosen[part], field))
         return found
 
 
 class Found(NamedTuple):
-    """What a tuning has found."""
+    """The choices of a tuning, and the arms that they come from."""
 
     shared: list[single.Shared]
     best: list[stream.Best]
@@ -69,7 +70,7 @@ def tune(request: Request, listener: Listener) -> Found:
     bases = study.make_bases(plan, listener)
     made = Made(plan, dict(zip(plan.archs, bases)), study.make_stream(plan, bases, listener))
     strategies = [name for name in plan.strategies if study.learns_one_by_one(name)]
-    with_knob = [name for name in strategies if grids.knob_of(name)]
+    with_strength = [name for name in strategies if grids.strength_of(name)]
     both = request.experiments == rates.EXPERIMENTS
     shared: list[single.Shared] = []
     best: list[stream.Best] = []
@@ -80,7 +81,7 @@ def tune(request: Request, listener: Listener) -> Found:
         return single.tuned(rules, plan.archs, num_tasks, made, listener)
 
     if "single" in request.experiments:
-        first = [name for name in strategies if not (both and name in with_knob)]
+        first = [name for name in strategies if not (both and name in with_strength)]
         shared = singles(first)
         level = single.level_of(shared, plan.archs, num_tasks)
         if level is not None and not request.level_is_asked:
@@ -93,26 +94,26 @@ def tune(request: Request, listener: Listener) -> Found:
             if name in strategies
         }
         best = stream.tuned(centres, request.counts, stream_level, made, listener)
-    if both and with_knob:
-        shared += singles(with_knob)
+    if both and with_strength:
+        shared += singles(with_strength)
         level = single.level_of(shared, plan.archs, num_tasks)
     return Found(shared, best, level, stream_level, made)
 
 
 def rule_of(request: Request, strategy: str, best: Sequence[stream.Best]) -> single.Rule:
-    """A strategy on single tasks: the shipped rate, and for each architecture its strength.
+    """A strategy for single tasks: the shipped rate is the centre of its grid.
 
-    The strength is that which the stream has chosen, now or in an earlier tuning.
+    Its strength in each architecture is the choice of the stream, of this tuning or an earlier one.
     """
-    knob = grids.knob_of(strategy)
+    strength = grids.strength_of(strategy)
     centre = request.centre(request.archs[0], strategy, "single")[RATE]
-    knobs: dict[str, dict[str, float]] = {}
-    for arch in request.archs if knob else ():
-        assert knob
-        earlier = request.centre(arch, strategy, "single", tuned=True)[knob.key]
-        now = {one.arch: one.best.config[knob.key] for one in best if one.strategy == strategy}
-        knobs[arch] = {knob.key: now.get(arch, earlier)}
-    return single.Rule(strategy, centre, knobs)
+    strengths: dict[str, dict[str, float]] = {}
+    for arch in request.archs if strength else ():
+        assert strength
+        earlier = request.centre(arch, strategy, "single", tuned=True)[strength.key]
+        now = {one.arch: one.best.config[strength.key] for one in best if one.strategy == strategy}
+        strengths[arch] = {strength.key: now.get(arch, earlier)}
+    return single.Rule(strategy, centre, strengths)
 
 
 def table_of(found: Found) -> dict[str, Any]:
@@ -124,9 +125,9 @@ def table_of(found: Found) -> dict[str, Any]:
         if one.rate is None:
             continue
         row = {RATE: one.rate, "how": rates.TUNED}
-        for arch in (rates.ANY, *one.rule.knobs):
+        for arch in (rates.ANY, *one.rule.strengths):
             rows = table.setdefault("single", {}).setdefault(arch, {})
-            rows[one.rule.strategy] = {**row, **one.rule.knobs.get(arch, {})}
+            rows[one.rule.strategy] = {**row, **one.rule.strengths.get(arch, {})}
     for arm in found.best:
         rows = table.setdefault("stream", {}).setdefault(arm.arch, {})
         rows[arm.strategy] = {**arm.best.config, "how": rates.TUNED}
@@ -134,7 +135,7 @@ def table_of(found: Found) -> dict[str, Any]:
 
 
 def remarks(request: Request, found: Found) -> list[str]:
-    """What a reader has to know before using the rates, a sentence each."""
+    """Warnings about the chosen rates, a sentence each."""
     listed = []
     num_tasks = request.counts[1]
     for one in found.shared:

@@ -11,7 +11,7 @@ from dsa_sandbox.verdict.matching import EXPERIMENTS, Results, competes, of_expe
 
 @statistics.register("seeds")
 def over_seeds(arms: Results) -> list[dict[str, Any]]:
-    """A row for each outcome of an arm, and of a contrast, with two seeds or more.
+    """Mean and SD over seeds of every outcome of every arm and contrast that has two or more.
 
     SD is that of a sample (n - 1). An arm with two runs of one seed and experiment (other streams
     or settings) has no row.
@@ -32,7 +32,7 @@ def over_seeds(arms: Results) -> list[dict[str, Any]]:
 
 
 def contrast_rows(arms: Results) -> list[dict[str, Any]]:
-    """The contrasts within each seed and stream, over these."""
+    """Mean and SD of every contrast; its values come from arms of one seed and stream each."""
     values: dict[tuple[str, str, str], list[float]] = {}
     for place in dict.fromkeys((one["seed"], one["stream"]) for one in arms.values()):
         block = {name: one for name, one in arms.items() if (one["seed"], one["stream"]) == place}
@@ -44,7 +44,7 @@ def contrast_rows(arms: Results) -> list[dict[str, Any]]:
 
 
 def row(name: str, experiment: str, key: str, values: list[float]) -> list[dict[str, Any]]:
-    """One row for two values or more; NaN where one is not finite, as of a diverged arm."""
+    """A row with mean and SD of two values or more; NaN where an arm has diverged."""
     if len(values) < 2:
         return []
     finite = all(math.isfinite(value) for value in values)
