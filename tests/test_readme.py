@@ -59,7 +59,9 @@ def check(arguments: list[str]) -> None:
     assert command is not None, f"no such command: {arguments[0]}"
     if "--help" in arguments or "-h" in arguments:
         return
-    values = command.make_context(arguments[0], list(arguments[1:]), resilient_parsing=False).params
+    # click keeps the help option that it makes first: with the group's settings, which name -h too
+    context = command.make_context(arguments[0], list(arguments[1:]), **root.context_settings)
+    values = context.params
     sets = list(values.get("set_") or [])
     known = resolve.known_keys()
     included = bool(values.get("include"))
