@@ -256,6 +256,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[20, 21, 22])
     parser.add_argument("--level", type=float, default=0.7, choices=LEVELS)
     options = parser.parse_args()
+    if not options.home.is_dir():
+        parser.error(f"--home {options.home}: no such folder")
     arms = arms_of(options.home, options.seeds)
     bases(options.home, options.seeds)
     singles(arms, options.seeds, options.level)

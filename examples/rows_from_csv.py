@@ -120,8 +120,11 @@ def rows_of(table: Path, carriers: list[str]) -> list[dict[str, Any]]:
 
     SystemExit where a line lacks a column, or a sentence its `{object}`.
     """
-    with table.open(encoding="utf-8-sig", newline="") as lines:
-        facts = list(csv.DictReader(lines))
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as lines:
+            facts = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"{table}: cannot be read: {error}")
     rows = []
     for number, fact in enumerate(facts, 2):
         empty = [name for name in NEEDED if not (fact.get(name) or "").strip()]
@@ -141,7 +144,11 @@ def main() -> None:
     given = parser.parse_args()
     carriers = list(CARRIERS)
     if given.carriers:
-        carriers = [line.strip() for line in given.carriers.read_text("utf-8").splitlines() if line]
+        try:
+            text = given.carriers.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            sys.exit(f"{given.carriers}: cannot be read: {error}")
+        carriers = [line.strip() for line in text.splitlines() if line]
         if len(carriers) < 4:
             sys.exit(f"{given.carriers}: {len(carriers)} carriers; give at least four, one a line")
     for row in rows_of(given.table, carriers):

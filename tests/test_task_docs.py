@@ -175,6 +175,10 @@ def test_what_a_table_of_facts_lacks_is_one_line(tmp_path: Path) -> None:
         assert told in line
         assert answer.returncode == 1
         assert answer.stdout == ""
+    facts = table_of(tmp_path / "facts.csv", FACTS)
+    for arguments in ((tmp_path / "none.csv",), (facts, "--carriers", tmp_path / "none.txt")):
+        (line,) = script(*arguments).stderr.splitlines()
+        assert line.startswith(f"{arguments[-1]}: cannot be read: ")
     few = tmp_path / "carriers.txt"
     few.write_text("One day it rained.\n", "utf-8")
     answer = script(table_of(tmp_path / "facts.csv", FACTS), "--carriers", few)
