@@ -16,18 +16,21 @@ here is a verdict: a few seeds say how noisy the figures are.
 import argparse
 import math
 import statistics
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dsa_sandbox.metrics import arm
 from dsa_sandbox.metrics.damage import LEVELS
+from dsa_sandbox.metrics.figure import NAN
+from dsa_sandbox.metrics.placebo import damage_there
 from dsa_sandbox.runs.folder import Run, readable_manifest
+from dsa_sandbox.tuning import choices
 
 Figures = dict[str, Any]
 Key = tuple[str, int, str, str, bool]  # experiment, seed, architecture, strategy, placebo
 CONTROLS = ("dsa-full", "dense")
-NAN = float("nan")
 
 
 def table(head: str, rows: Iterable[list[str]]) -> None:
@@ -57,12 +60,15 @@ def finished(home: Path, command: str) -> list[Run]:
 
 
 def arms_of(home: Path, seeds: list[int]) -> dict[Key, Figures]:
-    """Figures of the arms of these seeds."""
+    """Figures of the arms of these seeds; SystemExit where two differ only in settings."""
     found: dict[Key, Figures] = {}
     for run in finished(home, "finetune"):
         f = arm.figures_of(run)
+        key = (f["experiment"], f["seed"], f["arch"], f["strategy"], f["placebo"])
+        if f["seed"] in seeds and key in found:
+            sys.exit(f"{home}: several arms of {key[2]} {key[3]}, {key[0]}, seed {key[1]}")
         if f["seed"] in seeds:
-            found[f["experiment"], f["seed"], f["arch"], f["strategy"], f["placebo"]] = f
+            found[key] = f
     return found
 
 
@@ -111,28 +117,6 @@ def bases(home: Path, seeds: list[int]) -> None:
         table(f"seed | base | {' | '.join(keys)} | hit rate by layer", rows)
 
 
-def at_level(figures: Figures | None, task: int, level: float) -> float:
-    """Damage of a task at a level, NaN where it was not reached."""
-    if figures is None:
-        return NAN
-    found = figures["trajectories"][task]["levels"].get(str(level))
-    return NAN if not found or found["damage"] is None else float(found["damage"])
-
-
-def placebo_damage(arm_figures: Figures, placebo: Figures | None, level: float) -> float:
-    """Median over tasks of the placebo's dNLL where the arm crosses a level."""
-    values = []
-    for task, trajectory in enumerate(arm_figures["trajectories"]):
-        place = (trajectory["levels"].get(str(level)) or {}).get("place")
-        if placebo is None or place is None:
-            continue
-        dnll = {int(step): v for step, v in placebo["trajectories"][task]["dnll"].items()}
-        low, high = dnll.get(place["from_step"]), dnll.get(place["to_step"])
-        if low is not None and high is not None:
-            values.append(low + place["share"] * (high - low))
-    return statistics.median(values) if values else NAN
-
-
 def singles(arms: dict[Key, Figures], seeds: list[int], level: float) -> None:
     """A row for each arm and seed."""
     print("### Single tasks: damage at matched learning, medians over tasks\n")
@@ -149,7 +133,7 @@ def singles(arms: dict[Key, Figures], seeds: list[int], level: float) -> None:
                 [
                     *place,
                     *(shown(one["damage"]) for one in by_level),
-                    shown(placebo_damage(f, placebo, level)),
+                    shown(damage_there(f, placebo, f"{level:g}") if placebo else NAN),
                     " ".join(f"{one['reached']:.0%}" for one in by_level),
                 ]
             )
@@ -163,21 +147,17 @@ def singles(arms: dict[Key, Figures], seeds: list[int], level: float) -> None:
     table(head, details)
 
 
-def interaction(arms: dict[Key, Figures], seed: int, control: str, level: float) -> list[float]:
-    """[dsa acft - dsa sgd] - [control acft - control sgd] of each task that all four reach."""
-    four = [
-        arms.get(("single", seed, arch, strategy, False))
+def interaction(
+    arms: dict[Key, Figures], seed: int, control: str, level: float
+) -> tuple[float, int]:
+    """H2c of a seed, and its number of tasks; NaN and 0 where an arm is missing."""
+    four = {
+        f"{arch} {strategy}": arms.get(("single", seed, arch, strategy, False))
         for arch in ("dsa", control)
         for strategy in ("acft", "sgd")
-    ]
-    if any(one is None for one in four):
-        return []
-    found = []
-    for task in range(len(four[0]["trajectories"])):  # type: ignore[index]
-        values = [at_level(one, task, level) for one in four]
-        if not any(map(math.isnan, values)):
-            found.append((values[0] - values[1]) - (values[2] - values[3]))
-    return found
+    }
+    known = {name: one for name, one in four.items() if one is not None}
+    return choices.interaction(known, control, level) if len(known) == 4 else (NAN, 0)
 
 
 def spread(values: list[float]) -> str:
@@ -196,10 +176,9 @@ def contrasts_of_singles(arms: dict[Key, Figures], seeds: list[int]) -> None:
         for level in LEVELS:
             cells = []
             for seed in seeds:
-                found = interaction(arms, seed, control, level)
-                middle = statistics.median(found) if found else NAN
+                middle, num_tasks = interaction(arms, seed, control, level)
                 medians.setdefault((control, level), []).append(middle)
-                cells.append(f"{shown(middle)} ({len(found)} tasks)")
+                cells.append(f"{shown(middle)} ({num_tasks} tasks)")
             rows.append([control, str(level), *cells, spread(medians[control, level])])
     print("### H2c: [dsa acft - dsa sgd] - [control acft - control sgd], median over tasks\n")
     table(f"control | level | {' | '.join(f'seed {s}' for s in seeds)} | mean, SD of seeds", rows)

@@ -162,6 +162,7 @@ def finetune(
             finetune_run.arm_steps = steps_of(belongs_to)
         key: dict[str, Any] = {"model": base.sha256, "tasks": stream.sha256, "data": text.digest}
         key |= {"eval": job_eval(settings, judging), "selection": learning}
+        key |= {"precision": job.engine.precision}
         finetune_run.shared = partial(shared_rows, shared_key(key, settings), session.home)
         try:
             if finetune_run.from_base or checkpoints.newest_checkpoint(job.run) is None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-NAN = float("nan")
+from dsa_sandbox.metrics.figure import NAN
 
 
 class Reading(NamedTuple):
