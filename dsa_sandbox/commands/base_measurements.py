@@ -16,7 +16,7 @@ from dsa_sandbox.training.trainer import Trainer
 
 
 def shared_key(key: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """A key of the cache: with the seed, and what else may change a measurement."""
+    """The key of a cached measurement: `key` with seed, numerics and source code."""
     code = {"numerics": provenance.NUMERICS, "code": provenance.source_digest()}
     return {**key, "seed": settings.seed, **code}
 

@@ -37,7 +37,7 @@ class Table(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Values by flat key, and who says so."""
+    """Values by flat key, and the source that settings show for them."""
 
     source: str
     values: dict[str, Any]

@@ -128,7 +128,7 @@ def facts(rng: random.Random, count: int) -> list[Thing]:
 
 
 def is_due(seed: int, index: int, share: float) -> bool:
-    """Whether story number `index` is a reading story, of which there is this share."""
+    """Draw whether story number `index` is a reading story, with probability `share`."""
     return random.Random(f"reads:{seed}:{index}").random() < share
 
 
@@ -161,7 +161,7 @@ def story(seed: int, index: int, max_words: int = 126) -> str:
 
 
 def next_thing(rng: random.Random, things: list[Thing], since: dict[Thing, int]) -> Thing | None:
-    """What the next sentence mentions; None for filler. `since`: tokens since the last mention."""
+    """The statement for the next sentence, or None for filler; `since`: tokens since mentions."""
     late = [one for one in things if since.get(one, 0) >= LATEST]
     if late:
         return max(late, key=since.__getitem__)

@@ -197,7 +197,7 @@ def level_figures(tasks: Sequence[AtLevel | None]) -> dict[str, float]:
 
 
 def not_reached(values: dict[str, Any]) -> bool:
-    """Whether a median at a level has no value because half of the tasks do not reach it."""
+    """Whether at least half of the tasks miss a level, so that its medians are infinite."""
     return values["reached"] <= 0.5 and math.isnan(values["damage"])
 
 

@@ -155,7 +155,7 @@ def damage_by_level(arms: Results, width: int) -> str:
 
 
 def damage_cell(values: dict[str, float]) -> str:
-    """A median damage, or that it is not reached."""
+    """A median damage in nats, or the words `not reached`."""
     return NOT_REACHED if not_reached(values) else signed(values["damage"], 3)
 
 

@@ -81,7 +81,7 @@ def shown(arms: Results, experiment: str) -> Results:
 
 
 def first_parts(arms: Results, experiment: str, width: int, *, alone: bool) -> list[str]:
-    """What the first screen says of an experiment; damage by level only where it is alone."""
+    """The part of an experiment in the first screen; with damage by level if it is the only one."""
     table = arm_tables.first_table(arms, experiment, width)
     parts = [f"{folded(heading(arms, experiment, alone=alone), width)}\n{table}"]
     if experiment == "single" and alone:
@@ -97,7 +97,7 @@ MEANING = {
 
 
 def heading(arms: Results, experiment: str, *, alone: bool) -> str:
-    """What was done, at which level, and, where there is room, what the outcomes mean."""
+    """Text above the table: tasks, level, and the outcomes' definitions if there is room."""
     levels = " or ".join(dict.fromkeys(f"{figures['level']:g}" for figures in arms.values()))
     tasks = " or ".join(dict.fromkeys(str(figures["tasks"]) for figures in arms.values()))
     if experiment == "single":

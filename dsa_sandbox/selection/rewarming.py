@@ -20,7 +20,7 @@ from dsa_sandbox.selection.backends import MULTI_QUERY, warmup_kl
 
 
 def use(model: Transformer, on: bool) -> None:
-    """From now on the indexer's loss is over all past keys, or (not `on`) over the attended ones.
+    """Take the indexer's loss over all past keys, or (not `on`) over the attended keys.
 
     With every backend and every selection of keys. Does nothing for a network without an indexer.
     """

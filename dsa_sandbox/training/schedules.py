@@ -53,15 +53,15 @@ class Schedule:
         return iter(())
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to hold, as JSON."""
+        """Values that a checkpoint holds, as JSON."""
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """And as tensors."""
+        """Tensors that a checkpoint holds."""
         return {}
 
     def restore(self, state: Mapping[str, Any], tensors: Weights) -> None:
-        """Go on from a checkpoint."""
+        """Take over the values and tensors of a checkpoint."""
 
 
 class FixedSteps(Schedule):

@@ -42,13 +42,13 @@ class Arm(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Its name in notes."""
+        """The name of the arm in notes: network, strategy, configuration, tasks."""
         values = " ".join(f"{key.partition('.')[2]} {value:g}" for key, value in self.config)
         kind = "single tasks" if self.experiment == "single" else "tasks"
         return f"{self.arch} {self.strategy}, {values}, {self.num_tasks} {kind}"
 
     def options(self) -> list[str]:
-        """What its command line adds to that of a study's arm."""
+        """Options of `finetune` for this arm, beside those of every arm of a study."""
         sets = [f"finetune.experiment={self.experiment}", f"finetune.level={self.level}", *BRIEF]
         sets += [f"{key}={value!r}" for key, value in self.config]
         options = ["--first", str(self.num_tasks)]
@@ -86,5 +86,5 @@ def figures_of(arms: list[Arm], made: Made, listener: Listener) -> dict[Arm, dic
 
 
 def has_diverged(error: Exception) -> bool:
-    """Whether an arm has failed because its rate was too high, which tuning has to find out."""
+    """Whether an arm has failed with a loss that is not finite: its rate is too high."""
     return isinstance(error, RunFailed) and DIVERGED in str(error)
