@@ -101,9 +101,9 @@ def test_what_tuning_does_not_do_is_refused_before_any_training(
 
 def test_a_dry_run_counts_the_arms_and_their_tasks(tmp_path: Path) -> None:
     plan = cli("tune", "--dry-run", "--json", "--home", tmp_path / "home").value
-    # 9 arms: 4 rates on 12 tasks; 8 configurations on 4 tasks and 3 on 12
-    assert plan["cells"] == 9 * 4 + 9 * 8 + 9 * 3
-    assert plan["learned"] == 9 * 4 * 12 + 9 * 8 * 4 + 9 * 3 * 12
+    # 9 arms: 4 rates on 4 tasks and 1 on 12; 8 configurations on 4 tasks and 3 on 12
+    assert plan["cells"] == 9 * (4 + 1) + 9 * (8 + 3)
+    assert plan["learned"] == 9 * (4 * 4 + 12) + 9 * (8 * 4 + 3 * 12)
     assert plan["max_steps"] == 200 * plan["learned"]
     assert plan["seed"] == 10
 

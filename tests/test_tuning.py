@@ -95,7 +95,7 @@ def test_an_arm_that_has_diverged_has_not_reached_anything() -> None:
     assert found.rate == 1.0
     assert found.edge == "lowest"
     assert single.level_of([found], ["dsa"], 12) == 0.8
-    rows = single.rows([shared("sgd", {(2.0, "dsa"): None})], ["dsa"], 12)
+    rows = single.rows([shared("sgd", {(2.0, "dsa"): None})], ["dsa"], (4, 12))
     assert [row["reached_0.7"] for row in rows] == [0]
     assert rows[0]["diverged"]
     assert single.level_of([shared("sgd", {(2.0, "dsa"): None})], ["dsa"], 12) is None
@@ -111,6 +111,18 @@ def test_only_arms_of_the_primary_claims_decide_the_level() -> None:
     assert single.level_of([good, bad], ["dense", "dsa"], 12) is None
 
 
+def test_the_level_and_the_chosen_rows_are_of_all_tasks_and_the_grid_of_the_first() -> None:
+    grid = {(rate, "dsa"): figures(0.4, steps=30 * rate) for rate in (1.0, 2.0)}
+    one = shared("sgd", grid)._replace(full={"dsa": figures(*12 * [0.5], reached=0.5, steps=70.0)})
+    assert one.rate == 2.0
+    assert single.level_of([one], ["dsa"], 12) is None  # not reached by enough of the 12
+    rows = single.rows([one], ["dsa"], (4, 12))
+    seen = [(row["rate"], row["tasks"], row["reached_0.7"], row["chosen"]) for row in rows]
+    assert seen == [(1.0, 4, 4, False), (2.0, 4, 4, False), (2.0, 12, 6, True)]
+    only = single.rows([one], ["dsa"], (12, 12))
+    assert [(row["rate"], row["chosen"]) for row in only] == [(1.0, False), (2.0, True)]
+
+
 def test_h2c_stands_at_every_pair_of_rates_and_control() -> None:
     archs = ("dense", "dsa", "dsa-full")
     sgd = shared("sgd", {(rate, arch): figures(0.4) for rate in (1.0, 2.0) for arch in archs})
@@ -121,6 +133,10 @@ def test_h2c_stands_at_every_pair_of_rates_and_control() -> None:
     }
     assert all(row["value"] == pytest.approx(0.0) and row["tasks"] == 1 for row in rows)
     assert single.interactions([sgd], 0.7) == []
+    # the chosen pair: the differences of its own tasks, three here
+    several = {arch: figures(*3 * [0.1 if arch == "dsa" else 0.3]) for arch in archs}
+    rows = single.interactions([one._replace(full=several) for one in (sgd, acft)], 0.7)
+    assert {(row["tasks"], row["chosen"]) for row in rows} == {(1, False), (3, True)}
 
 
 # --- the stream -----------------------------------------------------------------------------------

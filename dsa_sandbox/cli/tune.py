@@ -68,7 +68,7 @@ def tune(
         typer.Option(
             "--first",
             min=2,
-            help="stream: tasks of all 8 configurations; the best 3 learn all (default: 4).",
+            help="Tasks that all configurations learn; the best ones learn all (default: 4).",
             metavar="N",
         ),
     ] = None,

@@ -18,7 +18,8 @@ def screen(report: dict[str, Any], style: dict[str, Any]) -> str:
     parts = []
     if report["single"]:
         parts.append(f"Single tasks: one rate per strategy\n\n{single_table(report, width)}")
-        parts += [damage_chart(report["single"], style), steps_chart(report["single"], style)]
+        grid = [row for row in report["single"] if row["tasks"] == report["tasks"]["first"]]
+        parts += [damage_chart(grid, style), steps_chart(grid, style)]
     if report["interaction"]:
         title = (
             f"H2c at {report['interaction_level']:g}: [dsa acft - dsa sgd] - [control ...], nats"
@@ -40,16 +41,15 @@ def star(row: dict[str, Any]) -> str:
 
 
 def single_table(report: dict[str, Any], width: int) -> str:
-    """A row for each strategy, rate and architecture; the chosen rate has a star."""
+    """A row for each strategy, rate, architecture and number of tasks; a star for the choice."""
     table = plain(GAP)
     for name in ("strategy", "rate", "", "arch"):
         table.add_column(name, no_wrap=True)
-    count = report["tasks"]["count"]
     heads = [f"{level:g}" for level in reversed(LEVELS)]
     for name in (*heads, "steps to .7", "damage"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in report["single"]:
-        reached = [f"{row[f'reached_{level}']}/{count}" for level in heads]
+        reached = [f"{row[f'reached_{level}']}/{row['tasks']}" for level in heads]
         figures = (number(row["steps"], 0), number(row["damage"], 3))
         first = (row["strategy"], f"{row['rate']:g}", star(row), row["arch"])
         table.add_row(*first, *reached, *(("diverged", "") if row["diverged"] else figures))

@@ -1,4 +1,7 @@
-"""Tuning on single tasks: one rate per strategy, shared by all architectures; then the level."""
+"""Tuning on single tasks: one rate per strategy, shared by all architectures; then the level.
+
+All rates of a grid learn the first development tasks, the shared rate all of them.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,29 +30,40 @@ class Shared(NamedTuple):
     """A strategy's rates and figures, and the rate that was chosen."""
 
     rule: Rule
-    figures: dict[tuple[float, str], Figures]  # by rate and architecture
+    figures: dict[tuple[float, str], Figures]  # on the first tasks, by rate and architecture
     rate: float | None
     edge: str  # lowest, highest, or nothing
+    full: Mapping[str, Figures]  # at the chosen rate, on all tasks, by architecture
 
     @property
     def rates(self) -> list[float]:
         """The rates tried, the lowest first."""
         return sorted({rate for rate, _ in self.figures})
 
-    def chosen(self, arch: str) -> Figures:
-        """The figures of an architecture at the chosen rate."""
-        return None if self.rate is None else self.figures.get((self.rate, arch))
-
 
 def tuned(
-    rules: Sequence[Rule], archs: Sequence[str], num_tasks: int, made: Made, listener: Listener
+    rules: Sequence[Rule],
+    archs: Sequence[str],
+    counts: tuple[int, int],
+    made: Made,
+    listener: Listener,
 ) -> list[Shared]:
-    """The shared rate of each strategy; a grid whose best rate is at its edge is extended once."""
+    """The shared rate of each strategy; a grid whose best rate is at its edge is extended once.
+
+    All rates learn the first `counts[0]` tasks, the shared one `counts[1]`.
+    """
+    few, all_ = counts
     grid = {rule.strategy: grids.single_rates(rule.centre) for rule in rules}
-    found = measured(rules, grid, archs, num_tasks, made, listener)
+    found = measured(rules, grid, archs, few, made, listener)
     further = {rule.strategy: beyond(chosen(rule, found[rule.strategy])) for rule in rules}
-    added = measured(rules, further, archs, num_tasks, made, listener)
-    return [chosen(rule, found[rule.strategy] | added[rule.strategy]) for rule in rules]
+    added = measured(rules, further, archs, few, made, listener)
+    shared = [chosen(rule, found[rule.strategy] | added[rule.strategy]) for rule in rules]
+    rates = {one.rule.strategy: [] if one.rate is None else [one.rate] for one in shared}
+    full = measured(rules, rates, archs, all_, made, listener)
+    return [
+        one._replace(full={arch: figures for (_, arch), figures in full[one.rule.strategy].items()})
+        for one in shared
+    ]
 
 
 def beyond(shared: Shared) -> list[float]:
@@ -90,7 +104,7 @@ def single_arm(rule: Rule, rate: float, arch: str, num_tasks: int) -> Arm:
 
 
 def chosen(rule: Rule, figures: dict[tuple[float, str], Figures]) -> Shared:
-    """Choose the shared rate from the figures of the grid."""
+    """Choose the shared rate from the figures of the grid; `full` are those at this rate."""
     steps: dict[float, dict[str, float]] = {}
     for (rate, arch), one in figures.items():
         steps.setdefault(rate, {})[arch] = at(one, STEPS_LEVEL)["steps"]
@@ -99,7 +113,8 @@ def chosen(rule: Rule, figures: dict[tuple[float, str], Figures]) -> Shared:
     if best is not None:
         tried = [{RATE: rate} for rate in steps]
         edge = grids.edges({RATE: best}, tried, [grids.SINGLE_RATE]).get(RATE, "")
-    return Shared(rule, figures, best, edge)
+    full = {arch: one for (rate, arch), one in figures.items() if rate == best}
+    return Shared(rule, figures, best, edge, full)
 
 
 def at(figures: Figures, level: float) -> dict[str, float]:
@@ -116,7 +131,7 @@ def is_primary(arch: str, strategy: str) -> bool:
 def level_of(found: Sequence[Shared], archs: Sequence[str], num_tasks: int) -> float | None:
     """The level of a study at the shared rates; None where no level is reached by all."""
     arms = [
-        {level: round(at(one.chosen(arch), level)["reached"] * num_tasks) for level in LEVELS}
+        {level: round(at(one.full.get(arch), level)["reached"] * num_tasks) for level in LEVELS}
         for one in found
         for arch in archs
         if is_primary(arch, one.rule.strategy)
@@ -124,28 +139,41 @@ def level_of(found: Sequence[Shared], archs: Sequence[str], num_tasks: int) -> f
     return choices.study_level(arms, num_tasks)
 
 
-def rows(found: Sequence[Shared], archs: Sequence[str], num_tasks: int) -> list[dict[str, Any]]:
-    """A row for each rate and architecture: tasks that reach each level, steps and damage."""
+def rows(
+    found: Sequence[Shared], archs: Sequence[str], counts: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """A row for each rate and architecture: tasks that reach each level, steps and damage.
+
+    The grid is of the first `counts[0]` tasks; the chosen rows are of all, `counts[1]`.
+    """
+    few, all_ = counts
     listed = []
     for one in found:
         for rate in one.rates:
-            for arch in archs:
-                figures = one.figures.get((rate, arch))
-                row: dict[str, Any] = {"strategy": one.rule.strategy, "rate": rate, "arch": arch}
-                row |= one.rule.strengths.get(arch, {})
-                for level in LEVELS:
-                    row[f"reached_{level:g}"] = round(at(figures, level)["reached"] * num_tasks)
-                row |= {key: at(figures, STEPS_LEVEL)[key] for key in ("steps", "damage")}
-                row |= {"diverged": figures is None, "chosen": rate == one.rate}
-                row |= {"edge": one.edge if rate == one.rate else ""}
-                listed.append(row)
+            is_chosen = rate == one.rate
+            for arch in archs if few < all_ or not is_chosen else ():
+                listed.append(row(one, rate, arch, one.figures.get((rate, arch)), few))
+            for arch in archs if is_chosen else ():
+                full = row(one, rate, arch, one.full.get(arch), all_)
+                listed.append({**full, "chosen": True, "edge": one.edge})
     return listed
+
+
+def row(one: Shared, rate: float, arch: str, figures: Figures, num_tasks: int) -> dict[str, Any]:
+    """The row of a rate and architecture on a number of tasks, not chosen."""
+    found: dict[str, Any] = {"strategy": one.rule.strategy, "rate": rate, "arch": arch}
+    found |= {"tasks": num_tasks, **one.rule.strengths.get(arch, {})}
+    for level in LEVELS:
+        found[f"reached_{level:g}"] = round(at(figures, level)["reached"] * num_tasks)
+    found |= {key: at(figures, STEPS_LEVEL)[key] for key in ("steps", "damage")}
+    return {**found, "diverged": figures is None, "chosen": False, "edge": ""}
 
 
 def interactions(found: Sequence[Shared], level: float) -> list[dict[str, Any]]:
     """H2c at each pair of rates of sgd and acft, for each control: a row each.
 
-    Empty where one of the arms is not tuned. A pair with an arm that has diverged has no value.
+    The chosen pair's row is of all tasks, the others of the first ones. Empty where one of the arms
+    is not tuned. A pair with an arm that has diverged has no value.
     """
     by_name = {one.rule.strategy: one for one in found}
     if not {"sgd", "acft"} <= by_name.keys():
@@ -156,8 +184,9 @@ def interactions(found: Sequence[Shared], level: float) -> list[dict[str, Any]]:
     for control in [name for name in CONTROLS if {name, "dsa"} <= archs]:
         for slow in sgd.rates:
             for fast in acft.rates:
+                is_chosen = (slow, fast) == (sgd.rate, acft.rate)
                 arms = {
-                    f"{arch} {name}": one.figures.get((rate, arch))
+                    f"{arch} {name}": one.full[arch] if is_chosen else one.figures.get((rate, arch))
                     for arch in ("dsa", control)
                     for name, one, rate in (("sgd", sgd, slow), ("acft", acft, fast))
                 }
@@ -165,7 +194,8 @@ def interactions(found: Sequence[Shared], level: float) -> list[dict[str, Any]]:
                 if all(arms.values()):
                     known = {name: figures or {} for name, figures in arms.items()}
                     value, num_tasks = choices.interaction(known, control, level)
-                row = {"control": control, "rate_sgd": slow, "rate_acft": fast, "value": value}
-                shared = (slow, fast) == (sgd.rate, acft.rate)
-                listed.append({**row, "tasks": num_tasks, "chosen": shared})
+                found_row = {"control": control, "rate_sgd": slow, "rate_acft": fast}
+                listed.append(
+                    {**found_row, "value": value, "tasks": num_tasks, "chosen": is_chosen}
+                )
     return listed

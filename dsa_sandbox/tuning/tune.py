@@ -78,7 +78,7 @@ def tune(request: Request, listener: Listener) -> Found:
 
     def singles(names: Sequence[str]) -> list[single.Shared]:
         rules = [rule_of(request, name, best) for name in names]
-        return single.tuned(rules, plan.archs, num_tasks, made, listener)
+        return single.tuned(rules, plan.archs, request.counts, made, listener)
 
     if "single" in request.experiments:
         first = [name for name in strategies if not (both and name in with_strength)]
@@ -187,7 +187,7 @@ def report(request: Request, found: Found) -> dict[str, Any]:
         "environment": provenance.environment(),
         "level": found.level,
         "stream_level": found.stream_level,
-        "single": single.rows(found.shared, request.archs, request.counts[1]),
+        "single": single.rows(found.shared, request.archs, request.counts),
         "interaction": single.interactions(found.shared, read_at(found)),
         "interaction_level": read_at(found),
         "stream": stream.rows(found.best),
@@ -231,8 +231,8 @@ def described(request: Request) -> dict[str, Any]:
     }
     cells = tasks = 0
     if "single" in request.experiments:
-        cells += num_arms * len(grids.SINGLE_STEPS)
-        tasks += num_arms * len(grids.SINGLE_STEPS) * num_tasks
+        cells += num_arms * (len(grids.SINGLE_STEPS) + 1)
+        tasks += num_arms * (len(grids.SINGLE_STEPS) * few + num_tasks)
     if "stream" in request.experiments:
         num_configs = sum(len(grids.stream_configs(*entry)) for entry in configs.items())
         cells += len(plan.archs) * num_configs + num_arms * choices.FINALISTS
