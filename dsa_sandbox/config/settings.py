@@ -402,8 +402,8 @@ class Finetune(Frozen):
         "trained", description="Selection policy while training on tasks [as in pre-training]."
     )
     indexer: Literal["frozen", "rewarm"] = Field(
-        "frozen",
-        description="Freeze the indexer, or let it learn from attention over all past keys.",
+        "rewarm",
+        description="Let the indexer learn from attention over all past keys, or freeze it.",
     )
     indexer_ratio: float = Field(
         5.0, gt=0, description="indexer=rewarm: learning rate of the indexer over learning_rate."
