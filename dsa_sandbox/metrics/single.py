@@ -7,6 +7,7 @@ which a level is first reached.
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from dsa_sandbox.metrics.figure import NAN, Figure
 from dsa_sandbox.metrics.forgetting import DIVERGED, Record, number, perplexity_ratio
 
 PARTS = ("near_in", "far_in", "out")
+COUNTED = ("damage", "steps", "tokens")  # infinite for a task that does not reach the level
 AT = "where the fit of the discrimination first reaches the level"
 REACHING = "median over the tasks that reach the level"
 FIGURES = {
@@ -46,6 +48,12 @@ FIGURES = {
     ),
     "level_steps": Figure(
         "level steps", "steps", f"median over tasks of the step {AT}, as damage", "task"
+    ),
+    "level_tokens": Figure(
+        "level tokens",
+        "count",
+        f"median over tasks of the tokens that the loss was taken on {AT}, as damage",
+        "task",
     ),
     "level_near_in": Figure(
         "level near-in",
@@ -88,6 +96,7 @@ class Measurement(NamedTuple):
     dnll: float = NAN  # nats per token; infinite where the network had diverged
     stop: float = NAN  # discrimination on stop items
     transfer: float = NAN  # discrimination on transfer items
+    tokens: float = NAN  # that the loss was taken on until then
 
     @property
     def discrimination(self) -> float:
@@ -100,6 +109,7 @@ class AtLevel(NamedTuple):
     place: Crossing  # in steps, not in numbers of measurements
     damage: float  # nats per token
     steps: float
+    tokens: float
     near_in: float
     far_in: float
     out: float
@@ -132,6 +142,8 @@ def trajectory(rows: Sequence[Record], task: int) -> list[Measurement]:
     """The measurements of a task in the order of their steps, from the lines of metrics.jsonl."""
     dnll = dnll_by_step(rows, task)
     details = {row["at"]: row for row in rows if row.get("task") == task and "at" in row}
+    of_steps = [row for row in rows if row.get("task") == task and "loss" in row]
+    tokens = list(accumulate((number(row, "tokens") for row in of_steps), initial=0.0))
     found = []
     for row in rows:
         if row.get("task") != task or "validation" not in row:
@@ -141,7 +153,8 @@ def trajectory(rows: Sequence[Record], task: int) -> list[Measurement]:
             number(details.get(step, {}).get(key) or {}, "discrimination")
             for key in ("stop", "transfer")
         ]
-        found.append(Measurement(step, row["validation"], dnll.get(step, NAN), *other))
+        seen = tokens[step] if step < len(tokens) else NAN
+        found.append(Measurement(step, row["validation"], dnll.get(step, NAN), *other, seen))
     return sorted(found, key=lambda one: one.step)
 
 
@@ -165,6 +178,7 @@ def at_level(points: Sequence[Measurement], level: float) -> AtLevel | None:
         place=Crossing(before.step, after.step, found.share),
         damage=damage,
         steps=found.between(before.step, after.step),
+        tokens=found.between(before.tokens, after.tokens),
         transfer=found.between(before.transfer, after.transfer),
         stop_items=found.between(before.stop, after.stop),
         **parts,
@@ -184,15 +198,15 @@ def median(values: Iterable[float], missing: int = 0) -> float:
 def level_figures(tasks: Sequence[AtLevel | None]) -> dict[str, float]:
     """Figures over tasks at one level, by the field of `AtLevel`; `reached` is a share.
 
-    Damage and steps count a task that does not reach the level as infinite: with half of them
-    missing, the median is not reached. The other figures are those of the tasks that reach it.
+    Damage, steps and tokens count a task that does not reach the level as infinite: with half of
+    them missing, the median is not reached. The other figures are those of the tasks that reach it.
     """
     there = [task for task in tasks if task is not None]
     missing = len(tasks) - len(there)
     values = {"reached": len(there) / len(tasks) if tasks else NAN}
     for key in AtLevel._fields[1:]:
         listed = [float(getattr(task, key)) for task in there]
-        values[key] = median(listed, missing if key in ("damage", "steps") else 0)
+        values[key] = median(listed, missing if key in COUNTED else 0)
     return values
 
 
@@ -227,7 +241,7 @@ def single_figures(rows: list[Record], num_tasks: int, level: float) -> dict[str
     here = by_level[f"{level:g}"]
     figures = dict.fromkeys(FIGURES, NAN)
     figures |= {"reached": here["reached"], "damage": here["damage"]}
-    figures["level_steps"] = here["steps"]
+    figures |= {"level_steps": here["steps"], "level_tokens": here["tokens"]}
     for key in (*PARTS, "transfer", "stop_items"):
         figures[f"level_{key}"] = here[key]
     return {**figures, "by_level": by_level, "trajectories": trajectories}
