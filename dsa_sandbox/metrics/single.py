@@ -143,7 +143,8 @@ def trajectory(rows: Sequence[Record], task: int) -> list[Measurement]:
     dnll = dnll_by_step(rows, task)
     details = {row["at"]: row for row in rows if row.get("task") == task and "at" in row}
     of_steps = [row for row in rows if row.get("task") == task and "loss" in row]
-    tokens = list(accumulate((number(row, "tokens") for row in of_steps), initial=0.0))
+    sums = accumulate(number(row, "tokens") for row in of_steps)
+    tokens = {0: 0.0, **dict(zip((int(row["step"]) for row in of_steps), sums))}
     found = []
     for row in rows:
         if row.get("task") != task or "validation" not in row:
@@ -153,8 +154,8 @@ def trajectory(rows: Sequence[Record], task: int) -> list[Measurement]:
             number(details.get(step, {}).get(key) or {}, "discrimination")
             for key in ("stop", "transfer")
         ]
-        seen = tokens[step] if step < len(tokens) else NAN
-        found.append(Measurement(step, row["validation"], dnll.get(step, NAN), *other, seen))
+        known = dnll.get(step, NAN), *other, tokens.get(step, NAN)
+        found.append(Measurement(step, row["validation"], *known))
     return sorted(found, key=lambda one: one.step)
 
 
