@@ -158,10 +158,17 @@ def remarks(request: Request, found: Found) -> list[str]:
             f"The level is {found.level}, but the stream was tuned at {found.stream_level}: tune "
             f"it again with --only stream --set {rates.LEVEL}={found.level}."
         )
-    values = [row["value"] for row in single.interactions(found.shared, read_at(found))]
-    signs = {value > 0 for value in values if value == value}  # NaN: not all arms reach the level
+    few, all_ = request.counts
+    signs = {
+        row["value"] > 0
+        for row in single.interactions(found.shared, read_at(found))
+        if row["tasks"] >= choices.needed(all_ if row["chosen"] else few)
+    }
     if len(signs) > 1:
-        listed.append("The sign of H2c changes within the grid: the rate decides it, not the data.")
+        listed.append(
+            "The sign of H2c changes within the grid, where enough tasks reach the level: the rate "
+            "decides it, not the data."
+        )
     return listed
 
 
