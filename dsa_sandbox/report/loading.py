@@ -19,6 +19,7 @@ class Arm(NamedTuple):
     """The stored measurements of a run."""
 
     name: str
+    run: Run
     num_tasks: int  # of the stream
     lines: list[dict[str, Any]]  # of metrics.jsonl that end a task, from row 0
     records: list[dict[str, Any]]  # without those of overwritten tasks
@@ -103,6 +104,7 @@ def load_arm(name: str, run: Run) -> Arm | None:
         remarks.append(diverged_remark(diverged))
     return Arm(
         name=with_remarks(name, remarks),
+        run=run,
         num_tasks=num_tasks,
         lines=lines,
         records=forgetting.current(records, replaced),
