@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.metrics.arm import experiment_of, rows_of_tasks
-from dsa_sandbox.registry import archs, nearest, strategies
+from dsa_sandbox.registry import nearest
 from dsa_sandbox.report.loading import load
 from dsa_sandbox.report.probe import (
     STAGES,
@@ -22,7 +22,7 @@ from dsa_sandbox.report.probe import (
 )
 from dsa_sandbox.report.wrapping import folded, plain, rendered
 from dsa_sandbox.runs.folder import Run
-from dsa_sandbox.runs.home import chosen_runs, whole_stream
+from dsa_sandbox.runs.home import chosen_runs, in_grid, whole_stream
 
 # what --kind asks: stored kinds of items, each with a distance where that decides
 KINDS: dict[str, tuple[tuple[str, str | None], ...]] = {
@@ -72,14 +72,7 @@ def chosen(home: Path, names: list[str]) -> list[Run]:
         return runs
     runs = [run for run in runs if not run.manifest.get("placebo")] or runs
     runs = [run for run in runs if experiment_of(run.manifest) == "stream"] or runs
-    return sorted(runs, key=place)
-
-
-def place(run: Run) -> list[int]:
-    """Where an arm stands by architecture and strategy; included ones come last."""
-    known = [*archs, *strategies]
-    parts = [run.manifest["arch"], *run.manifest["strategy"].split("+")]
-    return [known.index(name) if name in known else len(known) for name in parts]
+    return in_grid(runs)
 
 
 def ask(runs: list[Run], task: str | None = None, kind: str | None = None) -> Asked:

@@ -9,9 +9,9 @@ from dsa_sandbox import registry
 from dsa_sandbox.config import paths
 from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.registry import nearest
-from dsa_sandbox.report import forgetting, indexer
-from dsa_sandbox.report.charts import Drawn
+from dsa_sandbox.report import charts, forgetting, indexer
 from dsa_sandbox.report.loading import in_order, load
+from dsa_sandbox.report.panels import Drawn
 from dsa_sandbox.runs import home as store
 from dsa_sandbox.runs.folder import Run
 
@@ -38,8 +38,11 @@ def check_plot(kind: str, save: Path | None) -> None:
 
 
 def chosen(kind: str, home: Path, names: list[str]) -> list[Run]:
-    """The named runs, or by default those that a kind of plot draws."""
-    return indexer.chosen(home, names) if kind in OF_BASES else store.chosen_runs(home, names)
+    """The named runs, or by default those that a kind of plot draws, as a grid of arms."""
+    if kind in OF_BASES:
+        return indexer.chosen(home, names)
+    runs = store.chosen_runs(home, names)
+    return runs if names else store.in_grid(runs)
 
 
 def draw(kind: str, runs: list[Run], *, width: int, colour: bool, unicode: bool) -> Drawn:
@@ -61,7 +64,9 @@ def end_of_study(runs: list[Run], style: dict[str, Any], *, everything: bool) ->
         return "\n\n".join(KINDS[kind](arms, style).text for kind in kinds)
     if measured:
         return forgetting.draw_matched(arms, style, height=SHORT).text
-    return forgetting.pretraining_chart(arms, style, height=SHORT) if in_order(arms) else ""
+    if not in_order(arms):
+        return ""
+    return charts.text_of(forgetting.pretraining_panel(arms, height=SHORT), **style)
 
 
 OF_BASES: dict[str, Callable[[list[Run], dict[str, Any]], Drawn]] = {
