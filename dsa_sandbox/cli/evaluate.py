@@ -54,7 +54,7 @@ def evaluate(
     console.emit(screen(results, width=width, everything=everything, formulas=formulas))
 
 
-@verb(app, "plot --kind retention --save curves.csv", shared="include home as_json quiet")
+@verb(app, "plot --kind retention --save curves.svg", shared="include home as_json quiet")
 def plot(
     call: Call,
     runs: Annotated[
@@ -75,7 +75,10 @@ def plot(
     save: Annotated[
         Path | None,
         typer.Option(
-            "--save", help="Also write the points to a .csv file.", metavar="FILE", parser=path
+            "--save",
+            help="Also write a picture (.svg, .png), or the points (.csv).",
+            metavar="FILE",
+            parser=path,
         ),
     ] = None,
 ) -> None:
@@ -93,8 +96,7 @@ def plot(
         unicode=console.has_unicode(sys.stdout),
     )
     if save is not None:
-        plots.save_csv(save, drawn.points)
-        call.session.listener.note(f"points written to {save}")
+        call.session.listener.note(plots.save(save, kind, drawn))
     if call.as_json:
         console.emit_json({"command": "plot", "kind": kind, "points": drawn.points})
     else:

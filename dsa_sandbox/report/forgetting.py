@@ -112,7 +112,9 @@ def draw_front(arms: list[Arm], style: dict[str, Any]) -> Drawn:
             series.append(curve)
     title = "Learning against forgetting (best: low and right)"
     y_label = "held-out dNLL, nats per token"
-    panel = Panel("curves", title, "mean R[j, j]", y_label, series, base=0.0)
+    panel = Panel(
+        "curves", title, "exact match after own task, mean R[j, j]", y_label, series, base=0.0
+    )
     return charts.drawn([panel], points, style)
 
 

@@ -101,7 +101,7 @@ def draw_indexer(runs: list[Run], style: dict[str, Any]) -> Drawn:
     for figure, title in TITLES.items():
         lines = by_layer(several[0], figure) if len(several) == 1 else by_run(several, figure)
         if any(math.isfinite(y) for line in lines for y in line.y):
-            name = figure.replace("_", " ")
+            name = figure.replace("_", " ").replace("kl", "KL")
             panels.append(Panel("curves", title, x_label, name, lines, height=12))
     texts += [charts.text_of(panel, **style) for panel in panels]
     texts.append("\n".join(folded(in_words(taught), style["width"]) for taught in several))
