@@ -181,9 +181,11 @@ def _draw_points(
     if page.base is not None and y_ticks[0] < page.base < y_ticks[-1]:
         level = [(left, page.base), (right, page.base)]
         _draw_signal(figure, level, _marker("┄" if page.unicode else "-", 0), lines=True)
-    row_height = (y_ticks[-1] - y_ticks[0]) / (rows - 1)
-    for found, (_, _, colour) in zip(bands_of, legend):
-        _draw_signal(figure, _filled(found, row_height), _marker(small, colour))
+    row_height, column = (y_ticks[-1] - y_ticks[0]) / (rows - 1), (right - left) / (columns - 1)
+    for number, (found, (_, _, colour)) in enumerate(zip(bands_of, legend)):
+        aside = column * (number - (len(legend) - 1) // 2)  # intervals of one x: side by side
+        points = [(x + aside, y) for x, y in _filled(found, row_height)]
+        _draw_signal(figure, points, _marker(small, colour))
     for points, (_, _, colour) in zip(small_of, legend):
         _draw_signal(figure, points, _marker(small, colour))
     for points, (_, _, colour) in zip(points_of, legend, strict=True):

@@ -38,14 +38,11 @@ def check_extra(save: Path) -> None:
 
 def save(path: Path, panels: Sequence[Panel]) -> None:
     """Write the panels below each other, or in two columns where there are many."""
-    import vl_convert
-
-    spec = document(panels).to_dict()
+    ending = path.suffix.lower().removeprefix(".")
     try:
-        if path.suffix.lower() == ".svg":
-            path.write_text(vl_convert.vegalite_to_svg(spec), "utf-8")
-        else:
-            path.write_bytes(vl_convert.vegalite_to_png(spec, ppi=PNG_PPI))
+        document(panels).save(
+            str(path), format=ending, **({"ppi": PNG_PPI} if ending == "png" else {})
+        )
     except OSError as error:
         raise UserError(f"--save {path}: cannot be written: {reason(error)}") from None
 
@@ -76,7 +73,7 @@ def named_looks(panels: Sequence[Panel]) -> dict[str, Look]:
 def in_legend(names: list[str], columns: int) -> int:
     """Columns of a legend below so many columns of panels."""
     longest = max(map(len, names), default=0)
-    return max(1, min(len(names), columns * WIDTH // (30 + 5 * longest)))
+    return max(1, min(len(names), int(columns * WIDTH / (26 + 4.7 * longest))))
 
 
 def configured(chart: Any, columns: int) -> Any:
@@ -312,9 +309,14 @@ def of_forest(panel: Panel) -> Any:
 
     shown = [one for one in panel.intervals if known(one)]
     low, high = extent(shown, panel.smallest)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for one in panel.intervals:
-        ends = {"name": one.name, "text": f"{figures(one)} {one.verdict}".rstrip()}
+        # a row is known by its name: spaces without width keep equal names apart
+        alike = sum(other["name"].rstrip("\u200b") == one.name for other in rows)
+        ends = {
+            "name": one.name + "\u200b" * alike,
+            "text": f"{figures(one)} {one.verdict}".rstrip(),
+        }
         if known(one):
             ends |= {"mean": one.mean, "low": max(one.low, low), "high": min(one.high, high)}
         rows.append(ends)
