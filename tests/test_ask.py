@@ -81,8 +81,8 @@ def test_in_text_each_arm_has_a_row_with_a_word_and_its_p_at_each_stage(home: Pa
     assert "Task 1 of 3, lemon: sweet in Yarra, sour elsewhere" in out
     assert "In Yarra, named 60 tokens before the answer (right: sweet)" in out
     assert "  In a story the lemon is (validation_in) ..." in out
-    rows = [line.split() for line in out.splitlines() if line.startswith("dense sgd ")]
-    assert rows[0] == ["dense", "sgd", "sour", "0.20", "sweet", "0.80", "sour", "0.20"]
+    rows = [line.split() for line in out.splitlines() if line.startswith("o dense sgd ")]
+    assert rows[0] == ["o", "dense", "sgd", "sour", "0.20", "sweet", "0.80", "sour", "0.20"]
     assert max(map(len, out.splitlines())) <= 80
 
 

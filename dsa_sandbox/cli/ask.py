@@ -40,4 +40,5 @@ def ask(
     if call.as_json:
         console.emit_json({"command": "ask", **report.as_json(asked)})
     else:
-        console.emit(report.text(asked, console.width_of(sys.stdout)))
+        colour = console.has_colour(sys.stdout)
+        console.emit(report.text(asked, console.width_of(sys.stdout), colour=colour))

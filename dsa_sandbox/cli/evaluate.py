@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,8 +50,9 @@ def evaluate(
         about = {"command": "eval", "runs": results, "figures": arm.described()}
         console.emit_json(about | summary.as_json(results))
         return
-    width = console.width_of(sys.stdout)
-    console.emit(screen(results, width=width, everything=everything, formulas=formulas))
+    colour = console.has_colour(sys.stdout)
+    style: dict[str, Any] = {"width": console.width_of(sys.stdout), "colour": colour}
+    console.emit(screen(results, everything=everything, formulas=formulas, **style))
 
 
 @verb(app, "plot --kind retention --save curves.svg", shared="include home as_json quiet")

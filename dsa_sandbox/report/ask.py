@@ -8,6 +8,7 @@ from dsa_sandbox.errors import UserError
 from dsa_sandbox.metrics.arm import experiment_of, rows_of_tasks
 from dsa_sandbox.registry import nearest
 from dsa_sandbox.report.loading import load
+from dsa_sandbox.report.looks import Look, coloured
 from dsa_sandbox.report.probe import (
     STAGES,
     Probe,
@@ -50,6 +51,7 @@ class Asked(NamedTuple):
     task: Mapping[str, Any]  # its row in tasks.jsonl; empty where the run keeps none
     probes: list[Probe]
     runs: dict[str, str]  # run by the name of its arm
+    looks: dict[str, Look]  # by the name of the arm
 
 
 def chosen(home: Path, names: list[str]) -> list[Run]:
@@ -108,7 +110,8 @@ def ask(runs: list[Run], task: str | None = None, kind: str | None = None) -> As
             answered[arm.name] = answers(arm.records, record, rows)
         probes.append(probe(record, answered))
     row = tasks[number] if tasks else {}
-    return Asked(number + 1, num_tasks, row, probes, {arm.name: arm.run.name for arm in arms})
+    runs_of, looks = {arm.name: arm.run.name for arm in arms}, {arm.name: arm.look for arm in arms}
+    return Asked(number + 1, num_tasks, row, probes, runs_of, looks)
 
 
 def numbered(wanted: str | None, tasks: list[dict[str, Any]], num_tasks: int) -> int:
@@ -156,13 +159,14 @@ def as_json(asked: Asked) -> dict[str, Any]:
     return {"task": {"number": asked.number, "of": asked.num_tasks, **about}, "probes": probes}
 
 
-def text(asked: Asked, width: int) -> str:
-    """The probes as a heading, and a table of arms for each."""
+def text(asked: Asked, width: int, *, colour: bool = False) -> str:
+    """The probes as a heading, and a table of arms for each; with colour, marks have theirs."""
     parts = [folded(heading(asked), width)]
     for one in asked.probes:
         parts.append(f"{folded(question(one, asked.task), width)}\n{table(one, asked, width)}")
     parts.append(folded("Numbers: p of the expected word against the contrary one.", width))
-    return "\n\n".join(parts)
+    shown = "\n\n".join(parts)
+    return coloured(shown, list(asked.looks.values())) if colour else shown
 
 
 def heading(asked: Asked) -> str:
@@ -201,5 +205,5 @@ def table(one: Probe, asked: Asked, width: int) -> str:
         for stage in shown:
             one_said = found[stage]
             cells.append(f"{one_said.word:<{widest[stage]}}  {one_said.p:.2f}" if one_said else "-")
-        drawn.add_row(name, *cells)
+        drawn.add_row(f"{asked.looks[name].mark} {name}", *cells)
     return rendered(drawn, width)

@@ -6,6 +6,7 @@ import numpy as np
 
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.metrics import forgetting, single
+from dsa_sandbox.metrics.arm import FIGURES
 from dsa_sandbox.registry import plots
 from dsa_sandbox.report import charts
 from dsa_sandbox.report.loading import Arm, having, in_order, or_none
@@ -40,7 +41,7 @@ def pretraining_panel(arms: list[Arm], height: int = 20) -> Panel:
         ratios = [forgetting.perplexity_ratio(dnll_of(arm, line)) for line in arm.sound]
         series.append(arm.series(rows, ratios))
     title = "Forgetting of pre-training: ppl ratio, exp(held-out dNLL)"
-    labels = ("tasks learned", "ppl ratio")
+    labels = ("tasks learned", FIGURES["ppl_ratio"].name)
     return Panel("curves", title, *labels, series, base=1.0, height=height)
 
 
@@ -111,7 +112,7 @@ def draw_front(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         if interpolated:
             series.append(curve)
     title = "Learning against forgetting (best: low and right)"
-    y_label = "held-out dNLL, nats per token"
+    y_label = f"{FIGURES['heldout_dnll'].name}, nats per token"
     panel = Panel(
         "curves", title, "exact match after own task, mean R[j, j]", y_label, series, base=0.0
     )
@@ -156,8 +157,8 @@ def draw_kl(arms: list[Arm], style: dict[str, Any]) -> Drawn:
             points.append(place | values | {"heldout_dnll": or_none(dnll)})
         series.append(drawn)
     title = "Forgetting against KL on new tasks: is an arm below the common curve?"
-    x_label = "KL(base || now) on the task just learned, nats per token"
-    y_label = "held-out dNLL, nats per token"
+    x_label = f"{FIGURES['new_task_kl'].name} (base || now), nats per token"
+    y_label = f"{FIGURES['heldout_dnll'].name}, nats per token"
     panel = Panel("points", title, x_label, y_label, series, base=0.0)
     return charts.drawn([panel], points, style)
 
@@ -224,7 +225,8 @@ def draw_matched(arms: list[Arm], style: dict[str, Any], height: int = 20) -> Dr
         series.append(medians)
         thin.append(tasks)
     title = "Damage at matched learning: rise of held-out NLL where a task reaches a discrimination"
-    labels = ("discrimination on validation items", "damage, nats per token")
+    damage_label = f"{FIGURES['damage'].name}, nats per token"
+    labels = ("discrimination on validation items", damage_label)
     panel = Panel("curves", title, *labels, series, thin, base=0.0, height=height)
     return charts.drawn([panel], points, style)
 

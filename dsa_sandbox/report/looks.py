@@ -147,3 +147,14 @@ def looks_in(given: Sequence[Look | None]) -> list[Look]:
         taken.add(own.mark)
         found.append(own)
     return found
+
+
+def coloured(text: str, looks: Sequence[Look]) -> str:
+    """The text of a terminal, with the marks that begin its lines in their colours."""
+    colours = {look.mark: look.colour for look in looks}
+    lines = []
+    for line in text.split("\n"):
+        if line[1:2] == " " and line[:1] in colours:
+            line = f"\x1b[38;5;{colours[line[0]]}m{line[0]}\x1b[0m{line[1:]}"
+        lines.append(line)
+    return "\n".join(lines)

@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 
 from dsa_sandbox.metrics import drift, forgetting, items
+from dsa_sandbox.metrics.arm import FIGURES
 from dsa_sandbox.registry import plots
 from dsa_sandbox.report import charts
 from dsa_sandbox.report.loading import Arm, by_row, having, or_none
@@ -78,7 +79,7 @@ def draw_drift(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     if selecting:
         title = "Selection: Jaccard with the base's selected keys, mean over layers"
         lines = [by_row(arm, drift.mean_jaccard) for arm in selecting]
-        panels.append(Panel("curves", title, "tasks learned", "Jaccard", lines))
+        panels.append(Panel("curves", title, "tasks learned", FIGURES["jaccard"].name, lines))
     for title, series in weight_series(found).items():
         labels = ("tasks learned", "relative change")
         panels.append(Panel("curves", title, *labels, series, height=14))
@@ -241,7 +242,7 @@ def draw_coherence(arms: list[Arm], style: dict[str, Any]) -> Drawn:
             by_row(arm, partial(story_figure, figure=figure), bounded=bounded) for arm in found
         ]
         if any(line.y for line in lines):
-            labels = ("tasks learned", figure.replace("_", " "))
+            labels = ("tasks learned", FIGURES[figure].name)
             panels.append(Panel("curves", title, *labels, lines, height=14))
     points: Points = []
     for arm in found:
