@@ -111,7 +111,7 @@ def draw_front(arms: list[Arm], style: dict[str, Any]) -> Drawn:
             points.append(front_point(arm, stored["learned"], dnll, stored["alpha"]))
         if interpolated:
             series.append(curve)
-    title = "Learning against forgetting (best: low and right)"
+    title = "Learning against forgetting: low and right is best"
     y_label = f"{FIGURES['heldout_dnll'].name}, nats per token"
     panel = Panel(
         "curves", title, "exact match after own task, mean R[j, j]", y_label, series, base=0.0

@@ -121,9 +121,9 @@ def configured(chart: Any, columns: int) -> Any:
 
 
 def parts_of(title: str) -> tuple[str, str]:
-    """What stands before and after the first colon of a title, outside of brackets."""
+    """What stands before and after the first colon of a title."""
     head, _, rest = title.partition(": ")
-    return (title, "") if "(" in head else (head, rest)
+    return head, rest
 
 
 def below(title: str) -> list[str]:
