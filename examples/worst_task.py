@@ -12,8 +12,8 @@ import numpy as np
 
 from dsa_sandbox.registry import plots
 from dsa_sandbox.report import charts
-from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.report.loading import Arm, having, or_none
+from dsa_sandbox.report.panels import Drawn, Panel
 
 
 def worst_exact_match(matrix: np.ndarray, row: int) -> float:
@@ -31,16 +31,17 @@ def worst_exact_match(matrix: np.ndarray, row: int) -> float:
 def draw_worst_task(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     """The worst task's exact match after each task, a curve for each arm.
 
-    A plot returns its text and its points, which `--json` and `--save FILE.csv` write; `style`
-    holds the width of the terminal and its colours.
+    A plot returns its panels, which the terminal and `--save FILE.svg` draw, and its points, which
+    `--json` and `--save FILE.csv` write; `style` holds the width of the terminal and its colours.
     """
     series = []
     points = []
     for arm in having(arms, lambda arm: arm.done, "no arm has learned a task yet"):
         rows = [line["row"] for line in arm.lines if line["row"]]
         values = [worst_exact_match(arm.matrix, row) for row in rows]
-        series.append(Series(arm.name, [float(row) for row in rows], values))
+        series.append(arm.series([float(row) for row in rows], values))
         for row, value in zip(rows, values):
             points.append({"arm": arm.name, "task": row, "worst_exact_match": or_none(value)})
     title = "Forgetting of the worst task: min over tasks seen of R[t, j]"
-    return Drawn(charts.curves(title, "tasks learned", "exact match", series, **style), points)
+    panel = Panel("curves", title, "tasks learned", "exact match", series)
+    return charts.drawn([panel], points, style)

@@ -20,7 +20,7 @@ from dsa_sandbox.config import resolve
 
 COMMANDS = (
     *("build", "pretrain", "make-tasks", "finetune", "eval", "plot"),
-    *("run", "tune", "generate", "export", "import", "bench", "ls", "settings", "rm"),
+    *("run", "tune", "ask", "generate", "export", "import", "bench", "ls", "settings", "rm"),
 )
 
 
@@ -189,6 +189,7 @@ def everything(tiny_home: TinyHome) -> dict[str, list[object]]:
         "make-tasks": ["make-tasks", "--count", "3"],
         "finetune": ["finetune", "--strategy", "acft", "--arch", "dsa", *config],
         "eval": ["eval"],
+        "ask": ["ask"],
         "eval of arms": ["eval", *arms],
         "eval of a base": ["eval", base],
         "eval of a base on tasks": ["eval", base, "--tasks", STREAM],

@@ -42,7 +42,8 @@ def test_plot_draws_the_arms_and_saves_their_points(
 
 
 @pytest.mark.parametrize(
-    ("save", "told"), [("points.png", ".csv"), ("no/such/folder.csv", "does not exist")]
+    ("save", "told"),
+    [("points.jpg", ".svg or .png for a picture"), ("no/such/folder.csv", "does not exist")],
 )
 def test_plot_refuses_files_it_cannot_write_before_it_draws(
     save: str, told: str, tiny_home: TinyHome, tmp_path: Path

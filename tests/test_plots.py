@@ -248,7 +248,7 @@ def test_eval_shows_arms_as_a_grid_whichever_came_first(tmp_path: Path) -> None:
     ):
         stored.arm(tmp_path, strategy, arch=arch).update(created=float(number))
     table = cli("eval", *at(tmp_path)).out.split("\n\nBases")[0].split("\narm ")[1]
-    shown = [line.split()[:2] for line in table.splitlines()[1:]]
+    shown = [line.split()[1:3] for line in table.splitlines()[1:]]  # behind the mark
     assert shown == [
         ["dense", "acft+ewc"],
         ["dense", "ewc"],

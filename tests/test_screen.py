@@ -135,8 +135,8 @@ def printed(home: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> list[str
 
 
 def rows_of(lines: list[str]) -> list[list[str]]:
-    """The words of the rows of arms."""
-    return [line.split() for line in lines if re.match(r"d\w+ \w+ +[\d+]", line)]
+    """The words of the rows of arms, behind their marks."""
+    return [line.split()[1:] for line in lines if re.match(r"\S d\w+ \w+ +[\d+]", line)]
 
 
 @pytest.mark.parametrize("width", [60, 80])
@@ -206,7 +206,7 @@ def test_all_shows_each_level_each_task_and_each_lag(home: Path, alone: Path) ->
     assert re.search(r"dsa acft +\+0.100 +\+0.070 +\+0.080\n", whole)
     assert "Not measured in these arms: drift" not in whole  # no single task has it
     whole = cli("eval", "--all", "--home", home).out
-    assert re.search(r"learned since\n\narm +0 +1 +2\ndense sgd +0.80 +0.20 +0.20\n", whole)
+    assert re.search(r"learned since\n\narm +0 +1 +2\no dense sgd +0.80 +0.20 +0.20\n", whole)
 
 
 def test_streams_whose_own_rows_differ_are_flagged() -> None:
@@ -366,7 +366,8 @@ def test_arms_and_contrasts_of_several_seeds_have_rows_with_mean_and_sd() -> Non
     row = rows["dsa acft - dense sgd", "drift"]
     assert (row["seeds"], row["mean"], row["experiment"]) == (2, -0.5, "stream")
     assert row["sd"] == pytest.approx(math.sqrt(2) / 4)
-    (table,) = screen.statistic_tables(found, 80)
+    (sheet,) = screen.statistic_sheets(found)
+    table = sheet.text(80)
     assert table.startswith("Seeds")
     assert re.search(r"dsa acft +stream +drift +3 +0\.500 +0\.250", table)
     assert "Seeds" not in screen.screen(found, width=80)
@@ -383,4 +384,4 @@ def seeds_of(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 def test_without_several_seeds_no_statistic_says_anything() -> None:
     found = results(figures("dsa", "sgd"), figures("dense", "sgd"))
     assert summary.as_json(found)["statistics"] == {}
-    assert screen.statistic_tables(found, 80) == []
+    assert screen.statistic_sheets(found) == []

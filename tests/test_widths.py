@@ -18,7 +18,7 @@ from dsa_sandbox.report import charts, wrapping
 from dsa_sandbox.report.charts import Series
 
 WIDTHS = (40, 60, 80, 100)
-ARM = re.compile(r"d\w+(?:-\w+)* (?:sgd|ewc|acft)(?= )")
+ARM = re.compile(r"\S d\w+(?:-\w+)* (?:sgd|ewc|acft)(?= )")
 
 
 def shown(width: int, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,11 +50,12 @@ def evaluate(
         about = {"command": "eval", "runs": results, "figures": arm.described()}
         console.emit_json(about | summary.as_json(results))
         return
-    width = console.width_of(sys.stdout)
-    console.emit(screen(results, width=width, everything=everything, formulas=formulas))
+    colour = console.has_colour(sys.stdout)
+    style: dict[str, Any] = {"width": console.width_of(sys.stdout), "colour": colour}
+    console.emit(screen(results, everything=everything, formulas=formulas, **style))
 
 
-@verb(app, "plot --kind retention --save curves.csv", shared="include home as_json quiet")
+@verb(app, "plot --kind retention --save curves.svg", shared="include home as_json quiet")
 def plot(
     call: Call,
     runs: Annotated[
@@ -75,7 +76,10 @@ def plot(
     save: Annotated[
         Path | None,
         typer.Option(
-            "--save", help="Also write the points to a .csv file.", metavar="FILE", parser=path
+            "--save",
+            help="Also write a picture (.svg, .png), or the points (.csv).",
+            metavar="FILE",
+            parser=path,
         ),
     ] = None,
 ) -> None:
@@ -93,8 +97,7 @@ def plot(
         unicode=console.has_unicode(sys.stdout),
     )
     if save is not None:
-        plots.save_csv(save, drawn.points)
-        call.session.listener.note(f"points written to {save}")
+        call.session.listener.note(plots.save(save, kind, drawn))
     if call.as_json:
         console.emit_json({"command": "plot", "kind": kind, "points": drawn.points})
     else:

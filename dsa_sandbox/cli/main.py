@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from dsa_sandbox.cli import (
+    ask,
     bench,
     evaluate,
     exchange,
@@ -43,6 +44,7 @@ for module in (
     study,
     tune,
     evaluate,
+    ask,
     generate,
     exchange,
     runs,

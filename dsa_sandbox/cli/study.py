@@ -138,7 +138,8 @@ def run(
         stream = summaries.stream(outcome.stream.name, outcome.stream.manifest["figures"])
         console.emit(folded(stream, width) + "\n")
     chart = plots.end_of_study(outcome.arms, style, everything=everything)
-    console.emit(screen(results, width=width, everything=everything, chart=chart))
+    colour = style["colour"]
+    console.emit(screen(results, width=width, everything=everything, chart=chart, colour=colour))
 
 
 def asked_experiment(resolved: "Resolved", singles: int | None) -> str | None:

@@ -8,9 +8,8 @@ from dsa_sandbox.errors import UserError
 from dsa_sandbox.evaluation import base_quality
 from dsa_sandbox.evaluation.probes import Probes
 from dsa_sandbox.metrics import arm, forgetting, stream
-from dsa_sandbox.registry import archs, strategies
 from dsa_sandbox.runs.folder import Run
-from dsa_sandbox.runs.home import chosen_runs
+from dsa_sandbox.runs.home import chosen_runs, in_grid
 from dsa_sandbox.runs.load import BASES, policy_of, pretrained
 from dsa_sandbox.runs.session import Session
 from dsa_sandbox.selection import backends, policies
@@ -31,13 +30,7 @@ def evaluate_all(
     """
     chosen = chosen_runs(session.home, names, finished=True)
     if not names:
-        known = [*archs, *strategies]
-
-        def place(run: Run) -> list[int]:
-            parts = [run.manifest["arch"], *run.manifest["strategy"].split("+")]
-            return [known.index(name) if name in known else len(known) for name in parts]
-
-        chosen.sort(key=place)
+        chosen = in_grid(chosen)
     arm.check_schema([run for run in chosen if run.manifest.get("command") == "finetune"])
     options = {"tasks": tasks, "selection": selection, "data": data}
     return arm.together({run.name: evaluate(run, session, **options) for run in chosen})

@@ -25,7 +25,10 @@ DEFINED = {"joint": ("end", "task"), "independent": ("task",)}  # other protocol
 
 
 class Figure(NamedTuple):
-    """Description of one figure; its key in `--json` is the name in lower case with underscores.
+    """Description of one figure.
+
+    Its key in `--json` is the name in lower case with underscores, `held-out` in one word; a key of
+    time or memory ends with its unit.
 
     `needs` names the protocols that define the figure: `sequential`, tasks learned one by one;
     `end`, any network that has met all tasks; `task`, tasks measured right after each was learned.

@@ -5,16 +5,15 @@ Arms of single tasks and of streams have tables of their own.
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from dsa_sandbox.metrics import drift, forgetting, items, single, stability_gap, stream, transfer
 from dsa_sandbox.metrics.arm import COSTS, FIGURES
 from dsa_sandbox.metrics.figure import Unit
 from dsa_sandbox.metrics.single import not_reached
+from dsa_sandbox.report.looks import Look, looks_of
 from dsa_sandbox.report.names import arm_name, distinct, diverged_remark, with_remarks
 from dsa_sandbox.report.numbers import in_unit, percent, signed
-from dsa_sandbox.report.wrapping import Columns, folded, plain, rendered
-from dsa_sandbox.verdict.matching import Results
+from dsa_sandbox.report.sheets import Sheet
+from dsa_sandbox.verdict.matching import EXPERIMENTS, Results, of_experiment
 
 FIRST = {
     "single": (
@@ -53,13 +52,25 @@ def labels(arms: Results) -> dict[str, str]:
     return dict(zip(arms, distinct(names, list(arms), seeds)))
 
 
+def looks(arms: Results) -> dict[str, Look]:
+    """The look of each arm by run; those of single tasks and of streams have one beside another."""
+    found: dict[str, Look] = {}
+    for experiment in EXPERIMENTS:
+        these = of_experiment(arms, experiment)
+        pairs = [(figures["arch"], figures["strategy"]) for figures in these.values()]
+        found |= dict(zip(these, looks_of(pairs)))
+    return found
+
+
 def row_names(arms: Results) -> dict[str, str]:
-    """The labels, with a remark on arms that have diverged."""
+    """The labels with the marks of the charts, and a remark on arms that have diverged."""
     found = labels(arms)
+    marks = looks(arms)
     for run, figures in arms.items():
         if figures["diverged_after"] is not None:
             remark = diverged_remark(figures["diverged_after"])
             found[run] = with_remarks(found[run], [remark])
+        found[run] = f"{marks[run].mark} {found[run]}"
     return found
 
 
@@ -85,43 +96,27 @@ def has(key: str, experiment: str) -> bool:
     return key not in single.FIGURES or key == "placebo_share"
 
 
-def table_of(heads: Sequence[str], rows: list[tuple[str, ...]], width: int) -> str:
-    """A table with a first column of names; its columns move together where it is too wide."""
-
-    def drawn(gap: int) -> Table:
-        table = plain(gap)
-        for number, head in enumerate(heads):
-            table.add_column(head, justify="right" if number else "left", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        return table
-
-    columns = Columns(drawn(2))
-    columns.fold_heads()
-    return rendered(drawn(2 if columns.width <= width else 1), width)
-
-
-def arm_table(arms: Results, keys: Sequence[str], width: int) -> str:
+def arm_sheet(title: str, arms: Results, keys: Sequence[str]) -> Sheet:
     """A row for each arm with these figures."""
     rows = []
     for run, name in row_names(arms).items():
         rows.append((name, *(cell(key, arms[run]) for key in keys)))
-    return table_of(["arm", *(FIGURES[key].name for key in keys)], rows, width)
+    return Sheet(title, ["arm", *(FIGURES[key].name for key in keys)], rows)
 
 
-def first_table(arms: Results, experiment: str, width: int) -> str:
+def first_sheet(arms: Results, experiment: str) -> Sheet:
     """The table of the first screen."""
     keys = []
     for key in FIRST[experiment]:
         if key in OPTIONAL and all(cell(key, arm) == "-" for arm in arms.values()):
             continue
         keys.append(key)
-    return arm_table(arms, keys, width)
+    return arm_sheet("", arms, keys)
 
 
-def all_tables(arms: Results, experiment: str, width: int) -> list[str]:
-    """A table for each group of figures; figures that no arm has are named below them."""
-    parts = []
+def all_sheets(arms: Results, experiment: str) -> tuple[list[Sheet], list[str]]:
+    """A table for each group of figures, and the names of figures that no arm has."""
+    sheets = []
     absent = []
     for title, figures in MORE.items():
         keys = []
@@ -133,10 +128,8 @@ def all_tables(arms: Results, experiment: str, width: int) -> list[str]:
             else:
                 keys.append(key)
         if keys:
-            parts.append(f"{title}\n\n{arm_table(arms, keys, width)}")
-    if absent:
-        parts.append(folded(f"Not measured in these arms: {', '.join(absent)}.", width))
-    return parts
+            sheets.append(arm_sheet(title, arms, keys))
+    return sheets, absent
 
 
 def levels_of(arms: Results) -> list[str]:
@@ -145,14 +138,14 @@ def levels_of(arms: Results) -> list[str]:
     return [level for level in first if all(level in other for other in rest)]
 
 
-def damage_by_level(arms: Results, width: int) -> str:
+def damage_sheet(arms: Results) -> Sheet:
     """Damage of each arm at each level."""
     levels = levels_of(arms)
     rows = []
     for run, name in row_names(arms).items():
         cells = [arms[run]["by_level"][level] for level in levels]
         rows.append((name, *(damage_cell(values) for values in cells)))
-    return table_of(["damage at level", *levels], rows, width)
+    return Sheet("", ["damage at level", *levels], rows)
 
 
 def damage_cell(values: dict[str, float]) -> str:
@@ -160,10 +153,10 @@ def damage_cell(values: dict[str, float]) -> str:
     return NOT_REACHED if not_reached(values) else signed(values["damage"], 3)
 
 
-def level_tables(arms: Results, width: int) -> list[str]:
+def level_sheets(arms: Results) -> list[Sheet]:
     """Tasks that reach each level, steps and tokens to it, parts there; damage of every task."""
     levels = levels_of(arms)
-    parts = []
+    sheets = []
     for title, key in (
         ("Tasks that reach a level", "reached"),
         ("Steps to a level (median)", "steps"),
@@ -177,7 +170,7 @@ def level_tables(arms: Results, width: int) -> list[str]:
         for run, name in row_names(arms).items():
             values = [arms[run]["by_level"][level][key] for level in levels]
             rows.append((name, *(level_cell(key, value) for value in values)))
-        parts.append(f"{title}\n\n{table_of(['arm', *levels], rows, width)}")
+        sheets.append(Sheet(title, ["arm", *levels], rows))
     rows = []
     most = max(figures["tasks"] for figures in arms.values())
     for run, name in row_names(arms).items():
@@ -185,8 +178,8 @@ def level_tables(arms: Results, width: int) -> list[str]:
         shown = [damage_of_task(value) for value in damages]
         rows.append((name, *shown, *[""] * (most - len(shown))))
     numbers = [str(number) for number in range(1, most + 1)]
-    tasks = table_of(["arm", *numbers], rows, width)
-    return [*parts, f"Damage of each task (at the level; never: not reached)\n\n{tasks}"]
+    title = "Damage of each task (at the level; never: not reached)"
+    return [*sheets, Sheet(title, ["arm", *numbers], rows)]
 
 
 def level_cell(key: str, value: float) -> str:
@@ -202,24 +195,20 @@ def damage_of_task(value: float) -> str:
     return "never" if value == float("inf") else signed(value, 3)
 
 
-def lag_table(arms: Results, width: int) -> str:
-    """Discrimination by the number of tasks learned since; empty where no arm has two rows."""
+def lag_sheets(arms: Results) -> list[Sheet]:
+    """Discrimination by the number of tasks learned since; none where no arm has two rows."""
     longest = max(len(figures["discrimination_by_lag"]) for figures in arms.values())
     if longest < 2:
-        return ""
+        return []
     rows = []
     for run, name in row_names(arms).items():
         values = [in_unit(v, "probability") for v in arms[run]["discrimination_by_lag"]]
         rows.append((name, *values, *["-"] * (longest - len(values))))
-    table = table_of(["arm", *(str(lag) for lag in range(longest))], rows, width)
-    return f"Discrimination by tasks learned since\n\n{table}"
+    heads = ["arm", *(str(lag) for lag in range(longest))]
+    return [Sheet("Discrimination by tasks learned since", heads, rows)]
 
 
-def formula_table(width: int) -> str:
+def formula_sheet() -> Sheet:
     """Name, formula and unit of every figure, a row each."""
-    drawn = plain(2)
-    drawn.add_column("figure", no_wrap=True)
-    drawn.add_column("formula [unit]")
-    for figure in FIGURES.values():
-        drawn.add_row(figure.name, f"{figure.formula} [{figure.unit}]")
-    return rendered(drawn, width)
+    rows = [(one.name, f"{one.formula} [{one.unit}]") for one in FIGURES.values()]
+    return Sheet("", ["figure", "formula [unit]"], rows, words=[1])

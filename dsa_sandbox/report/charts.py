@@ -11,34 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotext
 
+from dsa_sandbox.report import forest
+from dsa_sandbox.report.looks import looks_in
+from dsa_sandbox.report.panels import LARGEST, Drawn, Panel, Point, Series, band, drawable
 from dsa_sandbox.report.wrapping import wrapped
 
-MARKS = "ox+*#@%&$ABCDEFGHIJKLMNPQRSTUVWYZ"
-COLOURS = (33, 208, 35, 161, 141, 37, 178, 244)  # of the 256; all seen on light and dark grounds
 SMALL = "·"
 ASCII_SHADES = ".:+#@"  # no blank: a blank cell has no value
 UNICODE_SHADES = "·░▒▓█"
 SHADE_COLOURS = (61, 31, 36, 77, 220)  # dark blue to yellow, as viridis
-LARGEST = 1e100  # differences and ticks of larger numbers overflow
 TO_ASCII = str.maketrans("─│┌┐└┘├┤┬┴┼", "-|+++++++++")
 
 Entry = tuple[str, str, int]  # mark, name and colour in a legend
-Point = tuple[float, float]
-
-
-class Series(NamedTuple):
-    """A named row of points; a chart leaves out NaN and values beyond LARGEST."""
-
-    name: str
-    x: list[float]
-    y: list[float]
-
-
-class Drawn(NamedTuple):
-    """A chart as text, and its points."""
-
-    text: str
-    points: list[dict[str, Any]]
 
 
 class Page(NamedTuple):
@@ -51,41 +35,64 @@ class Page(NamedTuple):
     height: int
     colour: bool
     unicode: bool
+    base: float | None = None
+
+
+def drawn(panels: Sequence[Panel], points: list[dict[str, Any]], style: dict[str, Any]) -> Drawn:
+    """The panels as text in the style of a terminal: its width, and whether it has colours."""
+    return Drawn("\n\n".join(text_of(panel, **style) for panel in panels), points, panels)
+
+
+def text_of(panel: Panel, **style: Any) -> str:
+    """A panel as text; `style` holds width, colour and unicode."""
+    labels = (panel.title, panel.x_label, panel.y_label)
+    more = {"height": panel.height, **style}
+    if panel.form == "matrix":
+        assert panel.matrix is not None
+        return heat_map(*labels, panel.matrix, **more)
+    if panel.form == "points":
+        return scatter(*labels, panel.series, base=panel.base, **more)
+    if panel.form == "forest":
+        return forest.text_of(panel, width=style["width"], unicode=style.get("unicode", True))
+    return curves(*labels, panel.series, thin=panel.thin, base=panel.base, **more)
 
 
 def curves(
     title: str,
     x_label: str,
     y_label: str,
-    series: list[Series],
+    series: Sequence[Series],
     *,
     width: int,
     height: int = 20,
     colour: bool = False,
     unicode: bool = True,
-    thin: list[Series] | None = None,
+    thin: Sequence[Series] = (),
+    base: float | None = None,
 ) -> str:
     """Line chart; each series has its own mark on every point, or on some where points crowd.
 
-    The points of `thin`, a series for each of the others, lie below as small marks of its colour.
+    The points of `thin`, a series for each of the others, lie below as small marks of its colour,
+    and so do intervals. A level line lies at `base` where the axis reaches it.
     """
-    page = Page(title, x_label, y_label, width, height, colour, unicode)
-    return _draw_points(page, series, "braille" if unicode else ".", thin or [])
+    page = Page(title, x_label, y_label, width, height, colour, unicode, base)
+    return _draw_points(page, series, "braille" if unicode else ".", thin)
 
 
 def scatter(
     title: str,
     x_label: str,
     y_label: str,
-    points: list[Series],
+    points: Sequence[Series],
     *,
     width: int,
     height: int = 20,
     colour: bool = False,
     unicode: bool = True,
+    base: float | None = None,
 ) -> str:
-    """Points without lines; each series has its own mark."""
-    page = Page(title, x_label, y_label, width, height, colour, unicode)
+    """Points without lines; each series has its own mark. A level line lies at `base`."""
+    page = Page(title, x_label, y_label, width, height, colour, unicode, base)
     return _draw_points(page, points, None, [])
 
 
@@ -150,38 +157,37 @@ def heat_map(
     return _finish(page, figure, list(zip(shades, ranges, SHADE_COLOURS, strict=True)), notes)
 
 
-def _draw_points(page: Page, series: list[Series], line: str | None, thin: list[Series]) -> str:
+def _draw_points(
+    page: Page, series: Sequence[Series], line: str | None, thin: Sequence[Series]
+) -> str:
     """A chart of every series' marks, over lines drawn with `line` where it is given."""
-    points_of = [_drawable(one) for one in series]
-    small_of = [_drawable(one) for one in thin]
-    xs = _coordinates(points_of + small_of, 0)
-    ys = _coordinates(points_of + small_of, 1)
+    points_of = [drawable(one) for one in series]
+    small_of = [drawable(one) for one in thin]
+    bands_of = [band(one) for one in series]
+    ends_of = [[(x, end) for x, *ends in found for end in ends] for found in bands_of]
+    xs = _coordinates(points_of + small_of + ends_of, 0)
+    ys = _coordinates(points_of + small_of + ends_of, 1)
     rows = max(2, page.height - 3)
     y_ticks = _ticks(*_span(ys), most=max(3, rows // 2))
     y_texts = _texts(y_ticks)
     columns = max(12, page.width - 2 - max(len(text) for text in y_texts))
-    left, right = _span(xs)
-    whole = all(float(x).is_integer() for x in xs)
-    x_room = 4 if max(abs(left), abs(right)) < 100 else 9  # columns from tick to tick
-    x_ticks = _ticks(left, right, most=columns // x_room, whole=whole)
-    if whole:
-        x_ticks = [tick for tick in x_ticks if left <= tick <= right]
-    else:
-        left = x_ticks[0]
-        right = x_ticks[-1]
-    margin = 3 * (right - left) / (columns - 7)  # three columns, for marks that step aside
-    left -= margin
-    right += margin
-
+    left, right, x_ticks = _x_axis(xs, columns)
     figure = _clean_figure(page.width, rows + 3)
     _set_axis(figure, "x", (left, right), x_ticks, _texts(x_ticks))
     _set_axis(figure, "y", (y_ticks[0], y_ticks[-1]), y_ticks, y_texts)
-    legend: list[Entry] = []
-    for number, one in enumerate(series):
-        mark = MARKS[number % len(MARKS)]
-        legend.append((mark, one.name, COLOURS[number % len(COLOURS)]))
+    looks = looks_in([one.look for one in series])
+    legend = [(look.mark, one.name, look.colour) for look, one in zip(looks, series)]
+    small = SMALL if page.unicode else "."
+    if page.base is not None and y_ticks[0] < page.base < y_ticks[-1]:
+        level = [(left, page.base), (right, page.base)]
+        _draw_signal(figure, level, _marker("┄" if page.unicode else "-", 0), lines=True)
+    row_height, column = (y_ticks[-1] - y_ticks[0]) / (rows - 1), (right - left) / (columns - 1)
+    for number, (found, (_, _, colour)) in enumerate(zip(bands_of, legend)):
+        aside = column * (number - (len(legend) - 1) // 2)  # intervals of one x: side by side
+        points = [(x + aside, y) for x, y in _filled(found, row_height)]
+        _draw_signal(figure, points, _marker(small, colour))
     for points, (_, _, colour) in zip(small_of, legend):
-        _draw_signal(figure, points, _marker(SMALL if page.unicode else ".", colour))
+        _draw_signal(figure, points, _marker(small, colour))
     for points, (_, _, colour) in zip(points_of, legend, strict=True):
         if line and len(points) > 1:
             _draw_signal(figure, points, _marker(line, colour), lines=True)
@@ -194,8 +200,36 @@ def _draw_points(page: Page, series: list[Series], line: str | None, thin: list[
         placed = [grid.place(point) for point in points[first::every]]
         _draw_signal(figure, placed, _marker(mark, colour))
     notes = ["(marks of one place: side by side)"] if grid.stepped_aside else []
-    notes += [f"{SMALL if page.unicode else '.'} tasks"] if any(small_of) else []
+    notes += [f"{small} tasks"] if any(small_of) else []
+    notes += [f"{small} intervals"] if any(bands_of) else []
     return _finish(page, figure, legend, notes)
+
+
+def _x_axis(xs: list[float], columns: int) -> tuple[float, float, list[float]]:
+    """Left and right end of the x axis, with room for marks that step aside, and its ticks."""
+    left, right = _span(xs)
+    whole = all(float(x).is_integer() for x in xs)
+    for most in range(columns // 4, 1, -1):
+        x_ticks = _ticks(left, right, most=most, whole=whole)
+        if whole:
+            x_ticks = [tick for tick in x_ticks if left <= tick <= right]
+        longest = max(map(len, _texts(x_ticks)), default=0)
+        if (longest + 2) * len(x_ticks) <= columns:
+            break
+    if not whole:
+        left = x_ticks[0]
+        right = x_ticks[-1]
+    margin = 3 * (right - left) / (columns - 7)  # three columns
+    return left - margin, right + margin, x_ticks
+
+
+def _filled(bands: list[tuple[float, float, float]], step: float) -> list[Point]:
+    """Points from low to high at each x, a row of the chart apart."""
+    found = []
+    for x, low, high in bands:
+        steps = max(1, round((high - low) / step)) if step else 1
+        found += [(x, low + (high - low) * number / steps) for number in range(steps + 1)]
+    return found
 
 
 class _Grid:
@@ -235,15 +269,6 @@ class _Grid:
         self.taken.add((column + step, row))
         self.stepped_aside |= step != 0
         return self.left + (column + step) * self.column_width, point[1]
-
-
-def _drawable(one: Series) -> list[Point]:
-    """The points of a series that a chart can show."""
-    found = []
-    for x, y in zip(one.x, one.y, strict=True):
-        if abs(x) <= LARGEST and abs(y) <= LARGEST:  # false for NaN
-            found.append((x, y))
-    return found
 
 
 def _coordinates(points_of: list[list[Point]], axis: int) -> list[float]:

@@ -6,10 +6,11 @@ import numpy as np
 
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.metrics import forgetting, single
+from dsa_sandbox.metrics.arm import FIGURES
 from dsa_sandbox.registry import plots
 from dsa_sandbox.report import charts
-from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.report.loading import Arm, having, in_order, or_none
+from dsa_sandbox.report.panels import Drawn, Panel, Series
 
 APART = (
     "arms that learn each task from the base have no curve; --kind matched draws single tasks, "
@@ -32,15 +33,16 @@ def seen_exact_match(arm: Arm) -> list[float]:
     return found
 
 
-def pretraining_chart(arms: list[Arm], style: dict[str, Any], height: int = 20) -> str:
+def pretraining_panel(arms: list[Arm], height: int = 20) -> Panel:
     """Perplexity ratio on held-out text after each task, up to where an arm diverged."""
     series = []
     for arm in in_order(arms):
         rows = [float(line["row"]) for line in arm.sound]
         ratios = [forgetting.perplexity_ratio(dnll_of(arm, line)) for line in arm.sound]
-        series.append(Series(arm.name, rows, ratios))
+        series.append(arm.series(rows, ratios))
     title = "Forgetting of pre-training: ppl ratio, exp(held-out dNLL)"
-    return charts.curves(title, "tasks learned", "ppl ratio", series, height=height, **style)
+    labels = ("tasks learned", FIGURES["ppl_ratio"].name)
+    return Panel("curves", title, *labels, series, base=1.0, height=height)
 
 
 @plots.register("forgetting")
@@ -52,15 +54,15 @@ def draw_forgetting(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     for arm in found:
         rows = [line["row"] for line in arm.lines]
         exact = seen_exact_match(arm)
-        series.append(Series(arm.name, [float(row) for row in rows], exact))
+        series.append(arm.series([float(row) for row in rows], exact))
         for line, share in zip(arm.lines, exact):
             ratio = forgetting.perplexity_ratio(dnll_of(arm, line))
             point = {"arm": arm.name, "task": line["row"], "ppl_ratio": or_none(ratio)}
             point |= {"heldout_dnll": or_none(dnll_of(arm, line))}
             points.append(point | {"exact_match": or_none(share)})
     title = "Forgetting of tasks: mean exact match over the tasks seen, R[t, 1..t]"
-    tasks = charts.curves(title, "tasks learned", "exact match", series, **style)
-    return Drawn(f"{pretraining_chart(found, style)}\n\n{tasks}", points)
+    tasks = Panel("curves", title, "tasks learned", "exact match", series)
+    return charts.drawn([pretraining_panel(found), tasks], points, style)
 
 
 @plots.register("retention")
@@ -69,17 +71,17 @@ def draw_retention(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     found = [arm for arm in arms if arm.single is None]
     if not found:
         raise UserError("nothing to draw: single tasks have no sequence; --kind matched draws them")
-    texts = []
+    panels = []
     points = []
     for arm in found:
         matrix = arm.matrix[1:]
         title = f"{arm.name}: R[t, j], exact match of task j after task t"
-        texts.append(charts.heat_map(title, "task j", "after task t", matrix, **style))
+        panels.append(Panel("matrix", title, "task j", "after task t", matrix=matrix))
         for row, column in np.argwhere(~np.isnan(matrix)):
             value = float(matrix[row, column])
             place = {"arm": arm.name, "after": int(row) + 1, "task": int(column) + 1}
             points.append(place | {"exact_match": value})
-    return Drawn("\n\n".join(texts), points)
+    return charts.drawn(panels, points, style)
 
 
 @plots.register("front")
@@ -97,10 +99,10 @@ def draw_front(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         learned = forgetting.mean(own[~np.isnan(own)])
         dnll = dnll_of(arm, arm.lines[-1])
         sound = arm.diverged is None  # a diverged arm is named in the legend only
-        series.append(Series(arm.name, [learned] if sound else [], [dnll] if sound else []))
+        series.append(arm.series([learned] if sound else [], [dnll] if sound else []))
         points.append(front_point(arm, learned, dnll))
         interpolated = arm.lines[-1].get("front") or []
-        curve = Series(f"{arm.name}, interpolated: R[T, j]", [], [])
+        curve = Series(f"{arm.name}, interpolated: R[T, j]", [], [], arm.look)
         for stored in interpolated:
             dnll = forgetting.number(stored, "base_nll") - arm.lines[0]["base_nll"]
             if forgetting.perplexity_ratio(dnll) <= forgetting.DIVERGED:
@@ -109,9 +111,12 @@ def draw_front(arms: list[Arm], style: dict[str, Any]) -> Drawn:
             points.append(front_point(arm, stored["learned"], dnll, stored["alpha"]))
         if interpolated:
             series.append(curve)
-    title = "Learning against forgetting (best: low and right)"
-    y_label = "held-out dNLL, nats per token"
-    return Drawn(charts.curves(title, "mean R[j, j]", y_label, series, **style), points)
+    title = "Learning against forgetting: low and right is best"
+    y_label = f"{FIGURES['heldout_dnll'].name}, nats per token"
+    panel = Panel(
+        "curves", title, "exact match after own task, mean R[j, j]", y_label, series, base=0.0
+    )
+    return charts.drawn([panel], points, style)
 
 
 def front_point(
@@ -138,7 +143,7 @@ def draw_kl(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     series = []
     points = []
     for arm in found:
-        drawn = Series(arm.name, [], [])
+        drawn = arm.series([], [])
         for line in arm.lines:
             if line.get("kl_new") is None:
                 continue
@@ -152,9 +157,10 @@ def draw_kl(arms: list[Arm], style: dict[str, Any]) -> Drawn:
             points.append(place | values | {"heldout_dnll": or_none(dnll)})
         series.append(drawn)
     title = "Forgetting against KL on new tasks: is an arm below the common curve?"
-    x_label = "KL(base || now) on the task just learned, nats per token"
-    y_label = "held-out dNLL, nats per token"
-    return Drawn(charts.scatter(title, x_label, y_label, series, **style), points)
+    x_label = f"{FIGURES['new_task_kl'].name} (base || now), nats per token"
+    y_label = f"{FIGURES['heldout_dnll'].name}, nats per token"
+    panel = Panel("points", title, x_label, y_label, series, base=0.0)
+    return charts.drawn([panel], points, style)
 
 
 @plots.register("lag")
@@ -171,8 +177,8 @@ def draw_lag(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         values = forgetting.retention_by_lag(arm.discriminations)[: arm.done]
         exact = forgetting.retention_by_lag(arm.matrix)[: arm.done]
         lags = [float(lag) for lag in range(arm.done)]
-        series["discrimination"].append(Series(arm.name, lags, values))
-        series["exact match"].append(Series(arm.name, lags, exact))
+        series["discrimination"].append(arm.series(lags, values))
+        series["exact match"].append(arm.series(lags, exact))
         for lag, (value, share) in enumerate(zip(values, exact)):
             place = {"arm": arm.name, "lag": lag}
             points.append(place | {"discrimination": or_none(value), "exact_match": or_none(share)})
@@ -180,10 +186,10 @@ def draw_lag(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         "discrimination": "Discrimination by lag: mean over j of D[j + lag, j]",
         "exact match": "Retention by lag: mean over j of R[j + lag, j]",
     }
-    texts = []
+    panels = []
     for name, drawn in series.items():
-        texts.append(charts.curves(titles[name], "tasks learned since (lag)", name, drawn, **style))
-    return Drawn("\n\n".join(texts), points)
+        panels.append(Panel("curves", titles[name], "tasks learned since (lag)", name, drawn))
+    return charts.drawn(panels, points, style)
 
 
 @plots.register("matched")
@@ -202,7 +208,7 @@ def draw_matched(arms: list[Arm], style: dict[str, Any], height: int = 20) -> Dr
     thin = []
     points = []
     for arm in found:
-        medians, tasks = Series(arm.name, [], []), Series(arm.name, [], [])
+        medians, tasks = arm.series([], []), arm.series([], [])
         assert arm.single is not None
         for level, values in arm.single["by_level"].items():
             each = single.per_task(arm.single, float(level)).tolist()
@@ -219,9 +225,10 @@ def draw_matched(arms: list[Arm], style: dict[str, Any], height: int = 20) -> Dr
         series.append(medians)
         thin.append(tasks)
     title = "Damage at matched learning: rise of held-out NLL where a task reaches a discrimination"
-    labels = ("discrimination on validation items", "damage, nats per token")
-    text = charts.curves(title, *labels, series, thin=thin, height=height, **style)
-    return Drawn(text, points)
+    damage_label = f"{FIGURES['damage'].name}, nats per token"
+    labels = ("discrimination on validation items", damage_label)
+    panel = Panel("curves", title, *labels, series, thin, base=0.0, height=height)
+    return charts.drawn([panel], points, style)
 
 
 def has_level(arm: Arm) -> bool:

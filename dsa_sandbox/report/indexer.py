@@ -9,7 +9,7 @@ from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.metrics import forgetting
 from dsa_sandbox.report import charts
-from dsa_sandbox.report.charts import Drawn, Series
+from dsa_sandbox.report.panels import Drawn, Panel, Series
 from dsa_sandbox.report.wrapping import folded
 from dsa_sandbox.runs import folder
 from dsa_sandbox.runs.folder import Run
@@ -97,16 +97,18 @@ def draw_indexer(runs: list[Run], style: dict[str, Any]) -> Drawn:
         dense_end, warmup_end = ends.pop()
         x_label += f" (taught alone from {dense_end}, with the trunk from {warmup_end})"
     texts = [several[0].run.name] if len(several) == 1 else []
+    panels = []
     for figure, title in TITLES.items():
         lines = by_layer(several[0], figure) if len(several) == 1 else by_run(several, figure)
         if any(math.isfinite(y) for line in lines for y in line.y):
-            name = figure.replace("_", " ")
-            texts.append(charts.curves(title, x_label, name, lines, height=12, **style))
+            name = figure.replace("_", " ").replace("kl", "KL")
+            panels.append(Panel("curves", title, x_label, name, lines, height=12))
+    texts += [charts.text_of(panel, **style) for panel in panels]
     texts.append("\n".join(folded(in_words(taught), style["width"]) for taught in several))
     found = []
     for taught in several:
         found += points(taught)
-    return Drawn("\n\n".join(texts), found)
+    return Drawn("\n\n".join(texts), found, panels)
 
 
 def in_words(taught: Taught) -> str:

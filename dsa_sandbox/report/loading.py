@@ -10,8 +10,9 @@ import numpy as np
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.metrics import arm as stored
 from dsa_sandbox.metrics import forgetting, single, stream
-from dsa_sandbox.report.charts import Series
+from dsa_sandbox.report.looks import Look, looks_of
 from dsa_sandbox.report.names import arm_name, distinct, diverged_remark, with_remarks
+from dsa_sandbox.report.panels import Series
 from dsa_sandbox.runs.folder import Run
 
 
@@ -19,6 +20,8 @@ class Arm(NamedTuple):
     """The stored measurements of a run."""
 
     name: str
+    look: Look
+    run: Run
     num_tasks: int  # of the stream
     lines: list[dict[str, Any]]  # of metrics.jsonl that end a task, from row 0
     records: list[dict[str, Any]]  # without those of overwritten tasks
@@ -27,6 +30,10 @@ class Arm(NamedTuple):
     replaced: dict[int, int]  # number of the later task by number of the task it contradicts
     diverged: int | None = None  # number of tasks after which the arm had diverged
     single: dict[str, Any] | None = None  # figures of single tasks; None for a stream
+
+    def series(self, x: list[float], y: list[float]) -> Series:
+        """A row of points under the arm's name, with its look."""
+        return Series(self.name, x, y, self.look)
 
     @property
     def matrix(self) -> np.ndarray:
@@ -64,6 +71,7 @@ def load(runs: list[Run]) -> list[Arm]:
         raise UserError(*problems)
     stored.check_schema(runs)
     names: dict[Path, str] = {}
+    looks: dict[Path, Look] = {}
     for experiment in ("stream", "single"):  # no plot draws both
         these = [run for run in runs if stored.experiment_of(run.manifest) == experiment]
         found = distinct(
@@ -72,17 +80,20 @@ def load(runs: list[Run]) -> list[Arm]:
             [run.manifest["seed"] for run in these],
         )
         names |= {run.path: name for run, name in zip(these, found)}
+        pairs = [(run.manifest["arch"], run.manifest["strategy"]) for run in these]
+        looks |= {run.path: look for run, look in zip(these, looks_of(pairs))}
     arms = []
     for run in runs:
-        if (arm := load_arm(names[run.path], run)) is not None:
+        arm = load_arm(names[run.path], looks[run.path], run)
+        if arm is not None:
             arms.append(arm)
     if not arms:
         raise UserError("nothing to draw: no task of these runs is finished")
     return arms
 
 
-def load_arm(name: str, run: Run) -> Arm | None:
-    """The arm under a name, with remarks on its state; None before its first row."""
+def load_arm(name: str, look: Look, run: Run) -> Arm | None:
+    """The arm under a name and look, with remarks on its state; None before its first row."""
     rows = run.rows("metrics.jsonl")
     lines = forgetting.ends_of(rows)
     if not lines:
@@ -103,6 +114,8 @@ def load_arm(name: str, run: Run) -> Arm | None:
         remarks.append(diverged_remark(diverged))
     return Arm(
         name=with_remarks(name, remarks),
+        look=look,
+        run=run,
         num_tasks=num_tasks,
         lines=lines,
         records=forgetting.current(records, replaced),
@@ -139,7 +152,7 @@ def by_row(arm: Arm, figure: Callable[[dict[str, Any]], float], *, bounded: bool
         if not math.isnan(value):
             rows.append(float(line["row"]))
             values.append(value)
-    return Series(arm.name, rows, values)
+    return arm.series(rows, values)
 
 
 def or_none(value: float) -> float | None:

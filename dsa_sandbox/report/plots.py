@@ -9,13 +9,14 @@ from dsa_sandbox import registry
 from dsa_sandbox.config import paths
 from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.registry import nearest
-from dsa_sandbox.report import forgetting, indexer
-from dsa_sandbox.report.charts import Drawn
+from dsa_sandbox.report import charts, forgetting, indexer, pictures
 from dsa_sandbox.report.loading import in_order, load
+from dsa_sandbox.report.panels import Drawn
 from dsa_sandbox.runs import home as store
 from dsa_sandbox.runs.folder import Run
 
 KINDS = registry.plots  # each a function (arms, style) -> Drawn
+TABLE = ".csv"
 SHORT = 12  # rows of the chart that ends a study
 
 
@@ -29,17 +30,26 @@ def check_plot(kind: str, save: Path | None) -> None:
     if save is None:
         return
     paths.named(save, "--save")
-    if save.suffix.lower() != ".csv":
-        raise UserError(f"--save {save}: points are written as a table; end the name in .csv")
+    ending = save.suffix.lower()
+    if ending not in (TABLE, *pictures.ENDINGS):
+        raise UserError(
+            f"--save {save}: end the name in {' or '.join(pictures.ENDINGS)} for a picture, in "
+            f"{TABLE} for a table of its points"
+        )
     if save.is_dir():
         raise UserError(f"--save {save}: a folder; name a file")
     if not save.parent.is_dir():
         raise UserError(f"--save {save}: the folder {save.parent} does not exist")
+    if ending in pictures.ENDINGS:
+        pictures.check_extra(save)
 
 
 def chosen(kind: str, home: Path, names: list[str]) -> list[Run]:
-    """The named runs, or by default those that a kind of plot draws."""
-    return indexer.chosen(home, names) if kind in OF_BASES else store.chosen_runs(home, names)
+    """The named runs, or by default those that a kind of plot draws, as a grid of arms."""
+    if kind in OF_BASES:
+        return indexer.chosen(home, names)
+    runs = store.chosen_runs(home, names)
+    return runs if names else store.in_grid(runs)
 
 
 def draw(kind: str, runs: list[Run], *, width: int, colour: bool, unicode: bool) -> Drawn:
@@ -61,12 +71,25 @@ def end_of_study(runs: list[Run], style: dict[str, Any], *, everything: bool) ->
         return "\n\n".join(KINDS[kind](arms, style).text for kind in kinds)
     if measured:
         return forgetting.draw_matched(arms, style, height=SHORT).text
-    return forgetting.pretraining_chart(arms, style, height=SHORT) if in_order(arms) else ""
+    if not in_order(arms):
+        return ""
+    return charts.text_of(forgetting.pretraining_panel(arms, height=SHORT), **style)
 
 
 OF_BASES: dict[str, Callable[[list[Run], dict[str, Any]], Drawn]] = {
     "indexer": indexer.draw_indexer
 }
+
+
+def save(path: Path, kind: str, drawn: Drawn) -> str:
+    """Write the picture, or the points as a table, by the ending of the name; what was written."""
+    if path.suffix.lower() == TABLE:
+        save_csv(path, drawn.points)
+        return f"points written to {path}"
+    if not drawn.panels:
+        raise UserError(f"--save {path}: --kind {kind} draws text alone; end the name in {TABLE}")
+    pictures.save(path, drawn.panels)
+    return f"picture written to {path}"
 
 
 def save_csv(path: Path, points: list[dict[str, Any]]) -> None:

@@ -6,10 +6,11 @@ from itertools import product
 from typing import Any
 
 from dsa_sandbox.metrics import drift, forgetting, items
+from dsa_sandbox.metrics.arm import FIGURES
 from dsa_sandbox.registry import plots
 from dsa_sandbox.report import charts
-from dsa_sandbox.report.charts import Drawn, Series
 from dsa_sandbox.report.loading import Arm, by_row, having, or_none
+from dsa_sandbox.report.panels import Drawn, Panel, Series
 
 Points = list[dict[str, Any]]
 ITEMS = {"validation_in": "validation", "transfer_in": "transfer (frames of no story)"}
@@ -40,12 +41,12 @@ def draw_gap(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         "no step of these arms was evaluated; name tasks from the second on in eval.dense_tasks",
     )
     tasks = {line["task"] for arm in found for line in arm.dense if line["task"]}
-    texts = []
+    panels = []
     points: Points = []
     for task in sorted(tasks):
         series = []
         for arm in found:
-            drawn = Series(arm.name, [], [])
+            drawn = arm.series([], [])
             for line in arm.dense:
                 if line["task"] != task:
                     continue
@@ -56,8 +57,8 @@ def draw_gap(arms: list[Arm], style: dict[str, Any]) -> Drawn:
                 points.append(place | {"before": share, "new": line["seen"][task]})
             series.append(drawn)
         title = f"Stability gap: exact match of tasks 1..{task} while task {task + 1} is learned"
-        texts.append(charts.curves(title, "steps", "exact match", series, **style))
-    return Drawn("\n\n".join(texts), points)
+        panels.append(Panel("curves", title, "steps", "exact match", series))
+    return charts.drawn(panels, points, style)
 
 
 def moved_by(line: dict[str, Any], group: str) -> float:
@@ -73,21 +74,21 @@ def draw_drift(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         lambda arm: any(line.get("jaccard") or line.get("moved") for line in arm.lines[1:]),
         "these arms hold neither moves nor selections; a full row (eval.full_every) stores them",
     )
-    texts = []
+    panels = []
     selecting = [arm for arm in found if any(line.get("jaccard") for line in arm.lines)]
     if selecting:
         title = "Selection: Jaccard with the base's selected keys, mean over layers"
         lines = [by_row(arm, drift.mean_jaccard) for arm in selecting]
-        texts.append(charts.curves(title, "tasks learned", "Jaccard", lines, **style))
+        panels.append(Panel("curves", title, "tasks learned", FIGURES["jaccard"].name, lines))
     for title, series in weight_series(found).items():
-        chart = charts.curves(title, "tasks learned", "relative change", series, height=14, **style)
-        texts.append(chart)
+        labels = ("tasks learned", "relative change")
+        panels.append(Panel("curves", title, *labels, series, height=14))
     points: Points = []
     for arm in found:
         for line in arm.lines:
             if line.get("jaccard") or line.get("moved"):
                 points.append(drift_point(arm, line))
-    return Drawn("\n\n".join(texts), points)
+    return charts.drawn(panels, points, style)
 
 
 def weight_series(arms: list[Arm]) -> dict[str, list[Series]]:
@@ -108,7 +109,9 @@ def weight_series(arms: list[Arm]) -> dict[str, list[Series]]:
     title = "Weights: ||W - W_base|| / ||W_base|| of"
     if len(arms) > 1:
         return {f"{title} {group}": series for group, series in groups.items() if series}
-    together = [one._replace(name=group) for group, series in groups.items() for one in series]
+    together = []
+    for group, series in groups.items():
+        together += [one._replace(name=group, look=None) for one in series]
     return {f"{title} each group that moves": together} if together else {}
 
 
@@ -135,13 +138,13 @@ def draw_recovery(arms: list[Arm], style: dict[str, Any]) -> Drawn:
     points: Points = []
     for arm in found:
         shares = drift.recovery(arm.lines[-1])
-        series.append(Series(arm.name, [float(steps) for steps in shares], list(shares.values())))
+        series.append(arm.series([float(steps) for steps in shares], list(shares.values())))
         for row in arm.lines[-1]["recovery"]:
             place = {"arm": arm.name, "task": row["task"] + 1}
             points.append(place | {"steps": row["steps"], "right": row["right"]})
     title = "Recovery: exact share of items of early tasks, relearned on a copy after the stream"
-    drawn = charts.curves(title, "steps of relearning", "exact match", series, **style)
-    return Drawn(drawn, points)
+    panel = Panel("curves", title, "steps of relearning", "exact match", series)
+    return charts.drawn([panel], points, style)
 
 
 @plots.register("recall")
@@ -155,7 +158,7 @@ def draw_recall(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         lambda arm: arm.lines[-1].get("recall") or has_distances(arm),
         "no item of these arms has a distance; eval.recall_items says how many are asked",
     )
-    texts = []
+    panels = []
     points: Points = []
     for arm in found:
         charted = {
@@ -171,9 +174,8 @@ def draw_recall(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         for title, (y_label, series) in charted.items():
             if series:
                 title = f"{arm.name}: {title}"
-                chart = charts.curves(title, "distance, tokens", y_label, series, **style)
-                texts.append(chart)
-    return Drawn("\n\n".join(texts), points)
+                panels.append(Panel("curves", title, "distance, tokens", y_label, series))
+    return charts.drawn(panels, points, style)
 
 
 def stated_series(arm: Arm, points: Points) -> Iterator[Series]:
@@ -233,19 +235,18 @@ def draw_coherence(arms: list[Arm], style: dict[str, Any]) -> Drawn:
         lambda arm: any(line.get("stories") for line in arm.lines),
         "no story of these arms was told; eval.stories says how many are",
     )
-    texts = []
+    panels = []
     for figure, title in STORIES.items():
         bounded = figure != "judge_nll"
         lines = [
             by_row(arm, partial(story_figure, figure=figure), bounded=bounded) for arm in found
         ]
         if any(line.y for line in lines):
-            y_label = figure.replace("_", " ")
-            chart = charts.curves(title, "tasks learned", y_label, lines, height=14, **style)
-            texts.append(chart)
+            labels = ("tasks learned", FIGURES[figure].name)
+            panels.append(Panel("curves", title, *labels, lines, height=14))
     points: Points = []
     for arm in found:
         for line in arm.lines:
             if line.get("stories"):
                 points.append({"arm": arm.name, "task": line["row"], **line["stories"]})
-    return Drawn("\n\n".join(texts), points)
+    return charts.drawn(panels, points, style)

@@ -5,8 +5,10 @@ from typing import Any
 from dsa_sandbox.metrics.arm import FIGURES
 from dsa_sandbox.report import arm_tables, summaries
 from dsa_sandbox.report.arm_tables import by_architecture, formatted, labels
+from dsa_sandbox.report.looks import coloured
 from dsa_sandbox.report.numbers import number
-from dsa_sandbox.report.wrapping import folded, plain, rendered
+from dsa_sandbox.report.sheets import Sheet
+from dsa_sandbox.report.wrapping import folded
 from dsa_sandbox.verdict.contrasts import (
     DECIDED_BY,
     OUTCOMES,
@@ -33,7 +35,6 @@ from dsa_sandbox.verdict.matching import (
 from dsa_sandbox.verdict.summary import statistics_of
 
 FEW = 3  # pairs of arms that a sentence lists by name
-GAP = 2  # spaces between two columns of a table, where heads have several words
 
 
 def screen(
@@ -43,10 +44,12 @@ def screen(
     everything: bool = False,
     formulas: bool = False,
     chart: str = "",
+    colour: bool = False,
 ) -> str:
     """The first screen; with `everything` also contrasts, all figures and their formulas.
 
-    A `chart` stands above the tables, which are what a terminal still shows at the end.
+    A `chart` stands above the tables, which are what a terminal still shows at the end. With
+    `colour`, the marks of arms have their colours.
     """
     parts = [chart] if chart else []
     for name, figures in found.items():
@@ -68,10 +71,11 @@ def screen(
         for experiment in here:
             parts += more_parts(shown(arms, experiment), experiment, width, alone=len(here) == 1)
         parts += contrast_parts(arms, width)
-        parts += statistic_tables(arms, width)
+        parts += [sheet.text(width) for sheet in statistic_sheets(arms)]
     if formulas or (everything and here):
-        parts.append(arm_tables.formula_table(width))
-    return "\n\n".join(parts)
+        parts.append(arm_tables.formula_sheet().text(width))
+    text = "\n\n".join(parts)
+    return coloured(text, list(arm_tables.looks(arms).values())) if colour else text
 
 
 def shown(arms: Results, experiment: str) -> Results:
@@ -82,10 +86,10 @@ def shown(arms: Results, experiment: str) -> Results:
 
 def first_parts(arms: Results, experiment: str, width: int, *, alone: bool) -> list[str]:
     """The part of an experiment in the first screen; with damage by level if it is the only one."""
-    table = arm_tables.first_table(arms, experiment, width)
+    table = arm_tables.first_sheet(arms, experiment).text(width)
     parts = [f"{folded(heading(arms, experiment, alone=alone), width)}\n{table}"]
     if experiment == "single" and alone:
-        parts.append(arm_tables.damage_by_level(arms, width))
+        parts.append(arm_tables.damage_sheet(arms).text(width))
     return parts
 
 
@@ -110,15 +114,17 @@ def heading(arms: Results, experiment: str, *, alone: bool) -> str:
 
 
 def more_parts(arms: Results, experiment: str, width: int, *, alone: bool) -> list[str]:
-    """Further tables of an experiment, for --all."""
+    """Further tables of an experiment, for --all; figures that no arm has are named below them."""
+    sheets, absent = arm_tables.all_sheets(arms, experiment)
     if experiment == "single":
-        return [
-            *([] if alone else [arm_tables.damage_by_level(arms, width)]),
-            *arm_tables.level_tables(arms, width),
-            *arm_tables.all_tables(arms, experiment, width),
-        ]
-    lags = arm_tables.lag_table(arms, width)
-    return [*arm_tables.all_tables(arms, experiment, width), *([lags] if lags else [])]
+        first = [] if alone else [arm_tables.damage_sheet(arms)]
+        sheets = [*first, *arm_tables.level_sheets(arms), *sheets]
+    parts = [sheet.text(width) for sheet in sheets]
+    if absent:
+        parts.append(folded(f"Not measured in these arms: {', '.join(absent)}.", width))
+    if experiment == "stream":
+        parts += [sheet.text(width) for sheet in arm_tables.lag_sheets(arms)]
+    return parts
 
 
 def bases_line(arms: Results) -> str:
@@ -201,7 +207,7 @@ def contrast_parts(arms: Results, width: int) -> list[str]:
             title = (
                 "Contrasts of single tasks" if experiment == "single" else "Contrasts of streams"
             )
-            parts.append(f"{title}\n\n{contrast_table(rows, OUTCOMES[experiment], width)}")
+            parts.append(contrast_sheet(title, rows, OUTCOMES[experiment]).text(width))
     if contrasts:
         parts.append(folded(READING, width))
     for experiment in EXPERIMENTS:
@@ -218,17 +224,15 @@ READING = (
 )
 
 
-def statistic_tables(arms: Results, width: int) -> list[str]:
+def statistic_sheets(arms: Results) -> list[Sheet]:
     """A table for each statistic that has rows; its columns are the keys of the first row."""
-    parts = []
-    for name, rows in statistics_of(arms).items():
-        drawn = plain(GAP)
-        for key in rows[0]:
-            drawn.add_column(key.replace("_", " "), no_wrap=True)
-        for row in rows:
-            drawn.add_row(*(formatted_value(value) for value in row.values()))
-        parts.append(f"{name.capitalize()}\n\n{rendered(drawn, width)}")
-    return parts
+    sheets = []
+    for name, found in statistics_of(arms).items():
+        heads = [key.replace("_", " ") for key in found[0]]
+        rows = [[formatted_value(value) for value in row.values()] for row in found]
+        words = [n for n, value in enumerate(found[0].values()) if isinstance(value, str)]
+        sheets.append(Sheet(name.capitalize(), heads, rows, words))
+    return sheets
 
 
 def formatted_value(value: Any) -> str:
@@ -236,21 +240,17 @@ def formatted_value(value: Any) -> str:
     return number(value, 3) if isinstance(value, float) else str(value)
 
 
-def contrast_table(contrasts: list[Contrast], outcomes: tuple[str, ...], width: int) -> str:
+def contrast_sheet(title: str, contrasts: list[Contrast], outcomes: tuple[str, ...]) -> Sheet:
     """A row for each contrast: claim, arms, outcomes, tasks, and what makes learning unequal."""
-    drawn = plain(GAP)
-    drawn.add_column("claim", no_wrap=True)
-    drawn.add_column("contrast", no_wrap=True)
-    for key in outcomes:
-        drawn.add_column(FIGURES[key].name, justify="right", no_wrap=True)
-    drawn.add_column("tasks", justify="right", no_wrap=True)
-    drawn.add_column("learning differs in", no_wrap=True)
+    names = [FIGURES[key].name for key in outcomes]
+    rows = []
     for contrast in contrasts:
-        title = contrast.title.replace("] - [", "] -\n[")
+        arms = contrast.title.replace("] - [", "] -\n[")
         values = [formatted(key, value) for key, value in contrast.values.items()]
         differs = largest(contrast.matching.reasons)
-        drawn.add_row(contrast.claim, title, *values, str(contrast.tasks), differs)
-    return rendered(drawn, width)
+        rows.append((contrast.claim, arms, *values, str(contrast.tasks), differs))
+    heads = ["claim", "contrast", *names, "tasks", "learning differs in"]
+    return Sheet(title, heads, rows, words=[1, len(heads) - 1])
 
 
 def largest(reasons: list[Reason]) -> str:

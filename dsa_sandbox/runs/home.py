@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from dsa_sandbox.config import paths
 from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.locks import being_written, waited_for
-from dsa_sandbox.registry import nearest
+from dsa_sandbox.registry import archs, nearest, strategies
 from dsa_sandbox.runs.files import write_atomic
 from dsa_sandbox.runs.folder import Run, readable_manifest
 from dsa_sandbox.runs.provenance import source_digest
@@ -141,6 +141,20 @@ def chosen_runs(home: Path, names: list[str], *, finished: bool = False) -> list
         )
     stream = whole_stream(arms[-1])
     return [run for run in arms if whole_stream(run) == stream]
+
+
+def in_grid(arms: list[Run]) -> list[Run]:
+    """The arms by architecture and strategy, in the order of their registries; included ones last.
+
+    Arms that are alike in both keep their order.
+    """
+    known = [*archs, *strategies]
+
+    def place(run: Run) -> list[int]:
+        parts = [run.manifest["arch"], *run.manifest["strategy"].split("+")]
+        return [known.index(name) if name in known else len(known) for name in parts]
+
+    return sorted(arms, key=place)
 
 
 def whole_stream(arm: Run) -> str:

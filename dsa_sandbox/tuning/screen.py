@@ -3,8 +3,10 @@
 import math
 from typing import Any
 
-from dsa_sandbox.report.charts import Series, curves
+from dsa_sandbox.report.charts import curves
+from dsa_sandbox.report.looks import looks_of
 from dsa_sandbox.report.numbers import number, signed
+from dsa_sandbox.report.panels import Series
 from dsa_sandbox.report.wrapping import folded, plain, rendered
 from dsa_sandbox.tuning.choices import LEVELS
 
@@ -91,12 +93,13 @@ def stream_table(rows: list[dict[str, Any]], width: int) -> str:
 
 def by_arm(rows: list[dict[str, Any]], key: str) -> list[Series]:
     """A figure over the rate, in 1e-4, for each architecture and strategy."""
-    points: dict[str, tuple[list[float], list[float]]] = {}
+    points: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for row in rows:
-        x, y = points.setdefault(f"{row['arch']} {row['strategy']}", ([], []))
+        x, y = points.setdefault((row["arch"], row["strategy"]), ([], []))
         x.append(1e4 * row["rate"])
         y.append(row[key])
-    return [Series(name, x, y) for name, (x, y) in points.items()]
+    looks = looks_of(list(points))
+    return [Series(" ".join(arm), *points[arm], look) for arm, look in zip(points, looks)]
 
 
 def chart(title: str, x: str, y: str, series: list[Series], style: dict[str, Any]) -> str:
