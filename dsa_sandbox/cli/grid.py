@@ -6,7 +6,7 @@ from dsa_sandbox.cli.options import Call
 
 if TYPE_CHECKING:
     from dsa_sandbox.config.resolve import Resolved
-    from dsa_sandbox.study import Plan
+    from dsa_sandbox.study.grid import Plan
 
 
 def is_strategy_key(text: str, strategies: str) -> bool:
