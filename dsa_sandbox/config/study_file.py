@@ -99,7 +99,7 @@ def check_key(key: str, strategy: str) -> None:
         raise ValueError(f"{key}: the study decides it; {DECIDED[key]}")
     if section == "machine":
         raise ValueError(f"{key}: all cells of a block share machine and precision; leave it out")
-    if section == "tasks" and key != "tasks.order":
+    if section == "tasks" and key not in ("tasks.order", "tasks.family"):
         raise ValueError(f"{key}: all arms of a block learn the same tasks; use [settings]")
     known = [*resolve.known_keys()]
     if section not in strategy.split("+") and key not in known:
@@ -139,6 +139,14 @@ class StudyFile(Terms):
     @classmethod
     def _arms_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return spelled([arm_of(text, has_strategy=True) for text in value])
+
+    @field_validator("single")
+    @classmethod
+    def _singles_share_tasks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            if "tasks." in text:
+                raise ValueError(f"{text}: single tasks are those of the stream, as made")
+        return value
 
     @field_validator("bases")
     @classmethod

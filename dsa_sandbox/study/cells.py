@@ -30,7 +30,6 @@ class StudyCell(NamedTuple):
     arm: Arm = PLAIN  # or base; make-tasks has none
     experiment: str = ""  # of an arm: stream or single
     placebo: bool = False
-    order: int = 0  # of the tasks
 
     @property
     def variant(self) -> str:
@@ -38,13 +37,18 @@ class StudyCell(NamedTuple):
         return ", ".join(variant(self.arm.sets))
 
     @property
+    def tasks(self) -> dict[str, Any]:
+        """In what the tasks differ from those of other arms: their order, or their family."""
+        sets = self.arm.sets
+        return {key: value for key, value in sets.items() if key.startswith("tasks.")}
+
+    @property
     def kind(self) -> str:
         """The cell's name without its seed: equal cells of all blocks have the same."""
-        if self.verb == "make-tasks":
-            return f"make-tasks, order {self.order}" if self.order else "make-tasks"
         name = f"{self.arm.arch} {self.arm.strategy}".strip()
-        if self.verb == "pretrain":
-            return ", ".join(part for part in (f"pretrain {name}", self.variant) if part)
+        if self.verb != "finetune":
+            named = f"{self.verb} {name}".strip()
+            return ", ".join(part for part in (named, self.variant) if part)
         parts = [self.experiment] + ["placebo"] * self.placebo
         return ", ".join(part for part in (f"{name} {' '.join(parts)}", self.variant) if part)
 
@@ -90,7 +94,7 @@ class Cells(NamedTuple):
             return [base for base in bases if not base.arm.sets] or bases
         own = Arm(cell.arm.arch, "", cell.arm.base_sets)
         found = [base for base in bases if base.arm == own]
-        found += [stream for stream in self.stages[1] if stream.order == cell.order]
+        found += [stream for stream in self.stages[1] if stream.tasks == cell.tasks]
         if cell.placebo:
             found.append(cell._replace(placebo=False))
         return found
@@ -120,9 +124,8 @@ class Order(NamedTuple):
         """The settings of an arm's cell, or of a base's."""
         study = self.study
         values = {**study.settings, **arm.sets}
-        order = values.pop("tasks.order", 0)
         if arm.strategy:
-            values |= {"finetune.experiment": experiment, "tasks.order": order}
+            values["finetune.experiment"] = experiment
         if study.level is not None and arm.strategy:
             values["finetune.level"] = study.level
         options = {"arch": (arm.arch, self.source), "tasks.count": (study.tasks, self.source)}
@@ -145,15 +148,16 @@ def cells_of(order: Order, seed: int) -> Cells:
     arms = []
     for experiment, listed in (("stream", study.stream_arms), ("single", study.single_arms)):
         for arm in listed:
-            place = int(arm.sets.get("tasks.order", 0))
-            arms.append(StudyCell(seed, "finetune", arm, experiment, order=place))
+            arms.append(StudyCell(seed, "finetune", arm, experiment))
     placebos = [
         arm._replace(placebo=True)
         for arm in arms
         if arm.experiment == "single" and not arm.arm.sets and study.placebo_tasks
     ]
-    orders = sorted({arm.order for arm in arms})
-    streams = [StudyCell(seed, "make-tasks", order=number) for number in orders]
+    streams: list[StudyCell] = []
+    for arm in arms:
+        stream = StudyCell(seed, "make-tasks", Arm("", "", arm.tasks))
+        streams += [stream] if stream not in streams else []
     cells = Cells([bases, streams, arms, placebos], {})
     asked: dict[str, str] = {}
     for cell in cells.all:
@@ -165,7 +169,9 @@ def cells_of(order: Order, seed: int) -> Cells:
 def decides(order: Order, cell: StudyCell) -> list[Any]:
     """All that decides a cell's results, beside the runs that it starts from."""
     study = order.study
-    arm = cell.arm if cell.arm.arch else Arm(study.bases_at(cell.seed)[0].arch, "")
+    arm = cell.arm
+    if not arm.arch:
+        arm = Arm(study.bases_at(cell.seed)[0].arch, "", arm.sets)
     settings = order.resolved(arm, cell.experiment).settings
     values = resolve.as_flat(settings)
     sections = {
@@ -179,7 +185,7 @@ def decides(order: Order, cell: StudyCell) -> list[Any]:
     if cell.verb == "pretrain":
         about += [corpus.resolve(settings.data).digest]
     if cell.verb == "make-tasks":
-        about += [order.rows_sha256, cell.order]
+        about += [order.rows_sha256]
     if cell.experiment == "single":
         about += [study.placebo_tasks if cell.placebo else study.single_tasks]
     return about
@@ -204,11 +210,11 @@ def command(order: Order, cell: StudyCell, parents: Sequence[Path]) -> list[str]
     device = ["--device", order.device] if order.device else []
     if cell.verb == "make-tasks":
         which = ["--tasks", str(order.rows)] if order.rows else ["--count", str(study.tasks)]
-        place = ["--set", f"tasks.order={cell.order}"] if cell.order else []
+        place = set_options(cell.tasks)
         bases = map(str, parents)
         return ["make-tasks", *bases, *which, *common, *device, *place]
     base, stream = map(str, parents[:2])
-    own = {key: value for key, value in cell.arm.own_sets.items() if key != "tasks.order"}
+    own = {key: value for key, value in cell.arm.own_sets.items() if key not in cell.tasks}
     sets: dict[str, Any] = {**own, "finetune.experiment": cell.experiment}
     sets["finetune.level"] = order.resolved(cell.arm, cell.experiment).settings.finetune.level
     if cell.experiment == "single":

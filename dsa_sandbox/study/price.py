@@ -34,7 +34,7 @@ START_S = 6.0  # a process, its imports, its run
 RECORDS_BYTES = 1_500_000  # of a run, beside its weights
 ASSUMED = (
     f"a single task takes {SINGLE_STEPS} steps, a task of a stream {STREAM_STEPS}; a story fills "
-    f"{STORY_SHARE:.0%} of the context; {START_S:.0f} s to start a cell; its cores have no other load"
+    f"{STORY_SHARE:.0%} of the context; {START_S:.0f} s to start a cell; its cores are idle"
 )
 
 

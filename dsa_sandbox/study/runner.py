@@ -87,7 +87,7 @@ def run(order: Order, folder: StudyFolder, board: Board) -> None:
 def expected_s(
     order: Order, folder: StudyFolder, board: Board, cells: Sequence[StudyCell]
 ) -> dict[str, float]:
-    """Seconds by kind of cell: as those of other seeds took, else by a calibration for the table."""
+    """Seconds by kind of cell: as others of its kind took, else by a calibration."""
     taken: dict[str, list[float]] = {}
     for label, one in folder.cells.items():
         if one.get("elapsed_s"):
@@ -152,11 +152,8 @@ def to_run(block: Block, stage: Sequence[StudyCell]) -> list[StudyCell]:
 
 def is_needed(block: Block, cell: StudyCell) -> bool:
     """Whether a cell that is not done starts, at once or later, from this cell's run."""
-    return any(
-        cell in block.cells.needed_by(other) and (not block.is_done(other) or is_needed(block, other))
-        for other in block.cells.all
-        if other != cell
-    )  # fmt: skip
+    later = [one for one in block.cells.all if cell in block.cells.needed_by(one)]
+    return any(not block.is_done(one) or is_needed(block, one) for one in later)
 
 
 def run_stage(block: Block, stage: Sequence[StudyCell]) -> None:
