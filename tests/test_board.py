@@ -19,7 +19,7 @@ class Inner(Listener):
         self.notes.append(text)
 
     def draw(self, text: object) -> None:
-        self.drawn = text(60, 12) if callable(text) else ""
+        self.drawn = text(80, 12) if callable(text) else ""
 
 
 def board_of(*, live: bool) -> tuple[Board, Inner, list[float]]:
@@ -45,7 +45,7 @@ def test_progress_of_a_cell_changes_its_row_and_is_no_note_on_a_terminal() -> No
     assert lines[0].split() == ["cell", "state", "left", "step"]
     assert lines[1].split() == ["2", "pretrain", "dsa", "running", "30", "s", "loss", "1.5"]
     assert any("3 dsa acft single, finetune.loss=answer" in line for line in lines)
-    assert max(map(len, lines)) <= 60
+    assert max(map(len, lines)) <= 80
     assert len(lines) <= 12
     assert lines[-1] == "1 of 4 cells, 1 running, ? left"  # nobody knows what the arm takes
 

@@ -12,6 +12,7 @@ from dsa_sandbox.study.cells import StudyCell
 
 PLAIN_EVERY_S = 60.0  # between lines that say how far the study is, where there is no terminal
 DRAW_EVERY_S = 0.5
+LEFT_TO_STEPS = 40  # columns of the table beside the names of cells
 AROUND = 3  # lines of the terminal that are left to notes
 # a line of progress of a cell: what is done, of how many, the rest
 PROGRESS = re.compile(r"^\S.*? (\d+)/(\d+)(?: (.*))?$")
@@ -153,7 +154,8 @@ class Board(Listener):
         chosen += groups["done"][-3:] if len(chosen) + 3 < room else []
         chosen += groups["to do"]
         chosen = chosen[:room]
-        name = min(44, max((len(label) for label, _ in chosen), default=4))
+        longest = max((len(label) for label, _ in chosen), default=4)
+        name = max(4, min(longest, width - LEFT_TO_STEPS))
         lines = [f"{'cell':<{name}}  {'state':<7}  {'left':>7}  step"]
         now_s = self.clock()
         for label, row in chosen:
