@@ -205,6 +205,16 @@ claims: Registry[Any] = Registry(
         for name in ("H2", "H2c", "H1", "H2a", "H2b", "H2d", "H2e")
     },
 )
+falsifiers: Registry[Any] = Registry(
+    "falsifier",
+    {
+        name: f"dsa_sandbox.verdict.falsifiers.{name.replace('-', '_')}"
+        for name in (
+            *("interaction", "selection", "random-mask", "practice", "order", "rate"),
+            *("near-items", "ratio", "placebo", "bases", "own-rows", "worth"),
+        )
+    },
+)
 feedforwards: Registry[Any] = Registry("feed-forward", {"mlp": CORE, "moe": f"{VARIANTS}.moe"})
 compressions: Registry[Any] = Registry(
     "compression", {"latent": "dsa_sandbox.core.attention", "block": f"{VARIANTS}.block"}

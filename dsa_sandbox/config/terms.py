@@ -6,6 +6,7 @@ from dsa_sandbox.config.settings import Frozen
 from dsa_sandbox.registry import Unknown, claims
 
 SEEDS_NEEDED = 10  # with fewer, no p-value survives the correction for several claims
+MOST_SEEDS = 20  # the exact test enumerates 2^n patterns of signs
 FIRST_CONFIRMING = 100  # seeds below are for everyday use, development and pilots
 
 
@@ -56,6 +57,8 @@ class Terms(Frozen):
     def _seeds_differ(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if any(seed < 0 for seed in value):
             raise ValueError("a seed is negative")
+        if len(value) > MOST_SEEDS:
+            raise ValueError(f"{len(value)} seeds; the exact tests take at most {MOST_SEEDS}")
         if len(set(value)) < len(value):
             raise ValueError("a seed is listed twice")
         return value
