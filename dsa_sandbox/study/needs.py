@@ -1,10 +1,13 @@
 """The cells that each claim is decided by: a study that does not run them cannot make the claim."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from dsa_sandbox.config.study_file import Arm, StudyFile, variant
 from dsa_sandbox.errors import UserError
+from dsa_sandbox.registry import claims
+from dsa_sandbox.verdict.comparison import pieces
+
+OWN = ("random-mask.draw=", "replay.")  # settings with which an arm still is the one that is named
 
 
 class Need(NamedTuple):
@@ -16,15 +19,13 @@ class Need(NamedTuple):
     sets: tuple[str, ...] = ()
 
     def fits(self, arm: Arm) -> bool:
-        """Whether an arm is the one that is needed; masks may be drawn anew."""
+        """Whether an arm is the one that is needed."""
         if (arm.arch, arm.strategy) != (self.arch, self.strategy):
             return False
-        given = [text for text in variant(arm.sets) if not text.startswith("random-mask.draw=")]
-        if len(given) != len(self.sets):
-            return False
-        return all(
-            text in (want, f"{want}={text.partition('=')[2]}")
-            for want, text in zip(sorted(self.sets), given)
+        given = [text for text in variant(arm.sets) if not text.startswith(OWN)]
+        wanted = sorted(text for text in self.sets if not text.startswith(OWN))
+        return len(given) == len(wanted) and all(
+            text == want or text.partition("=")[0] == want for want, text in zip(wanted, given)
         )
 
     @property
@@ -35,35 +36,18 @@ class Need(NamedTuple):
         return f"`{name}` under {self.experiment or 'bases'}"
 
 
-def singles(archs: Sequence[str], names: Sequence[str], *sets: str) -> tuple[Need, ...]:
-    """Arms of single tasks: each strategy on each architecture."""
-    return tuple(Need("single", arch, name, sets) for arch in archs for name in names)
-
-
-MASK = singles(["dsa"], ["random-mask"])  # a random mask must not do the same
-BOTH, ALL = ("dense", "dsa"), ("dense", "dsa", "dsa-full")
-NEEDS: dict[str, tuple[Need, ...]] = {
-    "H1": (Need("", "dense"), Need("", "dsa")),
-    "H2": (
-        *(Need("stream", *arm) for arm in (("dsa", "acft"), ("dense", "ewc"), ("dense", "sgd"))),
-        *singles(["dsa"], ["acft"]),
-        *MASK,
-    ),
-    "H2c": (*singles(ALL, ["sgd", "acft"]), *MASK),
-    "H2a": singles(BOTH, ["sgd", "ewc", "acft"]),
-    "H2b": singles(BOTH, ["sgd", "acft"]),
-    "H2d": (
-        *singles(["dsa"], ["sgd", "acft"]),
-        *singles(["dsa"], ["sgd", "acft"], "train.selection=random"),
-        *singles(["dsa"], ["sgd", "acft"], "train.selection=window"),
-    ),
-    "H2e": (
-        *singles(["dsa"], ["acft"]),
-        *singles(BOTH, ["lora", "l2sp", "wise", "replay"]),
-        *singles(BOTH, ["sgd"], "finetune.learning_rate"),
-        *singles(BOTH, ["sgd"], "finetune.loss=answer"),
-    ),
-}
+def needs_of(claim: str) -> list[Need]:
+    """The arms of a claim's comparisons and of the falsifiers that forbid it, and its bases."""
+    made = claims[claim]()
+    needs = [
+        Need(key.experiment, key.arch, key.strategy, tuple(pieces(key.variant)))
+        for key in made.needs()
+        if not key.placebo
+    ]
+    for name in made.bases:
+        arch, *sets = name.split(", ")
+        needs.append(Need("", arch, "", tuple(sets)))
+    return needs
 
 
 def check_claims(study: StudyFile, source: str) -> None:
@@ -72,8 +56,9 @@ def check_claims(study: StudyFile, source: str) -> None:
     arms[""] = [base for seed in study.seeds for base in study.bases_at(seed)]
     problems = []
     for claim in study.claims:
-        needs = NEEDS.get(claim, ())
-        missing = [need for need in needs if not any(map(need.fits, arms[need.experiment]))]
+        missing = [
+            need for need in needs_of(claim) if not any(map(need.fits, arms[need.experiment]))
+        ]
         if missing:
             listed = "; ".join(need.named for need in missing)
             problems.append(
