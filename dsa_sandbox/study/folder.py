@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dsa_sandbox.config import paths
 from dsa_sandbox.config.study_file import StudyFile
+from dsa_sandbox.config.terms import Terms
 from dsa_sandbox.errors import UserError
+from dsa_sandbox.registry import nearest
 from dsa_sandbox.runs import provenance
 from dsa_sandbox.runs.files import digest_of, write_atomic, write_json
 from dsa_sandbox.study.cells import Cells, StudyCell
@@ -30,6 +33,17 @@ def path_of(home: Path, name: str) -> Path:
 def content_of(study: StudyFile, files: Mapping[str, str]) -> dict[str, Any]:
     """All that the hash of a study is about; `files` are the sha256 of those that it names."""
     return study.model_dump(mode="json", exclude=set(NOT_SCIENCE)) | {"files": dict(files)}
+
+
+def found(home: Path, name: str) -> "StudyFolder":
+    """The folder of a study of the home by its name, or any by its path; UserError for neither."""
+    places = [path_of(home, name), paths.named(name, "STUDY")]
+    for path in places:
+        if (path / STATE).is_file():
+            return StudyFolder(path)
+    known = sorted(file.parent.name for file in (home / STUDIES).glob(f"*/{STATE}"))
+    hint = nearest(name, known) or f"; begin it with: dsa-sandbox run {name}"
+    raise UserError(f"{name}: no such study in {home}{hint}")
 
 
 class StudyFolder:
@@ -65,6 +79,13 @@ class StudyFolder:
     def failures(self) -> dict[str, str]:
         """Why cells have failed, by label."""
         return {k: one["why"] for k, one in self.cells.items() if one["state"] == "failed"}
+
+    @property
+    def terms(self) -> Terms:
+        """What decides the verdict, with the level at which the study was run."""
+        content: Mapping[str, Any] = self.state["content"]
+        values = {name: content[name] for name in Terms.model_fields if name in content}
+        return Terms(**{**values, "level": self.state["level"]})
 
     def has_results(self) -> bool:
         """Whether an arm has been finished: from here on, each change is a deviation."""
