@@ -43,7 +43,8 @@ def test_progress_of_a_cell_changes_its_row_and_is_no_note_on_a_terminal() -> No
     assert inner.notes == ["study: hello"]
     lines = inner.drawn.splitlines()
     assert lines[0].split() == ["cell", "state", "left", "step"]
-    assert lines[1].split() == ["2", "pretrain", "dsa", "running", "30", "s", "loss", "1.5"]
+    last = ["loss", "1.5"]
+    assert lines[1].split() == ["2", "pretrain", "dsa", "running", "30", "s", "700/1400", *last]
     assert any("3 dsa acft single, finetune.loss=answer" in line for line in lines)
     assert max(map(len, lines)) <= 80
     assert len(lines) <= 12
@@ -66,12 +67,14 @@ def test_what_a_cell_takes_tells_how_long_the_others_of_its_kind_take() -> None:
 
 def test_without_a_terminal_a_line_says_how_far_the_study_is_now_and_then() -> None:
     board, inner, now = board_of(live=False)
+    board.began("2 pretrain dsa")
     board.note("[2 pretrain dsa] pretrain dsa 700/1400 loss 1.5")
+    board.note("[2 pretrain dsa] from build-dsa-1")
     board.idle()
     now[0] += 61
     board.idle()
-    assert inner.notes[0].startswith("[2 pretrain dsa] pretrain dsa 700/1400")
-    assert inner.notes[1:] == ["1 of 4 cells, 0 running, ? left"]
+    told = "1 of 4 cells, 1 running, ? left (2 pretrain dsa: 700/1400 loss 1.5)"
+    assert inner.notes == ["[2 pretrain dsa] from build-dsa-1", told]
 
 
 def test_a_signal_reaches_the_cells_through_the_board() -> None:

@@ -1,7 +1,8 @@
 """run STUDY, and run --seeds: several seeds, block by block, in the folder of a study."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dsa_sandbox.cli.options import Call, answer_plan
 from dsa_sandbox.errors import RunFailed, UserError
@@ -15,7 +16,8 @@ SINGLES, TASKS = 4, 50
 UNNAMED = "seeds"  # a study from options: its name, before a hash of what was asked for
 
 
-class Options(NamedTuple):
+@dataclass(frozen=True)
+class Options:
     """The options of `run`."""
 
     name: str | None

@@ -81,15 +81,16 @@ class Board(Listener):
         self.inner.warn(text)
 
     def note(self, text: str) -> None:
-        """A note; a cell's line of progress changes the table instead, where there is one."""
+        """A note; a cell's line of progress changes the table instead."""
         label, _, line = text.removeprefix("[").partition("] ")
         row = self.rows.get(label) if text.startswith("[") else None
         if row is not None and (match := PROGRESS.match(line)):
             row.share = int(match[1]) / max(1, int(match[2]))
-            row.step = match[3] or f"{match[1]}/{match[2]}"
-            if self.inner.live:
-                return
-        elif row is not None and self.inner.live and not line.startswith("warning: "):
+            rest = match[3] or ""
+            done = "" if rest.startswith("task ") else f"{match[1]}/{match[2]} "
+            row.step = f"{done}{rest}".rstrip()
+            return
+        if row is not None and self.inner.live and not line.startswith("warning: "):
             return
         self.inner.note(text)
 
@@ -101,7 +102,13 @@ class Board(Listener):
             self.inner.draw(self.table)
         elif not self.inner.live and now_s - self.told_s >= PLAIN_EVERY_S:
             self.told_s = now_s
-            self.inner.note(self.summary())
+            running = [(label, row) for label, row in self.rows.items() if row.state == "running"]
+            steps = "; ".join(f"{label}: {row.step}" for label, row in running if row.step)
+            self.inner.note(f"{self.summary()}{f' ({steps})' if steps else ''}")
+
+    def close(self) -> None:
+        """Remove the table."""
+        self.inner.draw(None)
 
     def began(self, label: str) -> None:
         """A cell has been started."""

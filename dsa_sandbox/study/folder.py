@@ -150,7 +150,7 @@ class StudyFolder:
         made_in: str = "",
     ) -> None:
         """Note the run of a cell; `cached`: it was there; `made_in`: the folder of its record."""
-        about = {"source": provenance.source_digest(), "run": run}
+        about: dict[str, Any] = {"source": provenance.source_digest(), "run": run}
         about |= {"cached": cached, "elapsed_s": elapsed_s, "made_in": made_in}
         self.cells[cell.label] = {"state": "finished", "verb": cell.verb, "asked": asked} | about
         self.save()

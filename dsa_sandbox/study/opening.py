@@ -14,6 +14,7 @@ from dsa_sandbox.runs import files
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import make_home
 from dsa_sandbox.study import prepare, records, runner
+from dsa_sandbox.study.board import Board
 from dsa_sandbox.study.cells import Cells, Order, cells_of
 from dsa_sandbox.study.folder import STATE, StudyFolder
 from dsa_sandbox.study.prepare import Asked
@@ -106,7 +107,8 @@ def tune(asked: Asked, listener: Listener) -> None:
     order = prepare.order_of(asked, None)
     arms = [*study.stream_arms, *study.single_arms]
     arms = [arm for arm in arms if prepare.is_tunable(arm.strategy)]
-    archs, names = (list(dict.fromkeys(arm[place] for arm in arms)) for place in (0, 1))
+    archs = dict.fromkeys(arm.arch for arm in arms)
+    names = dict.fromkeys(arm.strategy for arm in arms)
     pairs = dict.fromkeys(f"{arm.arch} {arm.strategy}" for arm in study.stream_arms)
     options = ["tune", "--archs", ",".join(archs), "--strategies", ",".join(names), "--json"]
     options += ["--home", str(asked.home), "--config", str(asked.folder / "settings.toml")]
@@ -126,7 +128,12 @@ def tune(asked: Asked, listener: Listener) -> None:
     if study.level is not None:
         options += ["--set", f"{rates.LEVEL}={study.level}"]
     listener.note("tuning first: this study has no table of rates yet")
-    run_cells([Cell("tune", options)], 1, lambda cell: children.start(cell.arguments), listener)
+    board = Board(listener, 1)
+    board.began("tune")
+    try:
+        run_cells([Cell("tune", options)], 1, lambda cell: children.start(cell.arguments), board)
+    finally:
+        board.close()
 
 
 def share_tokenizer(order: Order, listener: Listener) -> None:
@@ -196,8 +203,7 @@ def bring_block(
     theirs = next((r.made_on for r in found if r.cell.verb != "make-tasks"), None)
     known = folder.blocks.get(str(seed))
     have = [cell for cell in cells.all if cell.label in folder.cells]
-    differing = known and theirs and any(known[key] != theirs[key] for key in theirs)
-    if have and differing:
+    if have and known and theirs and any(known[key] != theirs[key] for key in theirs):
         if all(folder.is_done(cell, cells.asked[cell.label]) for cell in cells.all):
             return 0  # the block is finished here
         was, now = (runner.shown(one["processor"]) for one in (known, theirs))

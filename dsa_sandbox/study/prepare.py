@@ -231,9 +231,9 @@ def given_table(asked: Asked) -> rates.Table | None:
     if asked.study.rates == "shipped":
         return None
     if asked.study.rates not in TABLES:
-        table = rates.of_file(asked.place / asked.study.rates)
-        check_tuned_on(table, asked)
-        return table
+        named = rates.of_file(asked.place / asked.study.rates)
+        check_tuned_on(named, asked)
+        return named
     if kept is not None:
         return kept
     table = rates.of_home(asked.home)

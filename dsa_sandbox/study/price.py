@@ -119,9 +119,9 @@ def cost_of(cell: StudyCell, order: Order, base: Settings, speed: Speed) -> Cost
     read += num_tasks * (ITEMS_A_ROW * story + held_out)
     read += ITEMS_A_ROW / 3 * story * num_tasks**2 / 2 if stream else 0
     read += 0 if stream else HELD_OUT_CHECKS * checks * held_out
-    tokens = steps * plan.batch * story
-    seconds = START_S + tokens * speed.training_s + read * speed.reading_s
-    return Cost(seconds, tokens, weights + RECORDS_BYTES)
+    trained = steps * plan.batch * story
+    seconds = START_S + trained * speed.training_s + read * speed.reading_s
+    return Cost(seconds, trained, weights + RECORDS_BYTES)
 
 
 def measured(settings: Settings, order: Order) -> Speed:

@@ -81,7 +81,7 @@ def run(order: Order, folder: StudyFolder, board: Board) -> None:
         for cells in listed:
             run_block(Block(order, folder, cells, made_on(order), board))
     finally:
-        board.draw(None)
+        board.close()
 
 
 def expected_s(
