@@ -119,7 +119,7 @@ def refuse_grid(call: Call, options: Options) -> None:
 
 def from_options(call: Call, options: Options, seeds: tuple[int, ...] | None) -> dict[str, Any]:
     """The values of an exploratory study of a grid, as `run` without --seeds would run it."""
-    from dsa_sandbox.cli.study import asked_experiment
+    from dsa_sandbox.cli.grid import asked_experiment
     from dsa_sandbox.commands import arm_checks
     from dsa_sandbox.config import resolve
     from dsa_sandbox.runs.files import digest_of

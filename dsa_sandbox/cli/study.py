@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -27,9 +27,6 @@ from dsa_sandbox.cli.options import (
     verb,
 )
 from dsa_sandbox.errors import UserError
-
-if TYPE_CHECKING:
-    from dsa_sandbox.config.resolve import Resolved
 
 app = typer.Typer()
 
@@ -111,7 +108,7 @@ def run(
         several.run(call, asked)
         return
     from dsa_sandbox.cli import console
-    from dsa_sandbox.cli.grid import is_strategy_key, rates_of
+    from dsa_sandbox.cli.grid import asked_experiment, is_strategy_key, rates_of
     from dsa_sandbox.commands import arm_checks, make_tasks
     from dsa_sandbox.config import training_checks
     from dsa_sandbox.metrics import arm
@@ -176,21 +173,3 @@ def run(
         console.emit(folded(stream, width) + "\n")
     chart = plots.end_of_study(outcome.arms, style, everything=everything)
     console.emit(screen(results, width=width, everything=everything, chart=chart))
-
-
-def asked_experiment(resolved: "Resolved", singles: int | None) -> str | None:
-    """The experiment that the user has set, None for both; UserError where settings disagree."""
-    if resolved.settings.finetune.placebo:
-        raise UserError(
-            "finetune.placebo=true: a study makes the placebo of its single tasks itself; leave it "
-            f"out  [from {resolved.sources['finetune.placebo']}]"
-        )
-    if "finetune.experiment" not in resolved.sources:
-        return None
-    experiment = resolved.settings.finetune.experiment
-    if singles is not None and (experiment == "single") != bool(singles):
-        raise UserError(
-            f"--singles={singles}: finetune.experiment={experiment} asks for another experiment  "
-            f"[from {resolved.sources['finetune.experiment']}]"
-        )
-    return experiment

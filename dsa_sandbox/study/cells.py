@@ -155,8 +155,8 @@ def cells_of(order: Order, seed: int) -> Cells:
         if arm.experiment == "single" and not arm.arm.sets and study.placebo_tasks
     ]
     streams: list[StudyCell] = []
-    for arm in arms:
-        stream = StudyCell(seed, "make-tasks", Arm("", "", arm.tasks))
+    for learning in arms:
+        stream = StudyCell(seed, "make-tasks", Arm("", "", learning.tasks))
         streams += [stream] if stream not in streams else []
     cells = Cells([bases, streams, arms, placebos], {})
     asked: dict[str, str] = {}
