@@ -58,6 +58,25 @@ def num_threads(machine: Machine, preset: str) -> int:
     return machine.threads or (1 if preset == "smoke" else physical_cores())
 
 
+def jobs_and_threads(
+    machine: Machine, preset: str, jobs: int | None, num_arms: int
+) -> tuple[int, int]:
+    """Cells of a study that run at once, and threads of each; `jobs` is what the user asks for."""
+    cores, device = physical_cores(), machine.device
+    on_cpu = device == "cpu" or (device == "auto" and not Path("/dev/nvidia0").exists())
+    threads = num_threads(machine, preset)
+    if jobs is None:
+        if not on_cpu:
+            jobs = 1
+        elif machine.threads or preset == "smoke":
+            jobs = max(1, cores // threads)
+        else:
+            jobs = min(cores, num_arms)
+    if not machine.threads and preset != "smoke":
+        threads = max(1, cores // jobs)
+    return jobs, threads
+
+
 def has_bf16(device: str) -> bool:
     """Whether the processor multiplies bf16 in hardware."""
     import torch

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from dsa_sandbox.study.prepare import Asked
 
 GRID = {"strategies": "sgd,ewc,acft", "archs": "dense,dsa"}  # defaults of `run`
-SINGLES, TASKS = 4, 50
 UNNAMED = "seeds"  # a study from options: its name, before a hash of what was asked for
 
 
@@ -142,12 +141,12 @@ def from_options(call: Call, options: Options, seeds: tuple[int, ...] | None) ->
         if value is not None:
             settings[key] = value
     rows = grid.read_rows(call.session.home, options.tasks)
-    count = settings.pop("tasks.count", TASKS) if options.count is None else options.count
-    count = len(rows.tasks) if rows else count
     call.sets = [
         text for text in call.sets if text.partition(".")[0] not in "+".join(chosen).split("+")
     ]
     experiment = asked_experiment(call.resolve(), options.singles)
+    settings.pop("tasks.count", None)
+    count = len(rows.tasks) if rows else call.settings.tasks.count
     settings.pop("finetune.experiment", None)
     level = settings.pop("finetune.level", None)
     arms = [f"{arch} {name}" for arch in archs for name in chosen]
@@ -180,13 +179,14 @@ def study_file_text(values: dict[str, Any]) -> str:
 def dry_run(asked: "Asked") -> dict[str, Any]:
     """Cells, tokens, memory, disk and hours of a study; nothing is written."""
     from dsa_sandbox.study import opening, price, runner
+    from dsa_sandbox.study.cells import blocks
     from dsa_sandbox.study.folder import StudyFolder
 
     order = opening.checked(asked)
     folder = StudyFolder(asked.folder)
-    blocks = runner.blocks(order)
-    todo = runner.left_to_do(order, folder, blocks)
-    cells = [cell for block in blocks for cell in block.all]
+    listed = blocks(order, order.seeds)
+    todo = runner.left_to_do(order, folder, listed)
+    every = [cell for cells in listed for cell in cells.all]
     study = asked.study
     tuned = study.rates != "tune" or order.table is not None
     return {
@@ -198,7 +198,7 @@ def dry_run(asked: "Asked") -> dict[str, Any]:
             [*(f"{a}, stream" for a in study.stream), *(f"{a}, single" for a in study.single)]
         ),
         "tuning": "done" if tuned else "first, not in the hours below (tune --dry-run)",
-        **price.price(order, cells, todo),
+        **price.price(order, every, todo),
     }
 
 

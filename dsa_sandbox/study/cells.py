@@ -141,8 +141,14 @@ class Order(NamedTuple):
         )
 
 
-def cells_of(order: Order, seed: int) -> Cells:
-    """The cells of a block, in stages."""
+def blocks(order: Order, seeds: Sequence[int]) -> list[Cells]:
+    """The cells of each block."""
+    known: dict[str, list[Any]] = {}
+    return [cells_of(order, seed, known) for seed in seeds]
+
+
+def cells_of(order: Order, seed: int, known: dict[str, list[Any]]) -> Cells:
+    """The cells of a block, in stages; `known` collects what decides each kind of cell."""
     study = order.study
     bases = [StudyCell(seed, "pretrain", base) for base in study.bases_at(seed)]
     arms = []
@@ -162,16 +168,18 @@ def cells_of(order: Order, seed: int) -> Cells:
     asked: dict[str, str] = {}
     for cell in cells.all:
         needs = [asked[one.label] for one in cells.needed_by(cell)]
-        asked[cell.label] = digest_of([cell.label, decides(order, cell), needs])
+        if cell.kind not in known:
+            known[cell.kind] = decides(order, cell)
+        asked[cell.label] = digest_of([cell.label, known[cell.kind], needs])
     return cells._replace(asked=asked)
 
 
 def decides(order: Order, cell: StudyCell) -> list[Any]:
-    """All that decides a cell's results, beside the runs that it starts from."""
+    """All that decides a cell's results, beside its seed and the runs that it starts from."""
     study = order.study
     arm = cell.arm
     if not arm.arch:
-        arm = Arm(study.bases_at(cell.seed)[0].arch, "", arm.sets)
+        arm = Arm(study.bases_at(study.seeds[0])[0].arch, "", arm.sets)
     settings = order.resolved(arm, cell.experiment).settings
     values = resolve.as_flat(settings)
     sections = {

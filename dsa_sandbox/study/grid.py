@@ -191,7 +191,8 @@ def plan(
         (own if of_a_strategy else kind).append(text)
     for text in shared:
         common += ["--set", text]
-    jobs, threads = jobs_and_threads(resolved, jobs, len(archs) * len(strategies))
+    num_arms = len(archs) * len(strategies)
+    jobs, threads = machine.jobs_and_threads(resolved.machine, resolved.preset, jobs, num_arms)
     common += ["--set", f"machine.threads={threads}"]
     forced = None
     if force:
@@ -236,24 +237,6 @@ def plan(
         num_singles(num_tasks, singles),
         bool(resolved.eval.dense_tasks),
     )
-
-
-def jobs_and_threads(resolved: Settings, jobs: int | None, num_arms: int) -> tuple[int, int]:
-    """Cells that run at once, and threads of each; `jobs` is what the user asks for."""
-    cores = machine.physical_cores()
-    device = resolved.machine.device
-    on_cpu = device == "cpu" or (device == "auto" and not Path("/dev/nvidia0").exists())
-    threads = machine.num_threads(resolved.machine, resolved.preset)
-    if jobs is None:
-        if not on_cpu:
-            jobs = 1
-        elif resolved.machine.threads or resolved.preset == "smoke":
-            jobs = max(1, cores // threads)
-        else:
-            jobs = min(cores, num_arms)
-    if not resolved.machine.threads and resolved.preset != "smoke":
-        threads = max(1, cores // jobs)
-    return jobs, threads
 
 
 def num_singles(num_tasks: int, asked: int | None) -> int:

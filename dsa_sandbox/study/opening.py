@@ -15,7 +15,7 @@ from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import make_home
 from dsa_sandbox.study import prepare, records, runner
 from dsa_sandbox.study.board import Board
-from dsa_sandbox.study.cells import Cells, Order, cells_of
+from dsa_sandbox.study.cells import Cells, Order, blocks
 from dsa_sandbox.study.folder import STATE, StudyFolder
 from dsa_sandbox.study.prepare import Asked
 from dsa_sandbox.study.records import Record
@@ -164,7 +164,8 @@ def bring_records(
 
     UserError where a block has cells of two kinds.
     """
-    all_cells = {seed: cells_of(order, seed) for seed in order.study.seeds} if brought else {}
+    seeds = order.study.seeds if brought else ()
+    all_cells = dict(zip(seeds, blocks(order, seeds)))
     for other in brought:
         taken = others = 0
         by_seed: dict[int, list[Record]] = {}

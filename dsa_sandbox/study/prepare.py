@@ -120,7 +120,7 @@ def order_of(asked: Asked, table: rates.Table | None) -> Order:
     settings = settings.model_copy(update={"machine": own})
     engine = machine.resolve(own, settings.preset)
     num_arms = len(study.stream) * len(study.orders) + len(study.single)
-    jobs, threads = grid.jobs_and_threads(settings, asked.jobs, max(1, num_arms))
+    jobs, threads = machine.jobs_and_threads(own, settings.preset, asked.jobs, max(1, num_arms))
     order = order._replace(
         jobs=jobs,
         threads=threads,

@@ -13,7 +13,7 @@ from dsa_sandbox.runs import provenance
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.study import price, records
 from dsa_sandbox.study.board import Board
-from dsa_sandbox.study.cells import Cells, Order, StudyCell, cells_of, command
+from dsa_sandbox.study.cells import Cells, Order, StudyCell, blocks, command
 from dsa_sandbox.study.folder import StudyFolder
 from dsa_sandbox.study.grid import is_finished
 from dsa_sandbox.study.records import Record
@@ -52,11 +52,6 @@ class Block(NamedTuple):
         return self.order.home / str(self.folder.cells[cell.label]["run"])
 
 
-def blocks(order: Order) -> list[Cells]:
-    """The cells of every block that is run now."""
-    return [cells_of(order, seed) for seed in order.seeds]
-
-
 def made_on(order: Order) -> dict[str, object]:
     """What all cells of a block share: processor, precision and numerics."""
     return {
@@ -68,7 +63,7 @@ def made_on(order: Order) -> dict[str, object]:
 
 def run(order: Order, folder: StudyFolder, board: Board) -> None:
     """Run all blocks, one after another; what fails for good is noted, and the study goes on."""
-    listed = blocks(order)
+    listed = blocks(order, order.seeds)
     left = left_to_do(order, folder, listed)
     every = [cell for cells in listed for cell in cells.all]
     ended = {cell.label: "done" for cell in every if cell.label not in left}
