@@ -186,6 +186,35 @@ def at_level(points: Sequence[Measurement], level: float) -> AtLevel | None:
     )
 
 
+def far_discrimination(point: Measurement) -> float:
+    """min(mean p far-in, mean p out): the discrimination without near items; NaN without one."""
+    far, out = number(point.validation, "far_in"), number(point.validation, "out")
+    return NAN if math.isnan(far) or math.isnan(out) else min(far, out)
+
+
+def far_damage(points: Sequence[Measurement], level: float) -> float:
+    """dNLL where the fit of the far discrimination first reaches a level; infinite if never.
+
+    dNLL is scored where the discrimination of all items reaches one of LEVELS. At other steps it is
+    interpolated between these, linearly in steps. NaN for a task without far items.
+    """
+    values = [far_discrimination(point) for point in points]
+    if not values or any(map(math.isnan, values)):
+        return NAN
+    found = crossing(values, level)
+    if found is None:
+        return math.inf
+    step = found.between(points[found.before].step, points[found.after].step)
+    scored = [point for point in points if not math.isnan(point.dnll)]
+    if not scored or step > scored[-1].step:
+        return NAN
+    after = next(index for index, point in enumerate(scored) if point.step >= step)
+    last, before = scored[after], scored[max(after - 1, 0)]
+    if not (math.isfinite(before.dnll) and math.isfinite(last.dnll)):
+        return math.inf  # the network had diverged there
+    return float(np.interp(step, [before.step, last.step], [before.dnll, last.dnll]))
+
+
 def median(values: Iterable[float], missing: int = 0) -> float:
     """Median of the values and of `missing` infinite ones; NaN where it is infinite or empty."""
     listed = [*values, *[math.inf] * missing]
@@ -234,6 +263,7 @@ def single_figures(rows: list[Record], num_tasks: int, level: float) -> dict[str
         trajectories.append(
             {
                 "levels": {f"{one:g}": got and got.as_json() for one, got in found.items()},
+                "far_levels": {f"{one:g}": finite(far_damage(points, one)) for one in found},
                 "dnll": dnll_by_step(rows, task),
                 "discrimination": {point.step: point.discrimination for point in points},
             }
@@ -246,6 +276,20 @@ def single_figures(rows: list[Record], num_tasks: int, level: float) -> dict[str
     for key in (*PARTS, "transfer", "stop_items"):
         figures[f"level_{key}"] = here[key]
     return {**figures, "by_level": by_level, "trajectories": trajectories}
+
+
+def finite(value: float) -> float | None:
+    """The value; None where it is infinite: the level is not reached."""
+    return None if math.isinf(value) else value
+
+
+def far_per_task(figures: dict[str, Any], level: float) -> np.ndarray:
+    """Damage of each task [T] of an arm where far items alone reach a level; as `per_task`."""
+    found = []
+    for task in figures["trajectories"]:
+        here = task.get("far_levels", {}).get(f"{level:g}", NAN)
+        found.append(np.inf if here is None else here)
+    return np.array(found)
 
 
 def per_task(figures: dict[str, Any], level: float, key: str = "damage") -> np.ndarray:

@@ -194,19 +194,8 @@ def plan(
         (own if of_a_strategy else kind).append(text)
     for text in shared:
         common += ["--set", text]
-    cores = machine.physical_cores()
-    device_ = resolved.machine.device
-    on_cpu = device_ == "cpu" or (device_ == "auto" and not Path("/dev/nvidia0").exists())
-    threads = machine.num_threads(resolved.machine, resolved.preset)
-    if jobs is None:
-        if not on_cpu:
-            jobs = 1
-        elif resolved.machine.threads or resolved.preset == "smoke":
-            jobs = max(1, cores // threads)
-        else:
-            jobs = min(cores, len(archs) * len(strategies))
-    if not resolved.machine.threads and resolved.preset != "smoke":
-        threads = max(1, cores // jobs)
+    num_arms = len(archs) * len(strategies)
+    jobs, threads = machine.jobs_and_threads(resolved.machine, resolved.preset, jobs, num_arms)
     common += ["--set", f"machine.threads={threads}"]
     forced = None
     if force:
