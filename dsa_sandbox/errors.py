@@ -17,6 +17,12 @@ class RunFailed(Exception):
     exit_code = 3
 
 
+class VerdictDiffers(Exception):
+    """A claim has another verdict than the one asked for, exit 4."""
+
+    exit_code = 4
+
+
 class Interrupted(Exception):
     """A signal stopped the command; the state is saved, exit 128 + signal."""
 

@@ -17,12 +17,13 @@ from dsa_sandbox.cli import (
     generate,
     make_tasks,
     pretrain,
+    report,
     runs,
     study,
     tune,
 )
 from dsa_sandbox.cli.options import Verbs
-from dsa_sandbox.errors import Interrupted, RunFailed, UserError, reason
+from dsa_sandbox.errors import Interrupted, RunFailed, UserError, VerdictDiffers, reason
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # Typer carries its own copy of Click
 
@@ -44,6 +45,7 @@ for module in (
     study,
     tune,
     evaluate,
+    report,
     ask,
     generate,
     exchange,
@@ -116,7 +118,7 @@ def run_app(arguments: list[str]) -> int:
     except ClickException as error:
         console.report_error([usage_line(error)], 2, as_json)
         return 2
-    except (UserError, RunFailed) as error:
+    except (UserError, RunFailed, VerdictDiffers) as error:
         console.report_error(str(error).splitlines(), error.exit_code, as_json)
         return error.exit_code
     except typer.Abort:
