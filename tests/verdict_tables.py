@@ -40,8 +40,11 @@ def alone(damages: Sequence[float], far: Sequence[float] | None = None) -> Figur
     ]
     middle = float(np.median(damages))
     return {
-        "experiment": "single", "level": LEVEL, "tasks": len(damages),
-        "reached": len(finite) / len(damages), "trajectories": trajectories,
+        "experiment": "single",
+        "level": LEVEL,
+        "tasks": len(damages),
+        "reached": len(finite) / len(damages),
+        "trajectories": trajectories,
         "damage": middle if math.isfinite(middle) else math.nan,
     }
 
@@ -59,7 +62,8 @@ def base(nll: float, *, gate: bool = True, known: int = 115, hit: float = 0.5) -
     return {
         "valid": {"nll": nll},
         "gate": {"open": gate},
-        "known_facts": known, "asked_facts": 120,
+        "known_facts": known,
+        "asked_facts": 120,
         "pairs": {"pronoun": 0.9, "agreement": 0.95},
         "pairs_bigram": {"pronoun": 0.5, "agreement": 0.5},
         "far_worlds": {"by_layer": [hit, hit], "chance": 0.2},

@@ -5,7 +5,7 @@ components of a claim. Every simulated study goes through the rules of the verdi
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -16,19 +16,21 @@ from dsa_sandbox.verdict import rules
 STUDIES = 4_000
 GOAL = 0.8  # power that counts as enough
 MOST_BLOCKS = 200
+MOST_SIMULATED = 14  # seeds whose patterns of signs take seconds
 
 
 class Plan(NamedTuple):
-    """A claim as blocks see it: its components by outcome, with the smallest effect of each."""
+    """A claim as blocks see it: its outcomes, each with its number of comparisons."""
 
-    outcomes: dict[str, int]  # number of comparisons in each
+    outcomes: dict[str, int]
+    sd: float  # of a contrast between seeds, where nothing else is known
 
     def smallest(self, sizes: Smallest) -> list[float]:
         """The smallest effect of each outcome."""
         return [float(getattr(sizes, outcome)) for outcome in self.outcomes]
 
 
-PLANS = {"H2c": Plan({"damage": 2}), "H2": Plan({"drift": 2, "lost": 2})}
+PLANS = {"H2c": Plan({"damage": 2}, 0.08), "H2": Plan({"drift": 2, "lost": 2}, 0.14)}
 
 
 class Shares(NamedTuple):
@@ -103,6 +105,50 @@ def simulated(
         refuted=float(refuted.mean()),
         undecided=float((~supported & ~refuted).mean()),
     )
+
+
+def table(
+    claim: str,
+    counts: Sequence[int],
+    *,
+    sd: float | None = None,
+    correlation: float = 0.5,
+    skew: float = 0.0,
+    effect: float | None = None,
+    sizes: Smallest | None = None,
+) -> dict[str, Any]:
+    """The object of `power --json`: shares of verdicts for each number of seeds and true effect.
+
+    Without an effect: twice the smallest one, the smallest, none, and harm of that size. `sd` and
+    `effect` are in the units of the claim's outcomes.
+    """
+    plan = PLANS[claim]
+    smallest = plan.smallest(sizes or Smallest())
+    unit, used = smallest[0], plan.sd if sd is None else sd
+    effects = [-2.0, -1.0, 0.0, 1.0] if effect is None else [effect / unit]
+    about = {"correlation": correlation, "skew": skew}
+    rows = []
+    for n in counts:
+        for true in effects:
+            found = simulated(claim, n, effect=true, sd=used / unit, sizes=sizes, **about)
+            shares = {key: getattr(found, key) for key in ("supported", "refuted", "undecided")}
+            rows.append({"seeds": n, "effect": true * unit, **shares})
+    groups = [
+        Group(count, used * least / unit, least)
+        for count, least in zip(plan.outcomes.values(), smallest)
+    ]
+    return {
+        "claim": claim,
+        "outcomes": list(plan.outcomes),
+        "smallest": unit,
+        "sd": used,
+        **about,
+        "studies": STUDIES,
+        "rows": rows,
+        "goal": GOAL,
+        "least_seeds": least_seeds(groups, correlation, 2),
+        "most_seeds": MOST_BLOCKS,
+    }
 
 
 def support_of(groups: Sequence[Sequence[np.ndarray]], smallest: Sequence[float]) -> np.ndarray:
