@@ -170,7 +170,7 @@ def test_two_one_sided_tests_are_those_of_statsmodels_and_of_the_interval_at_90(
     for mean in (0.0, 0.012, 0.014, 0.02):
         moved = values - values.mean() + mean
         low, high = sign_flip.interval(moved, 0.9)
-        assert (tost(moved.tolist(), 0.02) <= 0.05) == (-0.02 < low and high < 0.02)
+        assert (tost(moved.tolist(), 0.02) <= 0.05) == (low > -0.02 and high < 0.02)
     assert tost_t([0.01, 0.01], 0.02) == 0
     assert tost_t([0.03, 0.03], 0.02) == 1
 

@@ -16,8 +16,9 @@ def text(result: dict[str, Any], width: int) -> str:
     outcomes = " and ".join(result["outcomes"])
     about = (
         f"{result['claim']}: shares of {result['studies']:,} simulated studies by verdict. "
-        f"Contrasts of {outcomes} with SD {result['sd']:g}, correlation {result['correlation']:g}, skewness "
-        f"{result['skew']:g}; smallest effect {result['smallest']:g}."
+        f"Contrasts of {outcomes} with SD {result['sd']:g}, correlation "
+        f"{result['correlation']:g}, skewness {result['skew']:g}; smallest effect "
+        f"{result['smallest']:g}."
     )
     least = result["least_seeds"]
     end = (

@@ -58,7 +58,7 @@ class Claim:
         """Arms that a study of this claim has to run, those of gating falsifiers included."""
         arms = dict.fromkeys(key for one in self.comparisons([]) for key in one.arms)
         for name in self.gating:
-            arms |= dict.fromkeys(falsifiers[name].needs(self.comparisons([])))
+            arms |= dict.fromkeys(falsifiers[name]().needs(self.comparisons([])))
         return list(arms)
 
     def components(self, evidence: Evidence) -> list[Component]:
