@@ -8,6 +8,8 @@ from scipy import stats
 
 from dsa_sandbox.config.terms import Smallest
 from dsa_sandbox.verdict import power, rules
+from dsa_sandbox.verdict.inference import sign_flip
+from dsa_sandbox.verdict.inference.equivalence import tost
 
 # n, SD: supported at -.10 with one control and with both; refuted at 0 and at +.05; at -.05
 TABLE = [
@@ -39,6 +41,24 @@ def test_null_studies_are_supported_and_least_effects_refuted_in_at_most_5_of_10
     assert power.simulated(claim, n, effect=0, **options).supported <= 0.05
     # at most .05; three standard errors of 2,000 studies are .015
     assert power.simulated(claim, n, effect=-1, **options).refuted <= 0.065
+
+
+@pytest.mark.parametrize("count", [2, 3, 12])  # H2d; H2a and H2b; as many as H2e has
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_claims_of_several_components_keep_both_errors_at_5_of_100(
+    count: int, correlation: float
+) -> None:
+    generator = np.random.default_rng(count)
+    blocks = 0.08 * power.drawn(1_500, 10, count, correlation, 0.0, generator)
+    assert rules.supported(list(blocks), 0.05).mean() <= 0.05
+    assert rules.refuted(list(blocks - 0.05), 0.05).mean() <= 0.067  # three standard errors
+
+
+def test_a_difference_of_the_margin_passes_for_none_in_at_most_5_of_100() -> None:
+    generator = np.random.default_rng(3)
+    blocks = 0.02 + 0.01 * power.drawn(1_500, 10, 1, 0.0, 0.0, generator)[0]
+    assert np.mean([tost(one.tolist(), 0.02) <= 0.05 for one in blocks]) <= 0.067
+    assert np.mean(sign_flip.p_less(blocks, 0.02) <= 0.05) <= 0.067  # H2e, at its margin
 
 
 def test_shares_of_verdicts_add_up() -> None:

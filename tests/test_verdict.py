@@ -194,6 +194,16 @@ def test_an_arm_that_learns_more_and_is_damaged_less_dominates_before_all_else()
     assert why == "dense sgd learns more tasks and is damaged less than dsa sgd in 9 of 10 seeds"
 
 
+def test_an_arm_that_learns_nothing_is_dominated_by_one_that_learns_something() -> None:
+    def arms(place: int) -> Arms:
+        found = {single("dsa", rule): alone([INF] * 3) for rule in ("sgd", "ewc", "acft")}
+        return found | {
+            single("dense", rule): alone([0.3, 0.3, INF]) for rule in ("sgd", "ewc", "acft")
+        }
+
+    assert of("H2a", blocks_of(arms))[0] == "dominated"
+
+
 def test_an_arm_that_misses_more_tasks_but_is_damaged_less_is_not_dominated() -> None:
     def arms(place: int) -> Arms:
         found = {single("dsa", rule): alone([0.2, 0.2, INF]) for rule in ("sgd", "ewc", "acft")}

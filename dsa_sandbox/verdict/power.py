@@ -126,11 +126,18 @@ def table(
     smallest = plan.smallest(sizes or Smallest())
     unit, used = smallest[0], plan.sd if sd is None else sd
     effects = [-2.0, -1.0, 0.0, 1.0] if effect is None else [effect / unit]
-    about = {"correlation": correlation, "skew": skew}
     rows = []
     for n in counts:
         for true in effects:
-            found = simulated(claim, n, effect=true, sd=used / unit, sizes=sizes, **about)
+            found = simulated(
+                claim,
+                n,
+                effect=true,
+                sd=used / unit,
+                correlation=correlation,
+                skew=skew,
+                sizes=sizes,
+            )
             shares = {key: getattr(found, key) for key in ("supported", "refuted", "undecided")}
             rows.append({"seeds": n, "effect": true * unit, **shares})
     groups = [
@@ -142,7 +149,8 @@ def table(
         "outcomes": list(plan.outcomes),
         "smallest": unit,
         "sd": used,
-        **about,
+        "correlation": correlation,
+        "skew": skew,
         "studies": STUDIES,
         "rows": rows,
         "goal": GOAL,
@@ -161,7 +169,7 @@ def support_of(groups: Sequence[Sequence[np.ndarray]], smallest: Sequence[float]
 class Group(NamedTuple):
     """Components of one outcome: how many, their pooled SD, the smallest effect."""
 
-    count: int
+    size: int
     sd: float
     smallest: float
 
@@ -172,16 +180,16 @@ def refuting_power(groups: Sequence[Group], correlation: float, n: int, seed: in
     By bounds of the t test, which agree with those of the sign-flip test on normal values and cost
     the same at any n.
     """
-    total = sum(group.count for group in groups)
+    total = sum(group.size for group in groups)
     blocks = drawn(1_000, n, total, correlation, 0.0, np.random.default_rng(seed))
     mean, error = blocks.mean(-1), blocks.std(-1, ddof=1) / np.sqrt(n)
     both, start = np.ones(1_000, bool), 0
     for group in groups:
-        here = slice(start, start + group.count)
-        quantile = stats.t.ppf(1 - rules.ALPHA / group.count, n - 1)
+        here = slice(start, start + group.size)
+        quantile = stats.t.ppf(1 - rules.ALPHA / group.size, n - 1)
         bounds = group.sd * (mean[here] - quantile * error[here])
         both &= (bounds > -group.smallest).any(0)
-        start += group.count
+        start += group.size
     return float(both.mean())
 
 
