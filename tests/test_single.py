@@ -189,8 +189,8 @@ def test_the_placebo_is_read_at_the_steps_of_its_arm(tmp_path: Path) -> None:
 
 
 def test_a_placebo_of_fewer_tasks_is_read_at_the_tasks_that_it_has(tmp_path: Path) -> None:
-    ours = arm.figures_of(stored.single(tmp_path, fall=0.2))
-    theirs = arm.figures_of(stored.single(tmp_path, fall=0.05, placebo=True))
+    ours = arm.figures_of(stored.single(tmp_path))
+    theirs = arm.figures_of(stored.single(tmp_path, fall=0.004, placebo=True))
     whole = placebo.per_task(ours, theirs, "0.7")
     assert len(whole) == len(ours["trajectories"])
     fewer = theirs | {"trajectories": theirs["trajectories"][:2]}
