@@ -1,12 +1,15 @@
 """Is a run that was killed and resumed byte-equal to one that was not?
 
-    python benchmarks/killed.py HOME [--strategies A,B,..] [--count 4] [--scratch runs/killed]
+    python benchmarks/killed.py HOME [--strategies A,B,..] [--experiments stream single]
+        [--inside step|bisection] [--count 4] [--scratch runs/killed]
 
 HOME holds finished bases and a stream of at least --count tasks (`make demo` leaves them in
 runs/demo). Pre-training of dense and dsa, and every arm of {dense, dsa} x strategies, is run whole
 in one home; in another it is killed with SIGKILL past its middle, inside a task, and the same
 command then goes on. The files of both are compared. Networks are pre-trained anew for
---pretrain-steps; arms stand on the bases of HOME and learn its first --count tasks.
+--pretrain-steps; arms stand on the bases of HOME and learn its first --count tasks, in a stream
+and singly (--experiments). With --inside bisection an arm of a stream is killed while the last
+step of a task is bisected (--max-steps 100 lets tasks reach the level).
 """
 
 import argparse
@@ -15,12 +18,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from dsa_sandbox import children
-from dsa_sandbox.registry import strategies
+from dsa_sandbox.registry import strategies as registered
 from dsa_sandbox.runs import folder
 from dsa_sandbox.runs.home import newest
 
@@ -28,6 +33,7 @@ FILES = ("model.safetensors", "metrics.jsonl", "records.jsonl")
 OFTEN = ["--set", "machine.save_every_s=0.3", "--set", "machine.threads=1"]
 LITTLE = ("num_heldout=8", "pairs=4", "recall_items=2", "stories=2", "recovery_tasks=1")
 Cell = tuple[str, list[str]]  # a label; the command line
+Ready = Callable[[list[dict[str, Any]], list[dict[str, Any]]], bool]
 
 
 def start(arguments: list[str]) -> "subprocess.Popen[bytes]":
@@ -45,18 +51,38 @@ def finish(arguments: list[str]) -> Path:
     return children.path_of(output)
 
 
-def kill_midway(arguments: list[str], run: folder.Run, whole: list[dict[str, Any]]) -> str:
-    """Kill the command past 0.6 of the rows that it wrote when it was left alone; where it was.
-
-    Where there are steps, the last row is of a step: the kill is inside a task. It is after a
-    checkpoint, so that something of the first attempt is left.
-    """
+def is_past_the_middle(rows: list[dict[str, Any]], whole: list[dict[str, Any]]) -> bool:
+    """Whether 0.6 of all rows are written; where there are steps, the last one is of a step."""
     has_steps = any("loss" in row for row in whole)
+    inside = bool(rows) and ("loss" in rows[-1] or not has_steps)
+    return inside and len(rows) > 0.6 * len(whole)
+
+
+def is_bisected(rows: list[dict[str, Any]], whole: list[dict[str, Any]]) -> bool:
+    """Whether the last row, of a step, is one after which `whole` ends a task at the level."""
+    here = len(rows)
+    return (
+        0.3 * len(whole) < here < len(whole)
+        and "loss" in rows[-1]
+        and "bisected" in whole[here]
+        and rows[-1] == whole[here - 1]
+    )
+
+
+READY = {"step": is_past_the_middle, "bisection": is_bisected}
+
+
+def kill_midway(
+    arguments: list[str], run: folder.Run, whole: list[dict[str, Any]], ready: Ready
+) -> str:
+    """Kill the command at a place that is told by its rows and those of a whole run; where it was.
+
+    It is after a checkpoint, so that something of the first attempt is left.
+    """
     child = start(arguments)
     while child.poll() is None:
         rows = run.rows("metrics.jsonl")
-        inside = bool(rows) and ("loss" in rows[-1] or not has_steps)
-        if inside and len(rows) > 0.6 * len(whole) and any(run.path.glob("checkpoints/step-*")):
+        if ready(rows, whole) and any(run.path.glob("checkpoints/step-*")):
             child.send_signal(signal.SIGKILL)
             child.communicate()
             last = rows[-1]
@@ -66,13 +92,13 @@ def kill_midway(arguments: list[str], run: folder.Run, whole: list[dict[str, Any
     raise SystemExit(f"was not caught in time: {' '.join(arguments)}")
 
 
-def compare(cell: Cell, scratch: Path) -> tuple[str, bool]:
+def compare(cell: Cell, scratch: Path, ready: Ready) -> tuple[str, bool]:
     """A line that says where the command was killed and which files are equal; if all are."""
     label, arguments = cell
     whole = finish([*arguments, "--home", str(scratch / "whole")])
     run = folder.Run(scratch / "killed" / whole.name)
     again = [*arguments, "--home", str(scratch / "killed")]
-    place = kill_midway(again, run, folder.Run(whole).rows("metrics.jsonl"))
+    place = kill_midway(again, run, folder.Run(whole).rows("metrics.jsonl"), ready)
     killed = finish(again)
     equal = {
         name: (whole / name).read_bytes() == (killed / name).read_bytes()
@@ -80,7 +106,7 @@ def compare(cell: Cell, scratch: Path) -> tuple[str, bool]:
         if (whole / name).exists() or (killed / name).exists()
     }
     said = ", ".join(f"{name} {'equal' if same else 'DIFFERS'}" for name, same in equal.items())
-    return f"{label:<22} killed at {place:<18} {said}", all(equal.values())
+    return f"{label:<30} killed at {place:<18} {said}", all(equal.values())
 
 
 def base_of(home: Path, arch: str) -> Path:
@@ -103,7 +129,7 @@ def first_tasks(home: Path, count: int, path: Path) -> None:
 def cells_of(options: argparse.Namespace) -> list[Cell]:
     """Every command line that is to be killed."""
     cells: list[Cell] = []
-    for arch in ("dense", "dsa"):
+    for arch in ("dense", "dsa") if options.inside == "step" else ():
         steps = ["--set", f"train.steps={options.pretrain_steps}"]
         cells.append((f"pretrain {arch}", ["pretrain", "--arch", arch, *steps, *OFTEN]))
     tasks = options.scratch / "tasks.jsonl"
@@ -112,9 +138,13 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
     little = [part for text in sets for part in ("--set", text)]
     for arch in ("dense", "dsa"):
         base = base_of(options.home, arch)
-        for name in options.strategies.split(","):
+        for name, experiment in product(options.strategies.split(","), options.experiments):
+            protocols = {registered[part].protocol for part in name.split("+")}
+            if experiment == "single" and protocols != {"sequential"}:
+                continue
             arguments = ["finetune", str(base), "--strategy", name, "--tasks", str(tasks)]
-            cells.append((f"{arch} {name}", [*arguments, *little, *OFTEN]))
+            arguments += ["--set", f"finetune.experiment={experiment}"]
+            cells.append((f"{arch} {name}, {experiment}", [*arguments, *little, *OFTEN]))
     return cells
 
 
@@ -122,7 +152,9 @@ def main() -> None:
     """Exit 1 where a file differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("home", type=Path)
-    parser.add_argument("--strategies", default=",".join([*strategies, "acft+ewc"]))
+    parser.add_argument("--strategies", default=",".join([*registered, "acft+ewc"]))
+    parser.add_argument("--experiments", nargs="+", default=["stream", "single"])
+    parser.add_argument("--inside", choices=READY, default="step")
     parser.add_argument("--count", type=int, default=4)
     parser.add_argument("--max-steps", type=int, default=12)
     parser.add_argument("--pretrain-steps", type=int, default=120)
@@ -132,9 +164,11 @@ def main() -> None:
     shutil.rmtree(options.scratch, ignore_errors=True)
     for side in ("whole", "killed"):
         (options.scratch / side).mkdir(parents=True)
-    cells, good = cells_of(options), 0
+    if options.inside == "bisection":
+        options.experiments = ["stream"]
+    cells, good, ready = cells_of(options), 0, READY[options.inside]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for line, equal in pool.map(lambda cell: compare(cell, options.scratch), cells):
+        for line, equal in pool.map(lambda cell: compare(cell, options.scratch, ready), cells):
             print(line, flush=True)
             good += equal
     print(f"{good} of {len(cells)} cells byte-equal")

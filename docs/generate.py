@@ -1,4 +1,4 @@
-"""Write settings.md, commands.md, strategies.md and screens.md from the code: `make docs`.
+"""Write the pages that are made from the code (PAGES): `make docs`.
 
     python docs/generate.py [HOME]
 
@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin
 from dsa_sandbox.cli.main import app, run_app
 from dsa_sandbox.config.rates import RATE, ROUGH, TUNED, rows_of, shipped
 from dsa_sandbox.config.settings import SECTIONS
+from dsa_sandbox.config.study_file import SHIPPED, StudyFile, shipped_text
 from dsa_sandbox.registry import strategies
 
 HERE = Path(__file__).parent
@@ -115,6 +116,36 @@ def settings_page() -> str:
     return "\n".join(page)
 
 
+def studies_page() -> str:
+    """docs/studies.md."""
+    page = [
+        "# Studies",
+        "",
+        "`dsa-sandbox run STUDY` runs a study file (TOML), or one of the shipped ones below, seed",
+        "by seed. An arm is written as `dsa acft`, a variant of it as",
+        "`dsa acft, finetune.loss=answer`; a setting of model, data or train gives it a base of",
+        "its own. Settings of all cells stand under `[settings]`, smallest effects under",
+        "`[smallest]`.",
+        "",
+        "The folder `studies/NAME` of the home keeps the file, its hash, the table of rates, what",
+        "became of each cell, what was changed after a first result, and under `records` all that",
+        "a report reads, without weights. On another machine `--records FOLDER` takes a copy of it",
+        "over: what is finished there is done. One seed is run on one kind of processor.",
+        "",
+        "| key | default | what it is |",
+        "|---|---|---|",
+    ]
+    for name, field in StudyFile.model_fields.items():
+        default = field.default
+        default = {} if name == "smallest" else default
+        default = list(default) if isinstance(default, tuple) else default
+        shown = "" if default in ([], {}, "", None) else f"`{default}`"
+        page.append(f"| `{name}` | {shown} | {field.description or 'Smallest effects.'} |")
+    for name in SHIPPED:
+        page += ["", f"## {name}", "", "```toml", shipped_text(name).rstrip(), "```"]
+    return "\n".join([*page, ""])
+
+
 def strategies_page() -> str:
     """docs/strategies.md."""
     page = [
@@ -201,6 +232,7 @@ PAGES = {
     "commands.md": commands_page,
     "settings.md": settings_page,
     "strategies.md": strategies_page,
+    "studies.md": studies_page,
     "screens.md": screens_page,
 }
 

@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import os
+import platform
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +58,25 @@ def num_threads(machine: Machine, preset: str) -> int:
     return machine.threads or (1 if preset == "smoke" else physical_cores())
 
 
+def jobs_and_threads(
+    machine: Machine, preset: str, jobs: int | None, num_arms: int
+) -> tuple[int, int]:
+    """Cells of a study that run at once, and threads of each; `jobs` is what the user asks for."""
+    cores, device = physical_cores(), machine.device
+    on_cpu = device == "cpu" or (device == "auto" and not Path("/dev/nvidia0").exists())
+    threads = num_threads(machine, preset)
+    if jobs is None:
+        if not on_cpu:
+            jobs = 1
+        elif machine.threads or preset == "smoke":
+            jobs = max(1, cores // threads)
+        else:
+            jobs = min(cores, num_arms)
+    if not machine.threads and preset != "smoke":
+        threads = max(1, cores // jobs)
+    return jobs, threads
+
+
 def has_bf16(device: str) -> bool:
     """Whether the processor multiplies bf16 in hardware."""
     import torch
@@ -98,6 +119,32 @@ def resolve(machine: Machine, preset: str) -> Engine:
     if precision == "auto":
         precision = "bf16" if preset != "smoke" and has_bf16(device) else "fp32"
     return Engine(device, num_threads(machine, preset), precision)
+
+
+@cache
+def processor(device: str = "cpu") -> dict[str, str]:
+    """The kind of processor that computes: its model and the instruction set that torch uses.
+
+    Results repeat bit by bit on one kind only. For a GPU, the model and its compute capability.
+    """
+    import torch
+
+    if device.startswith("cuda"):
+        major, minor = torch.cuda.get_device_capability(device)
+        return {"model": torch.cuda.get_device_name(device), "isa": f"sm_{major}{minor}"}
+    if device == "mps":
+        return {"model": platform.processor() or platform.machine(), "isa": "mps"}
+    return {"model": cpu_model(), "isa": torch.backends.cpu.get_cpu_capability()}
+
+
+def cpu_model() -> str:
+    """The processor's own name, else what the system calls its family."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model") and value.strip():
+                return " ".join(value.split())
+    return platform.processor() or platform.machine()
 
 
 def start(engine: Engine) -> None:

@@ -198,6 +198,23 @@ plots: Registry[Any] = Registry(
     },
 )
 statistics: Registry[Any] = Registry("statistic", {"seeds": "dsa_sandbox.verdict.seeds"})
+claims: Registry[Any] = Registry(
+    "claim",
+    {
+        name: f"dsa_sandbox.verdict.claims.{name.lower()}"
+        for name in ("H2", "H2c", "H1", "H2a", "H2b", "H2d", "H2e")
+    },
+)
+falsifiers: Registry[Any] = Registry(
+    "falsifier",
+    {
+        name: f"dsa_sandbox.verdict.falsifiers.{name.replace('-', '_')}"
+        for name in (
+            *("interaction", "selection", "random-mask", "practice", "order", "rate"),
+            *("near-items", "ratio", "placebo", "bases", "own-rows", "worth"),
+        )
+    },
+)
 feedforwards: Registry[Any] = Registry("feed-forward", {"mlp": CORE, "moe": f"{VARIANTS}.moe"})
 compressions: Registry[Any] = Registry(
     "compression", {"latent": "dsa_sandbox.core.attention", "block": f"{VARIANTS}.block"}

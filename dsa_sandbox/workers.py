@@ -83,7 +83,7 @@ def run_cells(
     start: Callable[[Cell], "subprocess.Popen[bytes]"],
     listener: Listener,
     finished: Callable[[Cell, Path], None] = lambda cell, path: None,
-    tolerated: Callable[[Exception], bool] = lambda error: False,
+    tolerated: Callable[[Cell, Exception], bool] = lambda cell, error: False,
 ) -> dict[str, Path]:
     """Run all cells, the last one first, at most `jobs` at once; the printed paths by label.
 
@@ -116,10 +116,11 @@ def run_cells(
                         paths[child.cell.label] = children.path_of(child.output[-1])
                         finished(child.cell, paths[child.cell.label])
                     elif has_ended and not listener.stop_signal:
-                        if not tolerated(error := failure(child)):
+                        if not tolerated(child.cell, error := failure(child)):
                             raise error
                         listener.note(f"[{child.cell.label}] {error}")
                         num_failed += 1
+                listener.idle()
                 time.sleep(POLL_S)
         finally:
             stop(running)

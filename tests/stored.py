@@ -197,7 +197,7 @@ def single(
     for task, values in enumerate(trajectories):
         for number, value in enumerate(values):
             line: dict[str, Any] = {"task": task, "step": 4 * number}
-            line |= {"loss": 1.0} if number else {}
+            line |= {"loss": 1.0, "tokens": 500} if number else {}
             line |= {} if placebo else {"validation": parts(value)}
             run.append("metrics.jsonl", line)
         for number in sorted(damage.brackets(values, damage.LEVELS)):

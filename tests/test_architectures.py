@@ -11,7 +11,7 @@ from home import BRIEF, QUICK, ROOT, STREAM, TinyHome, cli, forget
 from safetensors import safe_open
 from tiny import CONTEXT, some_tokens, tiny_settings
 
-from dsa_sandbox import machine, sizes, study
+from dsa_sandbox import machine, sizes
 from dsa_sandbox.config.resolve import preset_names, resolve
 from dsa_sandbox.core.transformer import Transformer
 from dsa_sandbox.decoding.generate import Decoder
@@ -20,6 +20,7 @@ from dsa_sandbox.runs import load
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.selection import backends
 from dsa_sandbox.sizes import group_of
+from dsa_sandbox.study import grid
 
 LINEAR = ROOT / "examples" / "linear_attention.py"
 INCLUDE = ("--include", LINEAR, "--arch", "linear")
@@ -176,8 +177,8 @@ def test_a_study_tells_what_is_for_an_indexer_only_to_those_that_have_one(tmp_pa
     sets = ["train.indexer_clip=0.5", "finetune.indexer=rewarm"]
     resolved = resolve(sets=sets)
     settings = resolved.settings
-    study.check_study(resolved, networks, tmp_path)
-    plan = study.plan(
+    grid.check_study(resolved, networks, tmp_path)
+    plan = grid.plan(
         settings, tmp_path, archs=networks, strategies=["sgd"], preset=None, config=None,
         sets=sets, include=[], data=None, device=None, count=None, seed=None, jobs=1,
     )  # fmt: skip

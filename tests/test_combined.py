@@ -35,7 +35,7 @@ def chosen(strategy: str, *sets: str) -> Strategy:
 
 def steps_of(model: Transformer, strategy: Strategy, **plan: Any) -> list[float]:
     """Three steps of a task; what the strategy added to each loss."""
-    values = {"learning_rate": 3e-3, "warmup_steps": 0, "max_steps": 3} | plan
+    values = {"learning_rate": 3e-3, "warmup_steps": 0, "max_steps": 3, "indexer": "frozen"} | plan
     trainer = Trainer(strategy, model, copy.deepcopy(model), Finetune(**values))
     strategy.start_task(trainee_of(strategy, model))
     return [step.penalty for step in trainer.steps(trainer.optimizer(), story, seed=0, task=0)]
@@ -218,13 +218,9 @@ def test_an_indexer_that_follows_its_loss_moves_at_its_own_rate_and_nothing_else
             assert torch.equal(fast[name], frozen[name]), name
 
 
-def test_the_indexer_stands_still_unless_asked_for() -> None:
-    assert Finetune().indexer == "frozen"
-
-
 @pytest.mark.parametrize("strategy", ["acft", "lora", "random-mask"])
 def test_an_indexer_learns_beside_any_mask_and_is_counted(strategy: str, tmp_path: Path) -> None:
-    at_work = stream_of(tmp_path, strategy, "finetune.indexer=rewarm")
+    at_work = stream_of(tmp_path, strategy)  # re-warming is the default
     at_work.train_on([0], None)
     at_work.run.close()
     at_work.trainer.assert_frozen()
@@ -265,6 +261,7 @@ def test_the_run_of_wise_keeps_the_network_that_was_measured(
     brief = BRIEF[2:]  # losses of all held-out texts
     plan = ("--tasks", tasks, "--home", home, "--config", tiny_home.config, *brief)
     plan += ("--set", "finetune.stop=fixed", "--set", "finetune.learning_rate=5e-3")
+    plan += ("--set", "finetune.indexer=frozen")  # WiSE-FT leaves the indexer as it was trained
     runs = [
         cli("finetune", base, "--strategy", name, *plan, *more).run
         for name, more in (("sgd", ()), ("wise", ("--set", "wise.alpha=0.25")))

@@ -143,7 +143,12 @@ def test_of_several_batches_each_has_the_weight_of_its_targets() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * noise(*parameter.shape, seed=3))
-    trainer = Trainer(strategy, model, copy.deepcopy(model), Finetune(max_steps=1, warmup_steps=0))
+    trainer = Trainer(
+        strategy,
+        model,
+        copy.deepcopy(model),
+        Finetune(indexer="frozen", max_steps=1, warmup_steps=0),
+    )
     long, short = batch_of(documents(20, 20)), batch_of(documents(6))
     each = []
     for batch in (long, short):

@@ -20,7 +20,7 @@ def generate() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["commands.md", "settings.md", "strategies.md"])
+@pytest.mark.parametrize("name", ["commands.md", "settings.md", "strategies.md", "studies.md"])
 def test_a_page_is_as_the_code_would_write_it(name: str, generate: ModuleType) -> None:
     page: Path = ROOT / "docs" / name
     assert page.read_text("utf-8") == generate.PAGES[name](), "run: make docs"

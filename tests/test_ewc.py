@@ -138,7 +138,7 @@ def ewc(model: Transformer, **settings: Any) -> Ewc:
 
 def tune(model: Transformer, strategy: Strategy, steps: int = 6, rate: float = 3e-3) -> list[float]:
     """One task as fine-tuning runs it; the penalties of its steps."""
-    plan = Finetune(learning_rate=rate, warmup_steps=0, max_steps=steps)
+    plan = Finetune(indexer="frozen", learning_rate=rate, warmup_steps=0, max_steps=steps)
     trainer = Trainer(strategy, model, copy.deepcopy(model), plan)
     strategy.start_task(trainee_of(strategy, model))
     done = trainer.steps(trainer.optimizer(), story, seed=0, task=0)
@@ -348,7 +348,7 @@ def test_what_acft_moves_has_the_same_shapes_on_dense_and_dsa() -> None:
 
 
 def test_acfts_rate_multiplies_the_learning_rate_of_what_moves() -> None:
-    model, plan = tiny_model("dsa"), Finetune(learning_rate=0.5)
+    model, plan = tiny_model("dsa"), Finetune(indexer="frozen", learning_rate=0.5)
     strategy = Acft(AcftSettings(rate=3.0))
     assert set(strategy.trainable(model).lr_scales.values()) == {3.0}
     optimizer = Trainer(strategy, model, model, plan).optimizer()

@@ -6,10 +6,10 @@ import pytest
 from home import QUICK, Answer, cli
 from test_settings import clean_environment, config  # noqa: F401
 
-from dsa_sandbox import study
 from dsa_sandbox.config import resolve as resolving
 from dsa_sandbox.config import settings, training_checks
 from dsa_sandbox.config.resolve import resolve
+from dsa_sandbox.study import grid
 
 
 def dry(*arguments: object) -> Answer:
@@ -105,7 +105,7 @@ def test_a_grid_with_an_indexer_in_it_passes_and_keeps_its_settings_from_dense()
     assert cli("run", "--dry-run", *typed).code == 0
     assert "dense has no indexer" in cli("run", "--dry-run", "--archs", "dense", *typed).problem
     assert "no step of 10" in cli("run", "--dry-run", "--set", "train.steps=10").problem
-    plan = study.plan(
+    plan = grid.plan(
         resolve(sets=sets).settings, Path("runs"), archs=["dense", "dsa"], strategies=["sgd"],
         preset=None, config=None, sets=sets, include=[], data=None, device=None, count=None,
         seed=None, jobs=1,

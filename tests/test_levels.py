@@ -30,11 +30,14 @@ def at_level(folder: Path, strategy: str, *sets: str) -> tuple[FinetuneRun, dict
     "strategy",
     ["sgd", "acft", "random-mask", "lora", "wise", "ewc-proximal", "replay", "lora+replay"],
 )
-def test_every_strategy_stops_at_the_level(strategy: str, tmp_path: Path) -> None:
-    at_work, line = at_level(tmp_path, strategy)
+@pytest.mark.parametrize("indexer", ["frozen", "rewarm"])
+def test_every_strategy_stops_at_the_level(strategy: str, indexer: str, tmp_path: Path) -> None:
+    at_work, line = at_level(tmp_path, strategy, f"finetune.indexer={indexer}")
     assert line["learned"] is True
     assert 0 < line["bisected"] <= 1
-    assert LEVEL <= line["stop"]["discrimination"] < LEVEL + 0.02
+    # where the indexer moves, other keys are selected at some point between: a jump
+    least = 0.02 if indexer == "frozen" else 0.05
+    assert LEVEL <= line["stop"]["discrimination"] < LEVEL + least
     assert at_work.parts(0, "stop").discrimination == line["stop"]["discrimination"]
     assert line["overshoot"] == pytest.approx(line["stop"]["discrimination"] - LEVEL)
 

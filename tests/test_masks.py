@@ -157,7 +157,9 @@ def test_what_may_not_move_is_bit_equal_whatever_the_optimiser(
 ) -> None:
     model, mask = tiny_model(arch), made(name)
     base = copy.deepcopy(model)
-    trainer = Trainer(mask, model, base, Finetune(learning_rate=1e-2, max_steps=4))
+    trainer = Trainer(
+        mask, model, base, Finetune(indexer="frozen", learning_rate=1e-2, max_steps=4)
+    )
     free = free_entries(mask, model)
     own = trainer.optimizer()
     held = {id(p) for group in own.param_groups for p in group["params"]}
@@ -175,7 +177,7 @@ def test_what_may_not_move_is_bit_equal_whatever_the_optimiser(
 
 def test_only_entries_that_move_count_in_the_gradients_norm() -> None:
     model, mask = tiny_model("dsa"), made("random-mask")
-    trainer = Trainer(mask, model, copy.deepcopy(model), Finetune(max_steps=1))
+    trainer = Trainer(mask, model, copy.deepcopy(model), Finetune(indexer="frozen", max_steps=1))
     (step,) = trainer.steps(trainer.optimizer(), story, seed=0, task=0)
     whole = copy.deepcopy(trainer.base).requires_grad_(True)
     (batch,) = story(0)
@@ -244,7 +246,9 @@ def test_a_mask_that_moves_nothing_is_refused_in_one_line(
 def test_a_weight_without_a_gradient_stays() -> None:
     model = tiny_model("dsa")
     before = state(model)
-    trainer = Trainer(Sequential(NoSettings()), model, copy.deepcopy(model), Finetune())
+    trainer = Trainer(
+        Sequential(NoSettings()), model, copy.deepcopy(model), Finetune(indexer="frozen")
+    )
     optimizer = trainer.optimizer()
     for parameter in trainer.optimized().values():
         parameter.grad = torch.zeros_like(parameter)
@@ -256,7 +260,7 @@ def test_a_weight_without_a_gradient_stays() -> None:
 def test_what_has_moved_and_may_not_is_reported(name: str) -> None:
     model = tiny_model("dsa")
     cls = strategies[name]
-    trainer = Trainer(cls(cls.Settings()), model, copy.deepcopy(model), Finetune())
+    trainer = Trainer(cls(cls.Settings()), model, copy.deepcopy(model), Finetune(indexer="frozen"))
     trainer.assert_frozen()
     key = next(n for n, _ in model.named_parameters() if n not in trainer.lr_scales)
     still = torch.ones_like(model.get_parameter(key)).bool()

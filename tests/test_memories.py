@@ -52,7 +52,7 @@ def story(step: int) -> list[Batch]:
 
 
 def trainer_of(model: Transformer, strategy: Strategy, **plan: Any) -> Trainer:
-    values = {"learning_rate": 3e-3, "warmup_steps": 0, "max_steps": 6} | plan
+    values = {"learning_rate": 3e-3, "warmup_steps": 0, "max_steps": 6, "indexer": "frozen"} | plan
     return Trainer(strategy, model, copy.deepcopy(model), Finetune(**values))
 
 

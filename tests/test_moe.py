@@ -273,8 +273,8 @@ def test_fine_tuning_leaves_biases_and_frozen_parameters_bit_equal(quick_home: P
         assert before["blocks.0.feedforward.bias"].any()
         assert torch.equal(before["blocks.0.feedforward.bias"], after["blocks.0.feedforward.bias"])
         if strategy == "acft":
-            assert moved == {"experts"}
-            assert set(run.manifest["mask"]["groups"]) == {"experts"}
+            assert moved == {"experts", "indexer"}
+            assert set(run.manifest["mask"]["groups"]) == {"experts", "indexer"}
         else:
             assert moved >= {"experts", "router", "feedforward", "selected"}
 

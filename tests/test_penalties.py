@@ -208,7 +208,14 @@ def test_l2sp_pulls_to_the_base_or_to_where_the_task_began(anchor: str) -> None:
 
 def si_task(model: Transformer, strategy: Si, batch: Batch, rate: float, steps: int) -> float:
     """A task of one batch by plain gradient descent; by how much its loss falls."""
-    plan = Finetune(learning_rate=rate, warmup_steps=0, max_steps=steps, optimizer="sgd", clip=1e9)
+    plan = Finetune(
+        indexer="frozen",
+        learning_rate=rate,
+        warmup_steps=0,
+        max_steps=steps,
+        optimizer="sgd",
+        clip=1e9,
+    )
     trainer = Trainer(strategy, model, copy.deepcopy(model), plan)
     strategy.start_task(trainee_of(strategy, model))
 
@@ -332,7 +339,9 @@ def test_the_pull_is_clipped_with_the_rest() -> None:
     for anchor in strategy.memory.values():
         anchor.add_(0.1)
     before = flat(state(model))
-    plan = Finetune(optimizer="sgd", learning_rate=1.0, warmup_steps=0, max_steps=1, clip=0.01)
+    plan = Finetune(
+        indexer="frozen", optimizer="sgd", learning_rate=1.0, warmup_steps=0, max_steps=1, clip=0.01
+    )
     trainer = Trainer(strategy, model, copy.deepcopy(model), plan)
     (step,) = trainer.steps(trainer.optimizer(), story, seed=0, task=0)
     assert step.grad_norm > 100
@@ -359,7 +368,10 @@ def test_small_ways_are_not_lost_where_products_are_bf16(name: str) -> None:
     strategy.start_task(trainee_of(strategy, model))
     before = state(model)
     trainer = Trainer(
-        strategy, model, copy.deepcopy(model), Finetune(learning_rate=1e-5, max_steps=2)
+        strategy,
+        model,
+        copy.deepcopy(model),
+        Finetune(indexer="frozen", learning_rate=1e-5, max_steps=2),
     )
     list(trainer.steps(trainer.optimizer(), story, seed=0, task=1, autocast=torch.bfloat16))
     strategy.finish_task(trainee_of(strategy, model), stories(), seed=1)

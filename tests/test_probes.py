@@ -225,7 +225,7 @@ def test_bytes_are_those_of_the_targets(words: Tokenizer) -> None:
 
 
 def test_relearning_happens_on_a_copy(words: Tokenizer) -> None:
-    model, plan = tiny_model("dsa"), Finetune(learning_rate=1e-2)
+    model, plan = tiny_model("dsa"), Finetune(indexer="frozen", learning_rate=1e-2)
     model.get_parameter("embedding.weight").requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     frozen = [p.requires_grad for p in model.parameters()]

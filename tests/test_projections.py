@@ -38,7 +38,7 @@ def fresh(name: str) -> Strategy:
 
 def steps_of(model: Transformer, strategy: Strategy, steps: int = 4) -> Iterator[dict[str, Tensor]]:
     """What each step of a task under AdamW changes."""
-    plan = Finetune(learning_rate=3e-3, warmup_steps=0, max_steps=steps)
+    plan = Finetune(indexer="frozen", learning_rate=3e-3, warmup_steps=0, max_steps=steps)
     trainer = Trainer(strategy, model, copy.deepcopy(model), plan)
     strategy.start_task(trainee_of(strategy, model))
     before = state(model)
@@ -80,7 +80,7 @@ def masked(name: str, **settings: Any) -> tuple[Any, Trainer]:
         name: rule_cls(rule_cls.Settings(**settings)),
     }
     both = Combined(parts)
-    plan = Finetune(learning_rate=3e-3, warmup_steps=0, max_steps=3)
+    plan = Finetune(indexer="frozen", learning_rate=3e-3, warmup_steps=0, max_steps=3)
     trainer = Trainer(both, model, copy.deepcopy(model), plan)
     base = copy.deepcopy(model).requires_grad_(True)
     both.prepare(trainer.trainee.on(base), pretraining(), seed=7)

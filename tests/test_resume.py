@@ -12,7 +12,7 @@ import torch
 from home import ANCHOR, QUICK, STREAM, StopAfter, TinyHome, cli, with_cache
 
 from dsa_sandbox import registry
-from dsa_sandbox.commands import finetune, pretrain
+from dsa_sandbox.commands import arm_checks, finetune, pretrain
 from dsa_sandbox.config import resolve
 from dsa_sandbox.config.resolve import Resolved
 from dsa_sandbox.errors import Interrupted
@@ -77,7 +77,8 @@ def tune(home: Path, base: Path, strategy: str, *sets: str, listener: Listener =
     saved = load.SavedNetwork(Run(base))
     stream = schema.TaskStream(schema.read(STREAM)[:3], "three", "3" * 64)
     session = Session(home, listener=listener)
-    return finetune.finetune(load.settings_for(resolved, saved), session, saved, stream)
+    settings = arm_checks.without_vain_rewarming(load.settings_for(resolved, saved))
+    return finetune.finetune(settings, session, saved, stream)
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -162,7 +163,10 @@ EXPERIMENTS = {
         *("finetune.experiment=single", "finetune.max_steps=6"),
         "finetune.learning_rate=0.03",
     ),
-    "a bisection": ("finetune.level=0.1", "finetune.learning_rate=0.03"),
+    "a bisection": (
+        *("finetune.level=0.1", "finetune.learning_rate=0.03"),
+        "finetune.indexer=frozen",
+    ),
 }
 
 

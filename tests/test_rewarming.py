@@ -5,10 +5,12 @@ B batch, T tokens, S keys, D width, H head width, Q queries that are taught.
 
 import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from home import cli
 from tiny import CONTEXT, attentions, documents, noise, some_tokens, tiny_model, tiny_settings
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from dsa_sandbox.core.attention import DsaAttention, TopKAttention
 from dsa_sandbox.core.indexer import causal_mask, select, selected_mask
 from dsa_sandbox.core.transformer import Transformer, nll_sum
 from dsa_sandbox.data.tokens import IGNORED, Batch, batch_of
+from dsa_sandbox.errors import UserError
 from dsa_sandbox.kernels import chunked
 from dsa_sandbox.registry import strategies
 from dsa_sandbox.selection import backends, rewarming
@@ -416,7 +419,19 @@ def test_rewarming_is_refused_where_no_indexer_selects_if_it_was_asked_for_there
 
 
 def test_rewarming_that_nobody_asked_for_is_left_out_where_no_indexer_selects() -> None:
-    for one in (arm("dense"), arm("dsa", selection="window")):
+    for one in (arm("dense"), arm("dsa", selection="window"), arm("dsa-full")):
         assert arm_checks.without_vain_rewarming(one).finetune.indexer == "frozen"
-    for arch in ("dsa", "dsa-full", "dsa-v32"):
+    for arch in ("dsa", "dsa-v32"):
         assert arm_checks.without_vain_rewarming(arm(arch)).finetune.indexer == "rewarm"
+
+
+def test_a_network_that_attends_to_every_key_has_nothing_to_rewarm(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the base \(dsa-full\) attends to every key"):
+        arm_checks.check_indexer(arm("dsa-full"))
+    full = tiny_settings().model_copy(update={"num_kept": tiny_settings().context})
+    assert arm_checks.nothing_to_rewarm(arm("dsa").model_copy(update={"model": full}))
+    # a study gives the setting to the networks that can use it
+    both = ("run", "--archs", "dsa-full,dsa", "--set", "finetune.indexer=rewarm", "--dry-run")
+    assert cli(*both, "--home", tmp_path / "home").code == 0
+    alone = ("run", "--archs", "dsa-full", "--set", "finetune.indexer=rewarm", "--dry-run")
+    assert "attends to every key" in cli(*alone, "--home", tmp_path / "home").problem

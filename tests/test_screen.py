@@ -10,12 +10,12 @@ import pytest
 import stored
 from home import ROOT, TinyHome, cli
 
-from dsa_sandbox import study
 from dsa_sandbox.metrics import arm
 from dsa_sandbox.report import arm_tables, numbers, plots, screen
 from dsa_sandbox.report.names import arm_name
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import chosen_runs
+from dsa_sandbox.study import grid
 from dsa_sandbox.verdict import contrasts, matching, summary
 
 GLOSSARY = " ".join((ROOT / "docs" / "glossary.md").read_text("utf-8").split())
@@ -291,7 +291,7 @@ def test_an_arm_is_named_by_what_sets_it_apart() -> None:
 
 
 def test_no_key_of_the_comparison_hides_one_of_a_study() -> None:
-    paths = study.Outcome([], Run(Path("stream")), []).paths()
+    paths = grid.Outcome([], Run(Path("stream")), []).paths()
     about = {"command", "runs", "figures", *paths}
     assert not about & summary.as_json(results(figures("dsa", "sgd"))).keys()
 

@@ -97,6 +97,26 @@ def test_a_median_with_half_of_the_tasks_missing_is_not_reached_and_one_more_is(
     assert not single.not_reached(single.level_figures([]))  # nothing was measured
 
 
+def test_tokens_to_a_level_are_summed_over_steps_and_interpolated_within_the_last_ones() -> None:
+    rows: list[dict[str, Any]] = [{"row": 0, "base_nll": 1.0}]
+    for task in (0, 1):
+        rows.append({"task": task, "step": 0, "validation": stored.parts(0.0)})
+        rows += [
+            {"task": task, "step": step, "loss": 1.0, "tokens": 10 * step} for step in range(1, 5)
+        ]
+        rows.append({"task": task, "step": 4, "validation": stored.parts(0.8)})
+        rows += [{"task": task, "at": at, "base_nll": 1.0 + at / 100} for at in (0, 4)]
+    for task in (0, 1):
+        found = single.at_level(single.trajectory(rows, task), 0.6)
+        assert found is not None
+        assert found.tokens == pytest.approx(0.75 * (10 + 20 + 30 + 40))
+    older = [{key: value for key, value in row.items() if key != "tokens"} for row in rows]
+    found = single.at_level(single.trajectory(older, 0), 0.6)
+    assert found is not None
+    assert math.isnan(found.tokens)  # arms of before did not count them
+    assert found.damage == pytest.approx(0.03)
+
+
 def test_figures_of_a_stored_arm_are_medians_over_its_tasks(tmp_path: Path) -> None:
     found = arm.figures_of(stored.single(tmp_path))
     steps = {0.7: [8 + 4 / 2, 4 + 4 * 3 / 4, 8.0], 0.8: [12.0, 8.0]}

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import pytest
 from home import BRIEF, QUICK, STREAM, Answer, cli, inside, made_once, snapshot
 
-from dsa_sandbox import children, study
+from dsa_sandbox import children
 from dsa_sandbox.errors import RunFailed
 from dsa_sandbox.runs import files, provenance
 from dsa_sandbox.runs.folder import Run
 from dsa_sandbox.runs.home import all_runs
+from dsa_sandbox.study import grid
 from dsa_sandbox.tasks import schema
 
 SETTINGS = [*QUICK, *BRIEF, "--set", "finetune.max_steps=1"]
@@ -140,13 +141,13 @@ def test_a_forced_study_of_other_settings_or_source_does_not_go_on_with_another(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it has made is noted under what it was asked for."""
-    plans: list[study.Plan] = []
+    plans: list[grid.Plan] = []
 
-    def stopped(plan: study.Plan, listener: object) -> None:
+    def stopped(plan: grid.Plan, listener: object) -> None:
         plans.append(plan)
         raise RunFailed("stopped")
 
-    monkeypatch.setattr(study, "all_stages", stopped)
+    monkeypatch.setattr(grid, "all_stages", stopped)
 
     def anew(*more: str) -> Path:
         answer = made.study("--force", *more)
@@ -163,7 +164,7 @@ def test_a_forced_study_of_other_settings_or_source_does_not_go_on_with_another(
         files.write_json(path, {"source": source, "made": {"build dsa": "gone"}})
     anew()
     assert list(made.home.glob(".study-*")) == [first]  # of other source code: it can never go on
-    assert not study.is_finished(made.home / "gone")  # a noted run that is gone is made again
+    assert not grid.is_finished(made.home / "gone")  # a noted run that is gone is made again
 
 
 def test_a_dry_run_of_a_forced_study_makes_nothing(made: Made) -> None:
@@ -232,9 +233,9 @@ def test_rows_that_cannot_be_learned_singly_are_learned_as_a_stream(
 
 
 def test_bounds_have_no_single_tasks() -> None:
-    found = {name: study.learns_one_by_one(name) for name in ("sgd", "acft+ewc", "joint", "none")}
+    found = {name: grid.learns_one_by_one(name) for name in ("sgd", "acft+ewc", "joint", "none")}
     assert found == {"sgd": True, "acft+ewc": True, "joint": False, "none": False}
-    assert not study.learns_one_by_one("acft+independent")
+    assert not grid.learns_one_by_one("acft+independent")
 
 
 def test_a_forced_pretraining_stands_on_the_newest_build(quick_home: Path) -> None:

@@ -112,3 +112,15 @@ def test_a_test_stream_is_refused(tiny_home: TinyHome) -> None:
     where = tiny_home.run("make-tasks")
     problem = cli("tune", "--home", tiny_home.home, "--tasks", where, "--dry-run").problem
     assert f"--tasks {where}: a test stream" in problem
+
+
+def test_only_named_arms_and_those_with_a_strength_are_tuned_on_the_stream(tmp_path: Path) -> None:
+    """Single tasks of every architecture take the strength that its stream has chosen."""
+    named = ("tune", "--home", tmp_path / "home", "--stream-arms", "dense sgd, dsa  acft")
+    plan = cli(*named, "--dry-run", "--json").value
+    assert plan["cells"] == 9 * (4 + 1) + (2 + 3) * (8 + 3)
+    assert plan["learned"] == 9 * (4 * 4 + 12) + (2 + 3) * (8 * 4 + 3 * 12)
+    alone = cli(*named, "--dry-run", "--json", "--only", "stream").value
+    assert alone["cells"] == 2 * (8 + 3)
+    problem = cli(*named, "--archs", "dsa").problem
+    assert "--stream-arms: dense sgd: no architecture of --archs with a strategy of" in problem

@@ -1,6 +1,7 @@
 """What tuning tries and chooses, against choices made by hand."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -222,6 +223,25 @@ def test_an_edge_is_the_lowest_or_highest_of_several_values_tried() -> None:
     assert grids.edges({RATE: 1.0}, [{RATE: 1.0}], [grids.STREAM_RATE]) == {}
     rates = [{RATE: rate} for rate in grids.single_rates(3e-4)]
     assert grids.beyond({RATE: 1.5e-4}, rates, [grids.SINGLE_RATE]) == []
+
+
+@pytest.mark.parametrize(("tasks", "is_told"), [(4, True), (3, False)])
+def test_a_sign_of_h2c_that_changes_is_told_where_enough_tasks_reach_the_level(
+    tasks: int, is_told: bool
+) -> None:
+    grid: dict[str, dict[tuple[float, str], Any]] = {"sgd": {}, "acft": {}}
+    for arch in ("dense", "dsa", "dsa-full"):
+        for rate in (1.0, 2.0):
+            damage = 0.5 if arch == "dsa" and rate == 2.0 else 0.1  # above the control's, or below
+            missed: list[None] = [None] * (4 - tasks)
+            grid["acft"][rate, arch] = figures(*tasks * [damage], *missed)
+            grid["sgd"][rate, arch] = figures(*tasks * [0.2], *missed)
+    rules = [shared(name, one)._replace(rate=None) for name, one in grid.items()]
+    for rate, arch in [key for key in grid["sgd"] if key[1] == "dsa"]:
+        rules[0].figures[rate, arch] = figures(*tasks * [0.3], *[None] * (4 - tasks))
+    request: Any = SimpleNamespace(counts=(4, 12))
+    told = tuning.remarks(request, found(rules, [])._replace(level=0.7))
+    assert any("sign of H2c changes" in line for line in told) == is_told
 
 
 # --- the table ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TextIO
 
@@ -34,6 +34,7 @@ class Terminal(Listener):
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.bar: Any = None
+        self.board: Any = None
         self.task: Any = None
         self.told_s = time.monotonic()
         self.deferring = False
@@ -67,8 +68,29 @@ class Terminal(Listener):
             self.deferring = False
             self.close()
 
+    def draw(self, text: Callable[[int, int], str] | None) -> None:
+        """Keep a text in view below the notes; None removes it."""
+        if not self.live:
+            return
+        if text is None:
+            if self.board is not None:
+                self.board.stop()
+                self.board = None
+            return
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        if self.board is None:
+            console = Console(stderr=True, highlight=False)
+            self.board = Live(console=console, auto_refresh=False, transient=True)
+            self.board.start()
+        size = self.board.console.size
+        self.board.update(Text(text(size.width, size.height), no_wrap=True), refresh=True)
+
     def close(self) -> None:
-        """Remove the progress bar."""
+        """Remove the progress bar and the text in view."""
+        self.draw(None)
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
@@ -80,8 +102,9 @@ class Terminal(Listener):
             from dsa_sandbox.report.wrapping import folded
 
             text = folded(text, width_of(sys.stderr))
-        if self.bar is not None:
-            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        shown = self.bar or self.board
+        if shown is not None:
+            shown.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             say(text)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from dsa_sandbox.cli.options import (
-    MAKES_A_RUN,
+    IS_A_CELL,
     Arch,
     Call,
     TasksFrom,
@@ -22,7 +22,7 @@ app = typer.Typer()
     app,
     "finetune --strategy ewc --set ewc.strength=0.1",
     options="strategy arch tasks data count seed device",
-    shared=MAKES_A_RUN,
+    shared=IS_A_CELL,
     later=True,
     with_strategy=True,
 )

@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING
 
 from dsa_sandbox.cli.options import Call
+from dsa_sandbox.errors import UserError
 
 if TYPE_CHECKING:
     from dsa_sandbox.config.resolve import Resolved
-    from dsa_sandbox.study import Plan
+    from dsa_sandbox.study.grid import Plan
 
 
 def is_strategy_key(text: str, strategies: str) -> bool:
@@ -49,3 +50,21 @@ def rates_of(call: Call, sets: list[str], plan: "Plan") -> dict[str, str]:
                 values = [f"{key.partition('.')[2]} {text}" for key, text in lines.items()]
                 found[f"{arch} {strategy}, {experiment}"] = "; ".join(values)
     return found
+
+
+def asked_experiment(resolved: "Resolved", singles: int | None) -> str | None:
+    """The experiment that the user has set, None for both; UserError where settings disagree."""
+    if resolved.settings.finetune.placebo:
+        raise UserError(
+            "finetune.placebo=true: a study makes the placebo of its single tasks itself; leave it "
+            f"out  [from {resolved.sources['finetune.placebo']}]"
+        )
+    if "finetune.experiment" not in resolved.sources:
+        return None
+    experiment = resolved.settings.finetune.experiment
+    if singles is not None and (experiment == "single") != bool(singles):
+        raise UserError(
+            f"--singles={singles}: finetune.experiment={experiment} asks for another experiment  "
+            f"[from {resolved.sources['finetune.experiment']}]"
+        )
+    return experiment

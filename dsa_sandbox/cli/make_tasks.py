@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from dsa_sandbox.cli.options import (
-    MAKES_A_RUN,
+    IS_A_CELL,
     Call,
     Count,
     Family,
@@ -23,7 +23,7 @@ app = typer.Typer()
     app,
     "make-tasks --count 8",
     options="count family tasks seed device",
-    shared=MAKES_A_RUN,
+    shared=IS_A_CELL,
     later=True,
 )
 def make_tasks(

@@ -141,6 +141,17 @@ Force = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Study = Annotated[
+    Path | None,
+    typer.Option(
+        "--study",
+        help="Folder of the study that the run belongs to: its rates are used.",
+        rich_help_panel=OUTPUT,
+        metavar="FOLDER",
+        parser=path,
+        hidden=True,  # of a study's cells
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -222,11 +233,13 @@ CALL_OPTIONS: dict[str, tuple[Any, Any]] = {
     "include": (Include, None),
     "home": (Home, None),
     "force": (Force, False),
+    "study": (Study, None),
     "dry_run": (DryRun, False),
     "as_json": (Json, False),
     "quiet": (Quiet, False),
 }
 MAKES_A_RUN = "preset config set_ include home force dry_run as_json quiet"
+IS_A_CELL = f"{MAKES_A_RUN} study"  # of a study, too
 
 
 @dataclass
@@ -257,7 +270,7 @@ class Call:
             sets=self.sets,
             options=self.options,
             with_strategy=self.with_strategy,
-            tuning=rates.of_home(self.session.home),
+            tuning=rates.of_home(self.session.study or self.session.home),
             **more,
         )
         return self.resolved
@@ -321,7 +334,7 @@ def begin(values: dict[str, Any], options: list[str], with_strategy: bool) -> Ca
     home = store.home_folder(values.get("home"))
     typed = [name for name in options if name in SETTING_OPTIONS]
     return Call(
-        Session(home, includes, terminal, bool(values.get("force"))),
+        Session(home, includes, terminal, bool(values.get("force")), values.get("study")),
         as_json=values.get("as_json", False),
         dry_run=values.get("dry_run", False),
         preset=values.get("preset"),

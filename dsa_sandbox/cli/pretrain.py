@@ -3,7 +3,7 @@
 import typer
 
 from dsa_sandbox.cli.options import (
-    MAKES_A_RUN,
+    IS_A_CELL,
     AllowMismatch,
     Call,
     answer_plan,
@@ -16,7 +16,7 @@ from dsa_sandbox.cli.options import (
 app = typer.Typer()
 
 
-@verb(app, "build --arch dense", options="arch data seed", shared=MAKES_A_RUN)
+@verb(app, "build --arch dense", options="arch data seed", shared=IS_A_CELL)
 def build(call: Call, allow_mismatch: AllowMismatch = False) -> None:
     """Initialise a network and save it as a run; print the parameter tables."""
     from dsa_sandbox.config import training_checks
@@ -37,7 +37,7 @@ def build(call: Call, allow_mismatch: AllowMismatch = False) -> None:
     app,
     "pretrain --arch dsa --set train.steps=500",
     options="arch data seed device",
-    shared=MAKES_A_RUN,
+    shared=IS_A_CELL,
 )
 def pretrain(call: Call, allow_mismatch: AllowMismatch = False) -> None:
     """Pre-train a network from scratch; the same command resumes or returns the run."""

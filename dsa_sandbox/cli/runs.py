@@ -14,10 +14,11 @@ app = typer.Typer()
 def list_(
     call: Call,
     kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="runs, presets, strategies, archs or tasks.")
+        str,
+        typer.Argument(metavar="KIND", help="runs, presets, studies, strategies, archs or tasks."),
     ] = "runs",
 ) -> None:
-    """List runs and their progress, presets, strategies, architectures or task families."""
+    """List runs and their progress, presets, studies, strategies, archs or task families."""
     from dsa_sandbox.cli import console
     from dsa_sandbox.report import listing
 

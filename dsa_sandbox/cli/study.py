@@ -1,7 +1,8 @@
 """run: the whole study."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -22,12 +23,10 @@ from dsa_sandbox.cli.options import (
     TasksFrom,
     answer_plan,
     network_plan,
+    path,
     verb,
 )
 from dsa_sandbox.errors import UserError
-
-if TYPE_CHECKING:
-    from dsa_sandbox.config.resolve import Resolved
 
 app = typer.Typer()
 
@@ -41,6 +40,31 @@ app = typer.Typer()
 )
 def run(
     call: Call,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STUDY",
+            help="A study file, or a shipped study (ls studies); without it, a grid by options.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds",
+            help="Seeds, as 100-109 or 100,105: the whole grid for each; of a study, those to run "
+            "now.",
+            metavar="RANGE",
+        ),
+    ] = None,
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--records",
+            help="Folder of the same study from another machine: what is finished there is done.",
+            metavar="FOLDER",
+            parser=path,
+        ),
+    ] = None,
     count: Count = None,
     family: Family = None,
     tasks: TasksFrom = None,
@@ -73,15 +97,25 @@ def run(
     everything: Everything = False,
 ) -> None:
     """Run the whole study: build, pretrain, make-tasks, all arms, eval, plot; skip what exists."""
-    from dsa_sandbox import study
+    if name is not None or seeds is not None or records:
+        from dsa_sandbox.cli import seeds as several
+
+        asked = several.Options(
+            name=name, seeds=seeds, records=records or [], include=include or [], count=count,
+            family=family, tasks=tasks, data=data, seed=seed, device=device, jobs=jobs,
+            strategies=strategies, archs=archs, singles=singles,
+        )  # fmt: skip
+        several.run(call, asked)
+        return
     from dsa_sandbox.cli import console
-    from dsa_sandbox.cli.grid import is_strategy_key, rates_of
+    from dsa_sandbox.cli.grid import asked_experiment, is_strategy_key, rates_of
     from dsa_sandbox.commands import arm_checks, make_tasks
     from dsa_sandbox.config import training_checks
     from dsa_sandbox.metrics import arm
     from dsa_sandbox.report import plots, summaries
     from dsa_sandbox.report.screen import screen
     from dsa_sandbox.report.wrapping import folded
+    from dsa_sandbox.study import grid
     from dsa_sandbox.verdict import summary
 
     sets, home = call.sets, call.session.home
@@ -95,10 +129,10 @@ def run(
     chosen = arm_checks.chosen_names(strategies, "strategies")
     arm_checks.check_strategies(chosen, call.preset, call.config, sets)
     make_tasks.check_unasked(tasks, {"--count": count, "--family": family}, resolved)
-    rows = study.read_rows(home, tasks)
-    study.check_study(resolved, networks, home, rows)
+    rows = grid.read_rows(home, tasks)
+    grid.check_study(resolved, networks, home, rows)
     experiment = asked_experiment(resolved, singles)
-    plan = study.plan(
+    plan = grid.plan(
         call.settings,
         home,
         archs=networks,
@@ -122,8 +156,8 @@ def run(
         described = {**network_plan(call), **plan.described(), **rates_of(call, sets, plan)}
         answer_plan(call, "run", described)
         return
-    outcome = study.run(plan, call.session.listener)
-    results = study.evaluate(outcome)
+    outcome = grid.run(plan, call.session.listener)
+    results = grid.evaluate(outcome)
     if call.as_json:
         about = {"command": "run", **outcome.paths(), "runs": results, "figures": arm.described()}
         console.emit_json(about | summary.as_json(results))
@@ -140,21 +174,3 @@ def run(
     chart = plots.end_of_study(outcome.arms, style, everything=everything)
     colour = style["colour"]
     console.emit(screen(results, width=width, everything=everything, chart=chart, colour=colour))
-
-
-def asked_experiment(resolved: "Resolved", singles: int | None) -> str | None:
-    """The experiment that the user has set, None for both; UserError where settings disagree."""
-    if resolved.settings.finetune.placebo:
-        raise UserError(
-            "finetune.placebo=true: a study makes the placebo of its single tasks itself; leave it "
-            f"out  [from {resolved.sources['finetune.placebo']}]"
-        )
-    if "finetune.experiment" not in resolved.sources:
-        return None
-    experiment = resolved.settings.finetune.experiment
-    if singles is not None and (experiment == "single") != bool(singles):
-        raise UserError(
-            f"--singles={singles}: finetune.experiment={experiment} asks for another experiment  "
-            f"[from {resolved.sources['finetune.experiment']}]"
-        )
-    return experiment

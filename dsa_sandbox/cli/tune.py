@@ -72,6 +72,14 @@ def tune(
             metavar="N",
         ),
     ] = None,
+    stream_arms: Annotated[
+        str | None,
+        typer.Option(
+            "--stream-arms",
+            help="Arms tuned on the stream, as dense sgd,dsa acft (default: all).",
+            metavar="A,B,..",
+        ),
+    ] = None,
     include: Include = None,
 ) -> None:
     """Find each strategy's learning rate and strength, and the level, on development tasks.
@@ -87,7 +95,8 @@ def tune(
         raise UserError(f"--first={first}: is more than --count={count}")
     request = requested(
         call,
-        {"archs": archs, "strategies": strategies, "only": only, "tasks": tasks},
+        {"archs": archs, "strategies": strategies, "only": only, "tasks": tasks}
+        | {"stream_arms": stream_arms},
         counts=(min(4, count) if first is None else first, count),
         include=include or [],
         data=data,
@@ -119,16 +128,16 @@ def requested(
     call: Call, names: dict[str, Any], *, counts: tuple[int, int], include: list[Path], **more: Any
 ) -> "Request":
     """What is tuned, checked before any training."""
-    from dsa_sandbox import study
     from dsa_sandbox.cli.grid import arm_settings, is_strategy_key
     from dsa_sandbox.commands import arm_checks
     from dsa_sandbox.config import rates, training_checks
+    from dsa_sandbox.study import grid
     from dsa_sandbox.tuning import tune as tuning
 
     sets, home, only = call.sets, call.session.home, names["only"]
     if only not in (None, *rates.EXPERIMENTS):
         raise UserError(f"--only {only}: choose single or stream, or leave it out for both")
-    rows = study.read_rows(home, names["tasks"])
+    rows = grid.read_rows(home, names["tasks"])
     if rows is not None:
         refuse_test_stream(home, rows.where)
         counts = counts[0], min(counts[1], len(rows.tasks))
@@ -145,8 +154,8 @@ def requested(
     training_checks.check_training(resolved, archs)
     strategies = arm_checks.chosen_names(names["strategies"], "strategies")
     arm_checks.check_strategies(strategies, call.preset, call.config, sets)
-    study.check_study(resolved, archs, home, rows)
-    plan = study.plan(
+    grid.check_study(resolved, archs, home, rows)
+    plan = grid.plan(
         call.settings,
         home,
         archs=archs,
@@ -169,7 +178,26 @@ def requested(
         max_steps=resolved.settings.finetune.max_steps,
         level_is_asked=source != "default" and not rates.is_row(source),
         resolve=partial(arm_settings, call, sets),
+        stream_arms=chosen_arms(names["stream_arms"], archs, strategies),
     )
+
+
+def chosen_arms(
+    text: str | None, archs: list[str], strategies: list[str]
+) -> list[tuple[str, str]] | None:
+    """The arms of --stream-arms; None for all. UserError for one that is not among the others."""
+    if text is None:
+        return None
+    known = [f"{arch} {strategy}" for arch in archs for strategy in strategies]
+    found = []
+    for name in (" ".join(part.split()) for part in text.split(",") if part.strip()):
+        if name not in known:
+            raise UserError(
+                f"--stream-arms: {name}: no architecture of --archs with a strategy of --strategies"
+            )
+        arch, _, strategy = name.partition(" ")
+        found.append((arch, strategy))
+    return found
 
 
 def refuse_test_tasks(sets: list[str]) -> None:

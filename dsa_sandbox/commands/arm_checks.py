@@ -131,6 +131,8 @@ def nothing_to_rewarm(settings: Settings) -> str | None:
     policy = settings.train.selection if policy == "trained" else policy
     if not sizes.has_indexer(settings.arch, settings.model):
         return "has no indexer"
+    if archs.about(settings.arch).keeps_all or settings.model.num_kept >= settings.model.context:
+        return "attends to every key"
     return None if policy == "learned" else f"selects by {policy}"
 
 

@@ -1,12 +1,14 @@
 """The run of an arm by its identity, and the arm that a placebo belongs to."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from dsa_sandbox.commands.arm_checks import judging_network
 from dsa_sandbox.config.settings import Settings
 from dsa_sandbox.errors import UserError
-from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.runs.folder import Run, readable_manifest
+from dsa_sandbox.runs.home import all_runs
 from dsa_sandbox.runs.job import Job, sections
 from dsa_sandbox.runs.load import SavedNetwork, identities
 from dsa_sandbox.runs.session import Session
@@ -59,18 +61,39 @@ def job_eval(settings: Settings, judging: SavedNetwork | None) -> dict[str, Any]
 def arm_of(
     settings: Settings, session: Session, base: SavedNetwork, stream: TaskStream
 ) -> Run | None:
-    """The finished arm that a placebo belongs to; UserError where it is missing."""
+    """The finished arm that a placebo belongs to; UserError where it is missing.
+
+    An arm of single tasks may have learned more tasks of the stream than its placebo.
+    """
     if not settings.finetune.placebo:
         return None
     plan = settings.finetune.model_copy(update={"placebo": False})
     settings = settings.model_copy(update={"finetune": plan})
-    job = job_for(settings, replace(session, force=False), base, stream, latest=True)
-    if not job.finished:
+    session = replace(session, force=False)
+    for learned in [stream, *longer(session.home, settings, stream)]:
+        job = job_for(settings, session, base, learned, latest=True)
+        if job.finished:
+            break
+    else:
         raise UserError(
             "finetune.placebo=true: takes its steps from the same arm without placebo, which is "
             "not finished in this home; run it first with finetune.placebo=false"
         )
     return job.run
+
+
+def longer(home: Path, settings: Settings, stream: TaskStream) -> list[TaskStream]:
+    """Streams of single tasks that arms of the home have learned, and that begin with this one."""
+    if settings.finetune.experiment != "single":
+        return []
+    whole, found = stream.of or stream.sha256, {}
+    for run in all_runs(home):
+        tasks = readable_manifest(run).get("tasks")
+        if isinstance(tasks, dict) and whole in (tasks.get("of"), tasks.get("sha256")):
+            sha256 = str(tasks.get("sha256"))
+            if int(tasks.get("count", 0)) > len(stream.tasks):
+                found[sha256] = TaskStream(stream.tasks, stream.name, sha256, tasks.get("of", ""))
+    return list(found.values())
 
 
 def steps_of(arm: Run) -> list[dict[str, Any]]:

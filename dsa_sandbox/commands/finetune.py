@@ -204,7 +204,8 @@ def trainer_of(
         reason = str(error).removeprefix(f"{settings.strategy}: ")
         raise UserError(f"--strategy {settings.strategy}: {reason}") from None
     mask = mask_of(trainer)
-    if not mask["trainable"] and strategy.protocol != "none":
+    own = mask["trainable"] - mask["groups"].get("indexer", 0)  # which no strategy decides about
+    if not own and strategy.protocol != "none":
         raise UserError(f"--strategy {settings.strategy}: trains no parameter of {settings.arch}")
     check_memory(strategy, trainer.trainee, num_tasks, settings.strategy)
     return trainer, mask

@@ -13,7 +13,7 @@ from dsa_sandbox.registry import archs
 from dsa_sandbox.runs import checkpoints, files
 from dsa_sandbox.runs.home import make_home
 from dsa_sandbox.runs.job import Job, Result, sections
-from dsa_sandbox.runs.load import SavedNetwork, load_corpus, new_model
+from dsa_sandbox.runs.load import SavedNetwork, load_corpus, new_model, study_tokenizer
 from dsa_sandbox.runs.session import Session
 from dsa_sandbox.selection import backends, policies
 from dsa_sandbox.tasks import writing
@@ -44,7 +44,10 @@ def build(
     writing it is waited for.
     """
     source = corpus.resolve(settings.data)
-    data_hash = tokens.corpus_digest(source, settings.data, settings.seed, settings.model.context)
+    given = study_tokenizer(settings, session)
+    data_hash = tokens.corpus_digest(
+        source, settings.data, settings.seed, settings.model.context, given
+    )
     job = Job(
         replace(session, force=session.force and not as_parent),
         "build",
@@ -68,7 +71,7 @@ def build(
     was_there = session.home.exists()
     make_home(session.home)
     try:
-        text = load_corpus(settings, session)
+        text = load_corpus(settings, session, given)
     except UserError:  # a mistake in the settings leaves no empty home behind
         if not was_there:
             shutil.rmtree(session.home, ignore_errors=True)
@@ -76,7 +79,10 @@ def build(
     vocabulary = text.tokenizer.get_vocab_size()
     check_match(settings, vocabulary, allow_mismatch)
     with ExitStack() as stack:
-        if not job.begin(stack, wait=as_parent, data=source._asdict(), data_hash=data_hash):
+        about = {"data": source._asdict(), "data_hash": data_hash}
+        if given is not None:
+            about["tokenizer"] = tokens.tokenizer_digest(given)
+        if not job.begin(stack, wait=as_parent, **about):
             return returned()
         shutil.copyfile(text.folder / "tokenizer.json", job.run.path / "tokenizer.json")
         checkpoints.save_model(job.run, new_model(settings, vocabulary))
@@ -133,7 +139,8 @@ def pretrain(settings: Settings, session: Session, *, allow_mismatch: bool = Fal
     policies.use(model, settings.train.selection)
     backends.use(model, job.engine.attention)
     with ExitStack() as stack:
-        if not job.begin(stack, data=born.manifest["data"], data_hash=text.digest):
+        about = {key: born.manifest[key] for key in ("data", "tokenizer") if key in born.manifest}
+        if not job.begin(stack, **about, data_hash=text.digest):
             return job.returned()
         files.write_atomic(job.run.path / "tokenizer.json", born.tokenizer_json)
         try:

@@ -51,12 +51,15 @@ def shipped() -> Table:
 
 
 def of_home(home: Path) -> Table | None:
-    """The table that `tune` has written into a home; None where there is none."""
+    """The table that `tune` has written into a home, or that a study keeps; None without one."""
     path = home / TUNING
+    return of_file(path) if path.exists() else None
+
+
+def of_file(path: Path) -> Table:
+    """The table in a file that `tune` has written."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        return None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
     try:
@@ -66,6 +69,12 @@ def of_home(home: Path) -> Table | None:
     except (ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{path}: torn, or not written by `tune`; remove it") from None
     return Table(presets, TUNING, content)
+
+
+def reports_of(table: Table) -> dict[str, Any]:
+    """What `tune` says of the rows: by preset and experiment, bases, tasks, all that it tried."""
+    found = json.loads(table.content).get("reports", {}) if table.content else {}
+    return found if isinstance(found, dict) else {}
 
 
 def rows_of(preset: Mapping[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:

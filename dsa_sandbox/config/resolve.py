@@ -303,7 +303,8 @@ def problem_lines(error: ValidationError, prefix: str, sources: Mapping[str, str
     for problem in error.errors(include_url=False):
         key = prefix + ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
+        if message[1:2].islower() or message[1:2] == " ":  # H2 is a name
+            message = message[0].lower() + message[1:]
         value = problem["input"]
         shown = f"={value}" if isinstance(value, (str, int, float, bool)) else ""
         if not problem["loc"]:  # between sections: the message begins with the key that it is about

@@ -15,18 +15,12 @@ def at_least_fp32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def fp64_range(*limits: int) -> Tensor:
-    """A range in fp64, since the error of an angle grows with the position.
-
-    On the CPU whatever the default device is: on "meta", torch would import seconds of code for it.
-    """
-    return torch.arange(*limits, dtype=torch.float64, device="cpu")
-
-
 def rope_table(length: int, width: int, base: float = 10_000.0) -> Tensor:
     """Cosines and sines [2, T, width / 2] for heads of `width`, fp32 (RoFormer, eq. 15)."""
-    frequency_H = base ** (-fp64_range(0, width, 2) / width)
-    angle_TH = fp64_range(length)[:, None] * frequency_H
+    # In fp64, since the error of an angle grows with the position; on the CPU whatever the default
+    # device is, since a range on "meta" makes torch import seconds of code.
+    frequency_H = base ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+    angle_TH = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * frequency_H
     return torch.stack([angle_TH.cos(), angle_TH.sin()]).float()
 
 

@@ -6,25 +6,40 @@ A placebo learns the same stories with the true object in the world, for the ste
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from dsa_sandbox.metrics.damage import Crossing
 from dsa_sandbox.metrics.figure import NAN
 from dsa_sandbox.metrics.single import median
 
 
-def damage_there(arm: Mapping[str, Any], placebo: Mapping[str, Any], level: str) -> float:
-    """Median over tasks of the placebo's dNLL where the arm reaches a level; NaN if unknown."""
-    values, missing = [], 0
+def per_task(arm: Mapping[str, Any], placebo: Mapping[str, Any], level: str) -> np.ndarray:
+    """The placebo's dNLL of each task [T of both] where the arm reaches a level; NaN if unknown.
+
+    Infinite where the arm does not reach it; NaN for a task without items of a side.
+    """
+    values = []
     for ours, theirs in zip(arm["trajectories"], placebo["trajectories"]):
         here = ours["levels"].get(level)
         if here is None:
-            missing += bool(ours["levels"])
+            values.append(np.inf if ours["levels"] else NAN)
             continue
         place = here["place"]
         before, after = (theirs["dnll"].get(place[key], NAN) for key in ("from_step", "to_step"))
         values.append(
             Crossing(place["from_step"], place["to_step"], place["share"]).between(before, after)
         )
-    return median(values, missing)
+    return np.array(values)
+
+
+def damage_there(arm: Mapping[str, Any], placebo: Mapping[str, Any], level: str) -> float:
+    """Median over tasks of the placebo's dNLL where the arm reaches a level; NaN if unknown.
+
+    Tasks without items of a side are left out.
+    """
+    there = per_task(arm, placebo, level)
+    asked = [bool(task["levels"]) for task in arm["trajectories"]][: len(there)]
+    return median(there[asked].tolist())
 
 
 def share(part: float, whole: float) -> float:

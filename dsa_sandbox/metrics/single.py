@@ -7,6 +7,7 @@ which a level is first reached.
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from dsa_sandbox.metrics.figure import NAN, Figure
 from dsa_sandbox.metrics.forgetting import DIVERGED, Record, number, perplexity_ratio
 
 PARTS = ("near_in", "far_in", "out")
+COUNTED = ("damage", "steps", "tokens")  # infinite for a task that does not reach the level
 AT = "where the fit of the discrimination first reaches the level"
 REACHING = "median over the tasks that reach the level"
 FIGURES = {
@@ -46,6 +48,12 @@ FIGURES = {
     ),
     "level_steps": Figure(
         "level steps", "steps", f"median over tasks of the step {AT}, as damage", "task"
+    ),
+    "level_tokens": Figure(
+        "level tokens",
+        "count",
+        f"median over tasks of the tokens that the loss was taken on {AT}, as damage",
+        "task",
     ),
     "level_near_in": Figure(
         "level near-in",
@@ -88,6 +96,7 @@ class Measurement(NamedTuple):
     dnll: float = NAN  # nats per token; infinite where the network had diverged
     stop: float = NAN  # discrimination on stop items
     transfer: float = NAN  # discrimination on transfer items
+    tokens: float = NAN  # that the loss was taken on until then
 
     @property
     def discrimination(self) -> float:
@@ -100,6 +109,7 @@ class AtLevel(NamedTuple):
     place: Crossing  # in steps, not in numbers of measurements
     damage: float  # nats per token
     steps: float
+    tokens: float
     near_in: float
     far_in: float
     out: float
@@ -132,6 +142,9 @@ def trajectory(rows: Sequence[Record], task: int) -> list[Measurement]:
     """The measurements of a task in the order of their steps, from the lines of metrics.jsonl."""
     dnll = dnll_by_step(rows, task)
     details = {row["at"]: row for row in rows if row.get("task") == task and "at" in row}
+    of_steps = [row for row in rows if row.get("task") == task and "loss" in row]
+    sums = accumulate(number(row, "tokens") for row in of_steps)
+    tokens = {0: 0.0, **dict(zip((int(row["step"]) for row in of_steps), sums))}
     found = []
     for row in rows:
         if row.get("task") != task or "validation" not in row:
@@ -141,7 +154,8 @@ def trajectory(rows: Sequence[Record], task: int) -> list[Measurement]:
             number(details.get(step, {}).get(key) or {}, "discrimination")
             for key in ("stop", "transfer")
         ]
-        found.append(Measurement(step, row["validation"], dnll.get(step, NAN), *other))
+        known = dnll.get(step, NAN), *other, tokens.get(step, NAN)
+        found.append(Measurement(step, row["validation"], *known))
     return sorted(found, key=lambda one: one.step)
 
 
@@ -165,10 +179,40 @@ def at_level(points: Sequence[Measurement], level: float) -> AtLevel | None:
         place=Crossing(before.step, after.step, found.share),
         damage=damage,
         steps=found.between(before.step, after.step),
+        tokens=found.between(before.tokens, after.tokens),
         transfer=found.between(before.transfer, after.transfer),
         stop_items=found.between(before.stop, after.stop),
         **parts,
     )
+
+
+def far_discrimination(point: Measurement) -> float:
+    """min(mean p far-in, mean p out): the discrimination without near items; NaN without one."""
+    far, out = number(point.validation, "far_in"), number(point.validation, "out")
+    return NAN if math.isnan(far) or math.isnan(out) else min(far, out)
+
+
+def far_damage(points: Sequence[Measurement], level: float) -> float:
+    """dNLL where the fit of the far discrimination first reaches a level; infinite if never.
+
+    dNLL is scored where the discrimination of all items reaches one of LEVELS. At other steps it is
+    interpolated between these, linearly in steps. NaN for a task without far items.
+    """
+    values = [far_discrimination(point) for point in points]
+    if not values or any(map(math.isnan, values)):
+        return NAN
+    found = crossing(values, level)
+    if found is None:
+        return math.inf
+    step = found.between(points[found.before].step, points[found.after].step)
+    scored = [point for point in points if not math.isnan(point.dnll)]
+    if not scored or step > scored[-1].step:
+        return NAN
+    after = next(index for index, point in enumerate(scored) if point.step >= step)
+    last, before = scored[after], scored[max(after - 1, 0)]
+    if not (math.isfinite(before.dnll) and math.isfinite(last.dnll)):
+        return math.inf  # the network had diverged there
+    return float(np.interp(step, [before.step, last.step], [before.dnll, last.dnll]))
 
 
 def median(values: Iterable[float], missing: int = 0) -> float:
@@ -184,15 +228,15 @@ def median(values: Iterable[float], missing: int = 0) -> float:
 def level_figures(tasks: Sequence[AtLevel | None]) -> dict[str, float]:
     """Figures over tasks at one level, by the field of `AtLevel`; `reached` is a share.
 
-    Damage and steps count a task that does not reach the level as infinite: with half of them
-    missing, the median is not reached. The other figures are those of the tasks that reach it.
+    Damage, steps and tokens count a task that does not reach the level as infinite: with half of
+    them missing, the median is not reached. The other figures are those of the tasks that reach it.
     """
     there = [task for task in tasks if task is not None]
     missing = len(tasks) - len(there)
     values = {"reached": len(there) / len(tasks) if tasks else NAN}
     for key in AtLevel._fields[1:]:
         listed = [float(getattr(task, key)) for task in there]
-        values[key] = median(listed, missing if key in ("damage", "steps") else 0)
+        values[key] = median(listed, missing if key in COUNTED else 0)
     return values
 
 
@@ -219,6 +263,7 @@ def single_figures(rows: list[Record], num_tasks: int, level: float) -> dict[str
         trajectories.append(
             {
                 "levels": {f"{one:g}": got and got.as_json() for one, got in found.items()},
+                "far_levels": {f"{one:g}": finite(far_damage(points, one)) for one in found},
                 "dnll": dnll_by_step(rows, task),
                 "discrimination": {point.step: point.discrimination for point in points},
             }
@@ -227,10 +272,24 @@ def single_figures(rows: list[Record], num_tasks: int, level: float) -> dict[str
     here = by_level[f"{level:g}"]
     figures = dict.fromkeys(FIGURES, NAN)
     figures |= {"reached": here["reached"], "damage": here["damage"]}
-    figures["level_steps"] = here["steps"]
+    figures |= {"level_steps": here["steps"], "level_tokens": here["tokens"]}
     for key in (*PARTS, "transfer", "stop_items"):
         figures[f"level_{key}"] = here[key]
     return {**figures, "by_level": by_level, "trajectories": trajectories}
+
+
+def finite(value: float) -> float | None:
+    """The value; None where it is infinite: the level is not reached."""
+    return None if math.isinf(value) else value
+
+
+def far_per_task(figures: dict[str, Any], level: float) -> np.ndarray:
+    """Damage of each task [T] of an arm where far items alone reach a level; as `per_task`."""
+    found = []
+    for task in figures["trajectories"]:
+        here = task.get("far_levels", {}).get(f"{level:g}", NAN)
+        found.append(np.inf if here is None else here)
+    return np.array(found)
 
 
 def per_task(figures: dict[str, Any], level: float, key: str = "damage") -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dsa_sandbox.metrics import drift, forgetting, items, single, stability_gap, stream, transfer
 from dsa_sandbox.metrics.arm import COSTS, FIGURES
+from dsa_sandbox.metrics.figure import Unit
 from dsa_sandbox.metrics.single import not_reached
 from dsa_sandbox.report.looks import Look, looks_of
 from dsa_sandbox.report.names import arm_name, distinct, diverged_remark, with_remarks
@@ -153,12 +154,13 @@ def damage_cell(values: dict[str, float]) -> str:
 
 
 def level_sheets(arms: Results) -> list[Sheet]:
-    """Share of tasks that reach each level, steps to it, parts there; damage of every task."""
+    """Tasks that reach each level, steps and tokens to it, parts there; damage of every task."""
     levels = levels_of(arms)
     sheets = []
     for title, key in (
         ("Tasks that reach a level", "reached"),
         ("Steps to a level (median)", "steps"),
+        ("Tokens to a level (median)", "tokens"),
         ("Near-in at a level (median)", "near_in"),
         ("Far-in at a level (median)", "far_in"),
         ("Out at a level (median)", "out"),
@@ -184,7 +186,8 @@ def level_cell(key: str, value: float) -> str:
     """A figure at a level."""
     if key == "reached":
         return percent(value)
-    return in_unit(value, "steps" if key == "steps" else "probability")
+    units: dict[str, Unit] = {"steps": "steps", "tokens": "count"}
+    return in_unit(value, units.get(key, "probability"))
 
 
 def damage_of_task(value: float) -> str:

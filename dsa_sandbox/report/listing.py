@@ -1,4 +1,4 @@
-"""Entries of `ls`: runs, presets, strategies, architectures, task families."""
+"""Entries of `ls`: runs, presets, studies, strategies, architectures, task families."""
 
 import ast
 import importlib.util
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsa_sandbox import locks, sizes
+from dsa_sandbox.config import study_file
 from dsa_sandbox.config.resolve import preset_names, resolve
 from dsa_sandbox.config.settings import Settings, most_tasks
 from dsa_sandbox.errors import UserError
@@ -19,7 +20,7 @@ from dsa_sandbox.report.wrapping import plain, rendered
 from dsa_sandbox.runs import home as store
 from dsa_sandbox.runs.folder import Run
 
-KINDS = ("runs", "presets", "strategies", "archs", "tasks")
+KINDS = ("runs", "presets", "studies", "strategies", "archs", "tasks")
 
 
 def entries(kind: str, home: Path) -> list[dict[str, Any]]:
@@ -31,6 +32,9 @@ def entries(kind: str, home: Path) -> list[dict[str, Any]]:
     elif kind == "presets":
         for name in preset_names():
             found.append(of_preset(name))
+    elif kind == "studies":
+        for name in study_file.SHIPPED:
+            found.append(of_study(name))
     elif kind == "strategies":
         for name in strategies:
             found.append({"strategy": name, "what": about(strategies, name)})
@@ -142,6 +146,14 @@ def of_preset(name: str) -> dict[str, Any]:
         "tokens/step": settings.train.tokens_per_step,
         "data": settings.data.source,
     }
+
+
+def of_study(name: str) -> dict[str, Any]:
+    """A shipped study: its seeds and purpose."""
+    study = study_file.validated(tomllib.loads(study_file.shipped_text(name)), name)
+    seeds = study.seeds
+    shown = f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+    return {"study": name, "seeds": shown, "what": study.about}
 
 
 def listed(entries: list[dict[str, Any]], width: int) -> str:

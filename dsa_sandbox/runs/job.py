@@ -12,7 +12,7 @@ import torch
 from dsa_sandbox import locks, machine
 from dsa_sandbox.config import resolve
 from dsa_sandbox.config.settings import Settings
-from dsa_sandbox.errors import Interrupted, RunFailed
+from dsa_sandbox.errors import Interrupted, RunFailed, UserError
 from dsa_sandbox.machine import Engine
 from dsa_sandbox.runs import files, folder, provenance, saved
 from dsa_sandbox.runs.folder import Run
@@ -141,6 +141,8 @@ class Job:
         if not begun:
             toml = resolve.as_toml(self.settings)
             files.write_atomic(self.run.path / "settings.toml", toml)
+            if self.session.study is not None:
+                extra["study"] = provenance.study_digest(self.session.study)
             self.run.update(
                 schema=provenance.SCHEMA,
                 command=self.command,
@@ -154,17 +156,37 @@ class Job:
                 parents=dict(self.parents),
                 includes=dict(self.session.includes),
                 engine=self.engine._asdict(),
-                environment=provenance.environment(),
+                environment=self.environment(),
                 **extra,
             )
             return True
+        self.resume()
+        return True
+
+    def environment(self) -> dict[str, Any]:
+        """Packages, source code, system and processor, for the manifest."""
+        return provenance.environment() | {"processor": machine.processor(self.engine.device)}
+
+    def resume(self) -> None:
+        """Note in the manifest that the run goes on, and where.
+
+        UserError for a cell of a study on another kind of processor than it was begun on.
+        """
+        begun, here = self.run.manifest["environment"], self.environment()
+        processors = [one.get("processor") for one in (begun, here)]
+        if self.session.study is not None and processors[0] != processors[1]:
+            raise UserError(
+                f"{self.run.path}: begun on {provenance.named(processors[0])}, and this is "
+                f"{provenance.named(processors[1])}: a cell of a study does not go on elsewhere; "
+                f"remove it: dsa-sandbox rm {self.run.name}"
+            )
         self.run.update(state="running")
-        if self.run.manifest["environment"]["machine"] != provenance.environment()["machine"]:
+        elsewhere = None not in processors and processors[0] != processors[1]
+        if begun["machine"] != here["machine"] or elsewhere:
             self.run.update(resumed_elsewhere=True)
             self.session.listener.warn(
                 "resuming on another kind of machine: the result is not bit-exact"
             )
-        return True
 
     def fail(self, error: BaseException) -> None:
         """Write into the manifest that the work was interrupted, or why it failed."""

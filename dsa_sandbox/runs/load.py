@@ -98,7 +98,8 @@ class SavedNetwork:
             source = corpus.resolve(data)
         except UserError as error:
             raise UserError(f"{error}; {self.name} was made with text {wanted[:16]}") from None
-        brought = self.tokenizer if self.manifest["command"] == "import" else None
+        is_given = self.manifest["command"] == "import" or "tokenizer" in self.manifest
+        brought = self.tokenizer if is_given else None
         seed, context = self.manifest["seed"], self.settings.model.context
         found = tokens.corpus_digest(source, data, seed, context, brought)
         if found != wanted:
@@ -148,11 +149,27 @@ def cache_of(home: Path) -> Path:
     return home / "cache"
 
 
-def load_corpus(settings: Settings, session: Session) -> Corpus:
-    """Tokenizer and packed text for a new network; made where they are missing."""
+def study_tokenizer(settings: Settings, session: Session) -> Tokenizer | None:
+    """The tokenizer that all seeds of a study on text share; None where it has none (yet)."""
+    if session.study is None or settings.data.tokenizer != "bpe":
+        return None
+    path = session.study / "tokenizer.json"
+    if not path.exists():
+        return None
+    try:
+        return tokens.plain(Tokenizer.from_str(path.read_text("utf-8")))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise UserError(f"{path}: not a tokenizer: {error}; remove it") from None
+
+
+def load_corpus(settings: Settings, session: Session, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Tokenizer and packed text for a new network; made where they are missing.
+
+    A `tokenizer` that is given replaces the one that would be made of the text.
+    """
     source, context = corpus.resolve(settings.data), settings.model.context
-    cache = cache_of(session.home)
-    return tokens.prepare(source, settings.data, settings.seed, context, cache, session.listener)
+    cache, seed = cache_of(session.home), settings.seed
+    return tokens.prepare(source, settings.data, seed, context, cache, session.listener, tokenizer)
 
 
 def new_model(settings: Settings, vocabulary: int) -> Transformer:

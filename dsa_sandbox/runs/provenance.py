@@ -1,12 +1,15 @@
 """The provenance of a run: source code, versions of packages, machine."""
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from dsa_sandbox.errors import UserError
 
 NUMERICS = 6  # bump when results change on purpose; tests/test_pretrain.py says when
 SCHEMA = 2  # of rows and records; 1 had other kinds of items
@@ -33,9 +36,23 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "system": platform.system(),
         "packages": {name: version(name) for name in packages},
+        "numerics": NUMERICS,
         "source": source_digest(),
         "git": git_state(),
     }
+
+
+def named(processor: dict[str, str] | None) -> str:
+    """A kind of processor in words."""
+    return f"{processor['model']} ({processor['isa']})" if processor else "an unknown processor"
+
+
+def study_digest(folder: Path) -> str:
+    """The hash of the study that a folder belongs to; UserError where it is no study's folder."""
+    try:
+        return str(json.loads((folder / "study.json").read_text("utf-8"))["hash"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UserError(f"--study {folder}: not the folder of a study") from None
 
 
 @cache

@@ -15,3 +15,4 @@ class Session:
     includes: Mapping[str, str] = field(default_factory=dict)  # sha256 of included files by path
     listener: Listener = SILENT
     force: bool = False  # make a run again, under a new name, where it exists
+    study: Path | None = None  # folder of the study that the run belongs to

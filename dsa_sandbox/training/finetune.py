@@ -196,6 +196,7 @@ class FinetuneRun:
                     "lower finetune.learning_rate"
                 )
             row = {"task": number, "step": step.number, "loss": step.loss}
+            row["tokens"] = step.num_tokens
             if step.penalty:
                 row["penalty"] = step.penalty
             if step.indexer_kl:

@@ -9,7 +9,7 @@ from dsa_sandbox.errors import RunFailed
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.metrics import arm
 from dsa_sandbox.runs.folder import Run
-from dsa_sandbox.study import Plan
+from dsa_sandbox.study.grid import Plan
 from dsa_sandbox.tuning.grids import Config
 from dsa_sandbox.workers import Cell, run_cells
 
@@ -79,7 +79,7 @@ def figures_of(arms: list[Arm], made: Made, listener: Listener) -> dict[Arm, dic
         plan.jobs,
         lambda cell: children.start(cell.arguments, plan.threads),
         listener,
-        tolerated=has_diverged,
+        tolerated=lambda cell, error: has_diverged(error),
     )
     found = {one: paths.get(one.label) for one in arms}
     return {one: arm.figures_of(Run(path)) if path else None for one, path in found.items()}

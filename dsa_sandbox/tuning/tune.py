@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsa_sandbox import study
 from dsa_sandbox.config import rates
 from dsa_sandbox.config.rates import RATE
 from dsa_sandbox.config.resolve import Resolved
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.runs import files, provenance
 from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.study import grid
 from dsa_sandbox.tuning import choices, grids, single, stream
 from dsa_sandbox.tuning.arms import Made
 from dsa_sandbox.tuning.grids import Config
@@ -27,7 +27,7 @@ SEED = 10  # of development; 11 is the other one
 class Request(NamedTuple):
     """The arms and tasks of a tuning, and its options."""
 
-    plan: study.Plan
+    plan: grid.Plan
     preset: str
     counts: tuple[int, int]  # development tasks of the first round, and all of them
     experiments: tuple[str, ...]
@@ -37,11 +37,24 @@ class Request(NamedTuple):
     # (architecture, strategy, experiment, tuned) -> settings of the arm; with `tuned`, those that
     # tuning.json of the home holds, else those of the shipped table
     resolve: Callable[[str, str, str, bool], Resolved]
+    stream_arms: list[tuple[str, str]] | None = None  # architecture and strategy; None: all
 
     @property
     def archs(self) -> list[str]:
         """The architectures."""
         return self.plan.archs
+
+    @property
+    def stream_pairs(self) -> list[stream.Pair]:
+        """The arms tuned on the stream; single tasks take the strength that is found there."""
+        pairs = [(arch, name) for arch in self.archs for name in self.plan.strategies]
+        chosen = pairs if self.stream_arms is None else self.stream_arms
+        alone = "single" not in self.experiments
+        return [
+            pair
+            for pair in pairs
+            if pair in chosen or (grids.strength_of(pair[1]) is not None and not alone)
+        ]
 
     def centre(self, arch: str, strategy: str, experiment: str, *, tuned: bool = False) -> Config:
         """The rate of an arm, and its strength where it has one."""
@@ -67,9 +80,9 @@ class Found(NamedTuple):
 def tune(request: Request, listener: Listener) -> Found:
     """Make bases and development tasks, then all arms; each is taken from the home if it exists."""
     plan, (_, num_tasks) = request.plan, request.counts
-    bases = study.make_bases(plan, listener)
-    made = Made(plan, dict(zip(plan.archs, bases)), study.make_stream(plan, bases, listener))
-    strategies = [name for name in plan.strategies if study.learns_one_by_one(name)]
+    bases = grid.make_bases(plan, listener)
+    made = Made(plan, dict(zip(plan.archs, bases)), grid.make_stream(plan, bases, listener))
+    strategies = [name for name in plan.strategies if grid.learns_one_by_one(name)]
     with_strength = [name for name in strategies if grids.strength_of(name)]
     both = request.experiments == rates.EXPERIMENTS
     shared: list[single.Shared] = []
@@ -87,10 +100,9 @@ def tune(request: Request, listener: Listener) -> Found:
         if level is not None and not request.level_is_asked:
             stream_level = level
     if "stream" in request.experiments:
-        pairs = [(arch, name) for arch in plan.archs for name in plan.strategies]
         centres = {
             (arch, name): request.centre(arch, name, "stream")
-            for arch, name in pairs
+            for arch, name in request.stream_pairs
             if name in strategies
         }
         best = stream.tuned(centres, request.counts, stream_level, made, listener)
@@ -158,10 +170,17 @@ def remarks(request: Request, found: Found) -> list[str]:
             f"The level is {found.level}, but the stream was tuned at {found.stream_level}: tune "
             f"it again with --only stream --set {rates.LEVEL}={found.level}."
         )
-    values = [row["value"] for row in single.interactions(found.shared, read_at(found))]
-    signs = {value > 0 for value in values if value == value}  # NaN: not all arms reach the level
+    few, all_ = request.counts
+    signs = {
+        row["value"] > 0
+        for row in single.interactions(found.shared, read_at(found))
+        if row["tasks"] >= choices.needed(all_ if row["chosen"] else few)
+    }
     if len(signs) > 1:
-        listed.append("The sign of H2c changes within the grid: the rate decides it, not the data.")
+        listed.append(
+            "The sign of H2c changes within the grid, where enough tasks reach the level: the rate "
+            "decides it, not the data."
+        )
     return listed
 
 
@@ -219,7 +238,7 @@ def joined(old: Any, new: Any) -> Any:
 def described(request: Request) -> dict[str, Any]:
     """The values that --dry-run prints: arms, tasks that they learn, and steps at most."""
     plan, (few, num_tasks) = request.plan, request.counts
-    strategies = [name for name in plan.strategies if study.learns_one_by_one(name)]
+    strategies = [name for name in plan.strategies if grid.learns_one_by_one(name)]
     num_arms = len(plan.archs) * len(strategies)
     configs = {name: request.centre(plan.archs[0], name, "stream") for name in strategies}
     found: dict[str, Any] = {
@@ -234,8 +253,9 @@ def described(request: Request) -> dict[str, Any]:
         cells += num_arms * (len(grids.SINGLE_STEPS) + 1)
         tasks += num_arms * (len(grids.SINGLE_STEPS) * few + num_tasks)
     if "stream" in request.experiments:
-        num_configs = sum(len(grids.stream_configs(*entry)) for entry in configs.items())
-        cells += len(plan.archs) * num_configs + num_arms * choices.FINALISTS
-        tasks += len(plan.archs) * num_configs * few + num_arms * choices.FINALISTS * num_tasks
+        pairs = [name for _, name in request.stream_pairs if name in configs]
+        num_configs = sum(len(grids.stream_configs(name, configs[name])) for name in pairs)
+        cells += num_configs + len(pairs) * choices.FINALISTS
+        tasks += num_configs * few + len(pairs) * choices.FINALISTS * num_tasks
     steps = tasks * request.max_steps
     return {**found, "cells": cells, "learned": tasks, "max_steps": steps}

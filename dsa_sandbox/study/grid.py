@@ -14,6 +14,7 @@ from dsa_sandbox.data import corpus, tokens
 from dsa_sandbox.errors import UserError
 from dsa_sandbox.listener import Listener
 from dsa_sandbox.metrics import arm
+from dsa_sandbox.registry import archs
 from dsa_sandbox.registry import strategies as registered
 from dsa_sandbox.runs import folder, provenance
 from dsa_sandbox.runs.files import digest_of, file_digest, write_json
@@ -47,7 +48,7 @@ class Plan(NamedTuple):
     common: list[str]  # options of all cells
     strategy_sets: list[str]  # --set values of the strategies' own sections
     indexed_sets: list[str]  # --set values for build and pretrain of networks with an indexer
-    indexed_arm_sets: list[str]  # --set values for finetune of networks with an indexer
+    indexed_arm_sets: list[str]  # --set values for finetune of networks whose indexer selects
     making: list[str]  # options of make-tasks
     read: list[str]  # --data, an option of build, pretrain and finetune
     included: list[str]  # --include, an option of all cells
@@ -73,7 +74,8 @@ class Plan(NamedTuple):
         """Command-line options of `finetune` for one arm, without its base and its tasks."""
         parts = strategy.split("+")
         own = [text for text in self.strategy_sets if text.partition(".")[0] in parts]
-        own += self.indexed_arm_sets if arch in self.indexed else []
+        selects = arch in self.indexed and not archs.about(arch).keeps_all
+        own += self.indexed_arm_sets if selects else []
         sets = [part for text in own for part in ("--set", text)]
         return ["--strategy", strategy, *self.common, *self.read, *sets, *self.included]
 
@@ -138,8 +140,9 @@ def check_study(
     arm_checks.check_policies(settings)
     arms = [settings.model_copy(update={"arch": arch}) for arch in networks]
     if arm_checks.rewarming_is_asked(resolved, arms):
+        selecting = [arm for arm in arms if arm_checks.nothing_to_rewarm(arm) is None]
         indexed = [arm for arm in arms if sizes.has_indexer(arm.arch, arm.model)]
-        arm_checks.check_indexer((indexed or arms)[0])
+        arm_checks.check_indexer([*selecting, *indexed, *arms][0])
     if settings.eval.judge:
         pretrained(find_run(home, settings.eval.judge))
 
@@ -191,19 +194,8 @@ def plan(
         (own if of_a_strategy else kind).append(text)
     for text in shared:
         common += ["--set", text]
-    cores = machine.physical_cores()
-    device_ = resolved.machine.device
-    on_cpu = device_ == "cpu" or (device_ == "auto" and not Path("/dev/nvidia0").exists())
-    threads = machine.num_threads(resolved.machine, resolved.preset)
-    if jobs is None:
-        if not on_cpu:
-            jobs = 1
-        elif resolved.machine.threads or resolved.preset == "smoke":
-            jobs = max(1, cores // threads)
-        else:
-            jobs = min(cores, len(archs) * len(strategies))
-    if not resolved.machine.threads and resolved.preset != "smoke":
-        threads = max(1, cores // jobs)
+    num_arms = len(archs) * len(strategies)
+    jobs, threads = machine.jobs_and_threads(resolved.machine, resolved.preset, jobs, num_arms)
     common += ["--set", f"machine.threads={threads}"]
     forced = None
     if force:
