@@ -11,6 +11,7 @@ from home import TinyHome, cli
 
 from dsa_sandbox.report import example
 from dsa_sandbox.runs.folder import Run
+from dsa_sandbox.study.records import few_items
 
 WORLDS = ("Yarra", "Levan", "Barun")
 SAID = {  # task 0: the far item in the world, then the one outside, by row
@@ -245,12 +246,17 @@ def test_nothing_that_an_arm_learned_changes_which_item_is_the_example() -> None
         )
 
 
-def test_the_records_that_are_kept_give_the_same_example() -> None:
+def test_the_few_items_that_a_study_keeps_give_the_same_example() -> None:
     for base in (None, {0: " salty"}):
         whole = arms(base)
-        few = {name: example.kept(records) for name, records in whole.items()}
-        assert example.example(few, 3) == example.example(whole, 3)
-        assert max(map(len, few.values())) < len(whole["dsa acft"]) / 2
+        few = {name: few_items(records, "stream") for name, records in whole.items()}
+        found, expected = example.example(few, 3), example.example(whole, 3)
+        assert found is not None
+        assert expected is not None
+        assert found.task == expected.task
+        for key in ("kind", "item", "distance", "asked", "expected", "answers"):
+            assert getattr(found.probe, key) == getattr(expected.probe, key)
+        assert max(map(len, few.values())) < len(whole["dsa acft"])
 
 
 def test_the_example_in_words_names_seed_task_and_every_arms_words() -> None:

@@ -199,7 +199,8 @@ def table(one: Probe, asked: Asked, width: int) -> str:
     shown = [s for s in STAGES if any(found[s] for found in one.answers.values())]
     for stage in shown:
         drawn.add_column(heads[stage], no_wrap=True)
-    widest = {s: max(len(f[s].word) for f in one.answers.values() if f[s]) for s in shown}
+    words = {s: [said.word for f in one.answers.values() if (said := f[s])] for s in shown}
+    widest = {stage: max(map(len, listed)) for stage, listed in words.items()}
     for name, found in one.answers.items():
         cells = []
         for stage in shown:

@@ -12,7 +12,6 @@ from dsa_sandbox.report.probe import (
     Probe,
     Record,
     answers,
-    first_of,
     inside,
     items_of,
     outside,
@@ -40,26 +39,11 @@ def true_object(items: list[Record]) -> str | None:
     return None if record is None else str(record["expected"]).strip()
 
 
-def kept(records: Iterable[Record]) -> list[Record]:
-    """The records of an arm that `example` may read: two items of each task, in all rows.
-
-    A study that keeps records without weights keeps these; `example` gives the same on them.
-    """
-    listed = list(records)
-    wanted = set()
-    for task in {record["task"] for record in listed}:
-        items = items_of(listed, task)
-        for record in (inside(items), first_of(items, "validation_out")):
-            if record is not None:
-                wanted.add((record["kind"], task, record["item"]))
-    return [one for one in listed if (one["kind"], one["task"], one["item"]) in wanted]
-
-
 def example(arms: Mapping[str, Iterable[Record]], num_tasks: int) -> Example | None:
     """The example of the arms of one stream of one seed, by name; None where no item fits RULE.
 
-    Their records are those of records.jsonl, of streams of `num_tasks` tasks. Of a task without
-    far items, the first near one is taken.
+    Their records are those of records.jsonl, or the few that a study keeps of them, of streams of
+    `num_tasks` tasks. Of a task without far items, the first near one is taken.
     """
     listed = {name: list(records) for name, records in arms.items()}
     first = next(iter(listed.values()), [])
