@@ -88,7 +88,7 @@ def kill_midway(
             last = rows[-1]
             place = f"task {last['task'] + 1}, " if "task" in last else ""
             return place + (f"step {last['step']}" if "step" in last else f"row {last['row']}")
-        time.sleep(0.01)
+        time.sleep(0.002)
     raise SystemExit(f"was not caught in time: {' '.join(arguments)}")
 
 

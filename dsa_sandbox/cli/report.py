@@ -14,7 +14,7 @@ app = typer.Typer()
 @verb(app, "report laptop --require H2=supported", shared="include home as_json quiet")
 def report(
     call: Call,
-    study: Annotated[
+    name: Annotated[
         str | None,
         typer.Argument(
             metavar="STUDY",
@@ -46,7 +46,7 @@ def report(
 
     asked = command.requirements(require or [])
     command.check_save(save)
-    found = command.study_of(call.session.home, study)
+    found = command.study_of(call.session.home, name)
     command.check_claims(found, asked)
     if save is not None:
         command.write(found, save)

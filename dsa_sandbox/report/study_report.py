@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dsa_sandbox.registry import claims
 from dsa_sandbox.report import forest
 from dsa_sandbox.report.example import Example, example, lines
 from dsa_sandbox.report.numbers import duration, number, percent, signed
@@ -33,22 +34,35 @@ class Study(NamedTuple):
     deviations: Sequence[Mapping[str, Any]]  # `what` has changed after a first result
 
 
+class Line(NamedTuple):
+    """One line of a terminal, cut where it is too wide: the whole of it stands further down."""
+
+    text: str
+
+
+Piece = str | Line | Sheet | Panel
+
+
 class Part(NamedTuple):
     """A section: a title (empty on the first screen), and what stands below it."""
 
     title: str
-    body: Sequence[str | Sheet | Panel]
+    body: Sequence[Piece]
 
 
 def parts(study: Study) -> list[Part]:
     """The sections of a report in their order; the first is the first screen."""
     told = study.judgement
+    plain = [one for one in told.arms if not one.key.variant]
+    others = [one for one in told.arms if one.key.variant]
     found = [
-        Part("", [heading(study), arm_sheet(told), *claim_lines(told), *example_lines(study)]),
+        Part("", [heading(study), arm_sheet(plain), *claim_lines(told), *example_lines(study)]),
         Part("Claims", [text for one in told.findings for text in about_claim(one)]),
         Part("Effects", panels(told)),
         Part("Falsifiers", [falsifier_sheet(told)]),
     ]
+    if others:
+        found.append(Part("Arms with other settings", [arm_sheet(others)]))
     notes = [*exclusion_lines(told), *deviation_lines(study), *failure_lines(study)]
     if notes:
         found.append(Part("Exclusions, deviations and failures", notes))
@@ -66,8 +80,10 @@ def text(study: Study, *, width: int, unicode: bool = True) -> str:
     return "\n\n".join(sections)
 
 
-def drawn(one: str | Sheet | Panel, width: int, unicode: bool) -> str:
+def drawn(one: Piece, width: int, unicode: bool) -> str:
     """One piece of a section for a terminal."""
+    if isinstance(one, Line):
+        return one.text if len(one.text) <= width else one.text[: width - 3].rstrip() + "..."
     if isinstance(one, Sheet):
         return one.text(width)
     if isinstance(one, Panel):
@@ -86,7 +102,8 @@ def markdown(study: Study) -> str:
             elif isinstance(one, Panel):
                 written.append(f"```\n{forest.text_of(one, width=100)}\n```")
             else:
-                written += [cell(line) for line in one.splitlines()]
+                words = one.text if isinstance(one, Line) else one
+                written += [cell(line) for line in words.splitlines()]
     return "\n\n".join(written) + "\n"
 
 
@@ -101,16 +118,17 @@ def heading(study: Study) -> str:
     tasks = f"{about['tasks']} tasks in a stream, {about['single_tasks']} singly"
     return (
         f"Study {study.name} ({kind}): {len(told.seeds)} of {asked} seeds, preset "
-        f"{about['preset']}, {tasks}, compared at discrimination {about['level']:g}."
+        f"{about['preset']}, {tasks}, compared at discrimination {about['level']:g}. Damage and "
+        "drift in nats per token; means over seeds, ± half a 95 % interval of Student's t."
     )
 
 
-def arm_sheet(told: Judgement) -> Sheet:
+def arm_sheet(arms: Sequence[ArmMeans]) -> Sheet:
     """A row for each arm: single tasks, then the stream; means over seeds."""
-    names = dict.fromkeys(name_of(one) for one in told.arms)
+    names = dict.fromkeys(name_of(one) for one in arms)
     rows = []
     for name in names:
-        of = {one.key.experiment: one for one in told.arms if name_of(one) == name}
+        of = {one.key.experiment: one for one in arms if name_of(one) == name}
         single, stream = of.get("single"), of.get("stream")
         rows.append(
             (
@@ -123,7 +141,7 @@ def arm_sheet(told: Judgement) -> Sheet:
                 with_interval(stream, "lost", 2),
             )
         )
-    heads = ("arm", "reached", "damage (nats)", "placebo", "learned", "drift (nats)", "lost")
+    heads = ("arm", "reached", "damage", "placebo", "learned", "drift", "lost")
     return Sheet("", heads, rows)
 
 
@@ -147,9 +165,38 @@ def with_interval(arm: ArmMeans | None, key: str, digits: int) -> str:
     return number(found.mean, digits) + (f" ±{half:.{digits}f}" if math.isfinite(half) else "")
 
 
-def claim_lines(told: Judgement) -> list[str]:
-    """Each claim with its verdict and why, a line each."""
-    return [f"{one.claim} {one.verdict}: {one.why}." for one in told.findings]
+def claim_lines(told: Judgement) -> list[Line]:
+    """Each claim with its verdict and why; primary claims first, and in words."""
+    primary = [one for one in told.findings if claims[one.claim].family == "primary"]
+    found = []
+    for one in primary:
+        found.append(Line(f"{one.claim} {one.verdict}. {sentence(one.sentence)}"))
+        found.append(Line(sentence(f"  {why(one)}")))
+    rest = [one for one in told.findings if one not in primary]
+    return found + [Line(sentence(f"{one.claim} {one.verdict}: {why(one)}")) for one in rest]
+
+
+def why(one: Finding) -> str:
+    """The reason of a verdict; without a verdict, the component that is worst."""
+    known = [part for part in one.components if part["n"]]
+    if one.verdict != "exploratory" or not known:
+        return one.why
+    worst = max(known, key=lambda part: float(part["mean"]))
+    most = "at worst " if len(known) > 1 else ""
+    return f"{most}{worst['name']}: {signed(worst['mean'], 3)} {interval(worst)}"
+
+
+def interval(part: Mapping[str, Any]) -> str:
+    """The exact interval of a component in brackets, or that there is none."""
+    low, high = part["interval"]
+    if math.isfinite(low + high):
+        return f"({between(low, high)})"
+    return f"(no interval from {part['n']} seed{'s' if part['n'] != 1 else ''})"
+
+
+def sentence(text: str) -> str:
+    """The text with one full stop at its end."""
+    return text.rstrip(".") + "."
 
 
 def example_lines(study: Study) -> list[str]:
@@ -183,14 +230,15 @@ def example_of(records: Sequence[Record]) -> tuple[int, Example] | None:
 # --- what stands behind it ------------------------------------------------------------------------
 
 
-def about_claim(one: Finding) -> list[str | Sheet]:
+def about_claim(one: Finding) -> list[Piece]:
     """A claim in words, its verdict, and its components."""
-    p = [] if one.p is None else [f"p = {one.p:.4f}"]
+    p = [] if one.p is None or "p = " in one.why else [f"p = {one.p:.4f}"]
     p += [] if one.p_adjusted is None else [f"{one.p_adjusted:.4f} after Holm"]
     error = one.resampled_error
     p += [] if error is None else [f"error of a refutation in resampled studies {error:.3f}"]
     figures = f" ({'; '.join(p)})" if p else ""
-    found: list[str | Sheet] = [f"{one.claim}: {one.sentence}. {one.verdict}: {one.why}.{figures}"]
+    words = f"{one.claim}: {sentence(one.sentence)} {one.verdict.capitalize()}: {one.why}"
+    found: list[Piece] = [sentence(f"{words}{figures}")]
     if one.components:
         found.append(component_sheet(one))
     return found
@@ -201,21 +249,16 @@ def component_sheet(one: Finding) -> Sheet:
     rows = []
     for part in one.components:
         low, high = part["interval"]
-        lost = [f"{part['infinite']} at infinity"] if part["infinite"] else []
-        lost += [f"{part['left_out']} left out"] if part["left_out"] else []
-        rows.append(
-            (
-                part["name"],
-                str(part["n"]),
-                signed(part["mean"], 3),
-                number(part["sd"], 3),
-                between(low, high),
-                number(part["p"], 4),
-                ", ".join(lost),
-            )
-        )
-    heads = ("component", "seeds", "mean", "SD", "95 % interval", "p", "blocks")
-    return Sheet("", heads, rows, words=(6,))
+        blocks = [f"{part['infinite']} at infinity"] if part["infinite"] else []
+        blocks += [f"{part['left_out']} left out"] if part["left_out"] else []
+        figures = [str(part["n"]), signed(part["mean"], 3), number(part["sd"], 3)]
+        figures += [between(low, high), number(part["p"], 4)]
+        name = part["name"].replace("] - [", "] -\n[")
+        rows.append([name, *figures, ", ".join(blocks)])
+    heads = ["component", "seeds", "mean", "SD", "95 % interval", "p", "blocks"]
+    if not any(row[-1] for row in rows):
+        heads, rows = heads[:-1], [row[:-1] for row in rows]
+    return Sheet("", heads, rows)
 
 
 def between(low: float, high: float) -> str:
@@ -223,7 +266,7 @@ def between(low: float, high: float) -> str:
     return f"{low:+.3f} to {high:+.3f}" if math.isfinite(low + high) else "none"
 
 
-def panels(told: Judgement) -> list[str | Sheet | Panel]:
+def panels(told: Judgement) -> list[Piece]:
     """A forest plot for each outcome and smallest effect."""
     groups: dict[tuple[str, str, float], list[Interval]] = {}
     for one in told.findings:
@@ -234,7 +277,7 @@ def panels(told: Judgement) -> list[str | Sheet | Panel]:
                 row = Interval(name, part["mean"], low, high, part["p"], "")
                 key = part["outcome"], part["unit"], part["smallest"]
                 groups.setdefault(key, []).append(row)
-    found: list[str | Sheet | Panel] = []
+    found: list[Piece] = []
     for (outcome, unit, smallest), rows in groups.items():
         label = f"{outcome}, {unit}; below zero the first arm forgets less" if unit else outcome
         found.append(

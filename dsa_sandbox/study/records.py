@@ -22,7 +22,10 @@ from dsa_sandbox.study.cells import StudyCell
 SCHEMA = 1
 FOLDER = "records"  # in the folder of a study
 SUFFIX = ".json.xz"
-SHOWN = ("asked", "expected", "said", "answer", "contrary", "exact")  # of an item
+SHOWN = (  # of an item
+    *("asked", "expected", "said", "answer", "contrary", "exact"),
+    *("frame", "where", "tokens"),
+)
 KINDS = ("validation_in", "validation_out")
 
 

@@ -1,5 +1,6 @@
 """What a falsifier is: a finding that would take the ground from under a claim."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -61,7 +62,14 @@ class Mean(NamedTuple):
     low_90: float
     high_90: float
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether the blocks suffice for an exact interval at 95 %."""
+        return self.n > 0 and math.isfinite(self.low) and math.isfinite(self.high)
+
     def __str__(self) -> str:
+        if not self.has_interval:
+            return f"{self.mean:+.3f} (no interval from {self.n} seed{'s' if self.n != 1 else ''})"
         return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
 
 

@@ -26,4 +26,6 @@ class Interaction(Falsifier):
         if lacking or not all(one.n for one in found.values()):
             return self.told(None, lacking or "no block has a usable task")
         line = "; ".join(f"against {arch} {one} nats" for arch, one in found.items())
+        if not all(one.has_interval for one in found.values()):
+            return self.told(None, line)
         return self.told(any(one.low <= 0 <= one.high for one in found.values()), line)

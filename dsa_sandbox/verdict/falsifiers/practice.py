@@ -23,7 +23,7 @@ class Practice(Falsifier):
             remedies += [single(arch, "wise"), single(arch, "sgd", ANSWER)]
             remedies += lower_rates(evidence.blocks, single(arch, "sgd"))
         found = {key.named: mean_of(evidence, pair(ours, key)) for key in remedies}
-        known = {name: one for name, one in found.items() if one.n}
+        known = {name: one for name, one in found.items() if one.has_interval}
         same = {name: one for name, one in known.items() if alike(one, evidence.smallest("damage"))}
         shown = same or known
         line = "; ".join(f"dsa acft - {name} {one} nats" for name, one in shown.items())

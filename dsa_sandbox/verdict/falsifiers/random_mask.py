@@ -25,6 +25,8 @@ class RandomMask(Falsifier):
         found = mean_of(evidence, pair(OURS, RANDOM))
         if not found.n:
             return self.told(None, f"no seed has {OURS.named} and {RANDOM.named}")
+        if not found.has_interval:
+            return self.told(None, f"dsa acft - dsa random-mask {found} nats")
         ends = f"{found.low_90:+.3f} to {found.high_90:+.3f} nats"
         line = f"dsa acft - dsa random-mask, 90 % interval {ends}"
         return self.told(alike(found, evidence.smallest("damage")), line)

@@ -22,7 +22,7 @@ class Selection(Falsifier):
             policy: mean_of(evidence, pair(ours, single("dsa", "acft", selected_by(policy))))
             for policy in POLICIES
         }
-        known = {policy: one for policy, one in found.items() if one.n}
+        known = {policy: one for policy, one in found.items() if one.has_interval}
         line = "; ".join(f"learned - {policy} {one} nats" for policy, one in known.items())
         same = any(alike(one, evidence.smallest("damage")) for one in known.values())
         if len(known) < len(found) and not same:
