@@ -363,6 +363,9 @@ def test_arms_and_contrasts_of_several_seeds_have_rows_with_mean_and_sd() -> Non
     assert {name for name, _ in rows} == {"dsa acft", "dense sgd", "dsa acft - dense sgd"}
     row = rows["dsa acft", "drift"]
     assert (row["seeds"], row["mean"], row["sd"]) == (3, 0.5, 0.25)
+    # Student's t with 2 degrees of freedom: 4.303 x .25 / sqrt(3)
+    assert (row["low"], row["high"]) == pytest.approx((0.5 - 0.621, 0.5 + 0.621), abs=0.001)
+    assert math.isnan(row["p"])
     row = rows["dsa acft - dense sgd", "drift"]
     assert (row["seeds"], row["mean"], row["experiment"]) == (2, -0.5, "stream")
     assert row["sd"] == pytest.approx(math.sqrt(2) / 4)

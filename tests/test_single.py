@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import stored
 
-from dsa_sandbox.metrics import arm, single
+from dsa_sandbox.metrics import arm, placebo, single
 from dsa_sandbox.metrics.single import Measurement
 
 NAN = float("nan")
@@ -74,6 +74,24 @@ def test_a_level_reached_where_the_loss_is_not_finite_is_not_reached(place: int)
     points[place] = points[place]._replace(dnll=math.inf)
     assert damage(points, 0.7) is None
     assert (damage(points, 0.5) is None) == (place == 1)
+
+
+def test_without_near_items_the_level_is_where_far_items_and_those_outside_reach_it() -> None:
+    # near items lag behind: far-in is at .7 at step 8, near-in not before step 16
+    near, far = (0.0, 0.1, 0.3, 0.5, 0.9), (0.0, 0.4, 0.7, 0.8, 0.9)
+    points = []
+    for place, (low, high) in enumerate(zip(near, far)):
+        parts = {"near_in": low, "far_in": high, "out": 1.0, "discrimination": low}
+        scored = place in (0, 3, 4)  # where the discrimination of all items reaches a level
+        points.append(Measurement(4 * place, parts, 0.01 * 4 * place if scored else NAN))
+    assert single.far_damage(points, 0.7) == pytest.approx(0.08)  # between steps 0 and 12
+    assert single.far_damage(points, 0.55) == pytest.approx(0.06)
+    assert single.far_damage(points, 0.95) == math.inf
+    assert single.far_damage(points, 0.85) == pytest.approx(0.14)
+    wild = [*points[:3], points[3]._replace(dnll=math.inf), points[4]]
+    assert single.far_damage(wild, 0.7) == math.inf
+    no_far = [points[0]._replace(validation={"near_in": 0.0, "far_in": None, "out": 1.0})]
+    assert math.isnan(single.far_damage(no_far, 0.7))
 
 
 def test_the_median_counts_a_task_that_is_not_reached_as_infinite() -> None:
@@ -168,6 +186,15 @@ def test_the_placebo_is_read_at_the_steps_of_its_arm(tmp_path: Path) -> None:
     assert math.isnan(ours["by_level"]["0.9"]["placebo_damage"])  # as the damage itself
     assert placebo["placebo_of"] == runs[0].name
     assert math.isnan(placebo["reached"])
+
+
+def test_a_placebo_of_fewer_tasks_is_read_at_the_tasks_that_it_has(tmp_path: Path) -> None:
+    ours = arm.figures_of(stored.single(tmp_path))
+    theirs = arm.figures_of(stored.single(tmp_path, fall=0.004, placebo=True))
+    whole = placebo.per_task(ours, theirs, "0.7")
+    assert len(whole) == len(ours["trajectories"])
+    fewer = theirs | {"trajectories": theirs["trajectories"][:2]}
+    assert placebo.per_task(ours, fewer, "0.7").tolist() == whole[:2].tolist()
 
 
 def test_a_placebo_belongs_to_the_arm_that_it_took_its_steps_from(tmp_path: Path) -> None:

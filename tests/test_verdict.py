@@ -1,12 +1,26 @@
 """Verdicts on tables made by hand: the order of the five, missed tasks, gates, falsifiers."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
-from verdict_tables import SEEDS, Figures, alone, base, bases, blocks_of, streamed, terms
+from verdict_tables import (
+    NOISE,
+    SEEDS,
+    Arms,
+    Figures,
+    alone,
+    base,
+    bases,
+    blocks_of,
+    eight,
+    streamed,
+    streams,
+    terms,
+)
 
 from dsa_sandbox.verdict.blocks import ArmKey, Block
 from dsa_sandbox.verdict.comparison import single, stream
@@ -14,33 +28,6 @@ from dsa_sandbox.verdict.judge import Judgement, judge
 
 INF = math.inf
 DSA, PLAIN = single("dsa", "acft"), single("dsa", "sgd")
-# a fixed pattern of noise over ten blocks, mean 0, SD .021
-NOISE = 0.02 * np.array([1, -1, 1, -1, 1, -1, 1, -1, 1, -1])
-Arms = dict[ArmKey, Figures]
-
-
-def eight(gain: float, place: int, tasks: int = 6, **replaced: Figures) -> Arms:
-    """Single tasks in which ACFT saves .2 nats everywhere, and in dsa `gain` more."""
-    noise = float(NOISE[place])
-    spread = np.linspace(-0.03, 0.03, tasks)
-    arms = {}
-    for arch in ("dense", "dsa", "dsa-full"):
-        arms[single(arch, "sgd")] = alone((0.6 + spread).tolist())
-        more = gain + noise if arch == "dsa" else 0.0
-        arms[single(arch, "acft")] = alone((0.4 - more + spread).tolist())
-    arms[single("dsa", "random-mask", "random-mask.draw=0")] = alone((0.6 + spread).tolist())
-    arms[single("dsa", "random-mask", "random-mask.draw=1")] = alone((0.5 + spread).tolist())
-    arms[single("dsa", "random-mask", "random-mask.draw=2")] = alone((0.55 + spread).tolist())
-    return arms
-
-
-def streams(lost: float, drift: float, place: int, **ours: Any) -> Arms:
-    """Streams in which dsa acft loses `lost` and drifts `drift` more than both rivals."""
-    noise = float(NOISE[place])
-    arms = {stream("dsa", "acft"): streamed(0.5 + drift + noise, 0.3 + lost + noise, **ours)}
-    for name in ("ewc", "sgd"):
-        arms[stream("dense", name)] = streamed(0.5, 0.3)
-    return arms
 
 
 def with_ewc(arms: Arms, damage: float = 0.7) -> Arms:
@@ -149,10 +136,7 @@ def test_where_one_arm_misses_more_than_a_third_it_is_named() -> None:
 def test_infinity_against_infinity_counts_against_the_hypothesis() -> None:
     found = judge(missing((DSA, PLAIN), (0, 1)), terms("H2c"), resample=False)
     one = found.findings[0].components[0]
-    # two of six tasks are +infinity: the median is the mean of the two middle ones
-    spread = np.linspace(-0.03, 0.03, 6)
-    sums = [-(0.1 + 0.02)] * 6  # the spread over tasks cancels
-    assert len(spread) == len(sums)
+    # two of six tasks are +infinity, the other four -.12: so is the median
     assert one["values"]["100"] == pytest.approx(-0.12)
     assert found.findings[0].verdict == "supported"
     half = judge(missing((DSA, PLAIN), (0, 1, 2)), terms("H2c"), resample=False).findings[0]
@@ -210,6 +194,16 @@ def test_an_arm_that_learns_more_and_is_damaged_less_dominates_before_all_else()
     assert why == "dense sgd learns more tasks and is damaged less than dsa sgd in 9 of 10 seeds"
 
 
+def test_an_arm_that_learns_nothing_is_dominated_by_one_that_learns_something() -> None:
+    def arms(place: int) -> Arms:
+        found = {single("dsa", rule): alone([INF] * 3) for rule in ("sgd", "ewc", "acft")}
+        return found | {
+            single("dense", rule): alone([0.3, 0.3, INF]) for rule in ("sgd", "ewc", "acft")
+        }
+
+    assert of("H2a", blocks_of(arms))[0] == "dominated"
+
+
 def test_an_arm_that_misses_more_tasks_but_is_damaged_less_is_not_dominated() -> None:
     def arms(place: int) -> Arms:
         found = {single("dsa", rule): alone([0.2, 0.2, INF]) for rule in ("sgd", "ewc", "acft")}
@@ -257,7 +251,8 @@ def test_h2_is_supported_by_one_outcome_where_the_other_shows_no_harm() -> None:
     harm = blocks_of(lambda place: with_ewc(eight(0.1, place)) | streams(-0.2, 0.2, place))
     word, why = of("H2", harm)
     assert word == "refuted"
-    assert why.startswith("it does harm: drift" if "worst" not in why else "it does harm: at worst")
+    assert why.startswith("it does harm: ")
+    assert "drift, dsa acft - dense" in why
 
 
 def test_h2_has_to_beat_both_rivals() -> None:
@@ -499,8 +494,6 @@ def test_h1_tests_quality_knowledge_and_selection(
 
 
 def test_the_judgement_is_plain_json_without_infinities() -> None:
-    import json
-
     few = blocks_of(lambda place: eight(0.1, place), seeds=SEEDS[:3])
     value = judge(few, terms("H2c", "H2", "H1")).as_json()
     text = json.dumps(value, allow_nan=False)

@@ -8,10 +8,14 @@ import numpy as np
 
 from dsa_sandbox.config.terms import Terms
 from dsa_sandbox.verdict.blocks import ArmKey, Block
+from dsa_sandbox.verdict.comparison import single, stream
 
 LEVEL = 0.7
 SEEDS = tuple(range(100, 110))
 Figures = dict[str, Any]
+Arms = dict[ArmKey, Figures]
+# a fixed pattern of noise over ten blocks, mean 0, SD .021
+NOISE = 0.02 * np.array([1, -1, 1, -1, 1, -1, 1, -1, 1, -1])
 
 
 def terms(*claims: str, seeds: Sequence[int] = SEEDS, **more: Any) -> Terms:
@@ -40,8 +44,11 @@ def alone(damages: Sequence[float], far: Sequence[float] | None = None) -> Figur
     ]
     middle = float(np.median(damages))
     return {
-        "experiment": "single", "level": LEVEL, "tasks": len(damages),
-        "reached": len(finite) / len(damages), "trajectories": trajectories,
+        "experiment": "single",
+        "level": LEVEL,
+        "tasks": len(damages),
+        "reached": len(finite) / len(damages),
+        "trajectories": trajectories,
         "damage": middle if math.isfinite(middle) else math.nan,
     }
 
@@ -59,7 +66,8 @@ def base(nll: float, *, gate: bool = True, known: int = 115, hit: float = 0.5) -
     return {
         "valid": {"nll": nll},
         "gate": {"open": gate},
-        "known_facts": known, "asked_facts": 120,
+        "known_facts": known,
+        "asked_facts": 120,
         "pairs": {"pronoun": 0.9, "agreement": 0.95},
         "pairs_bigram": {"pronoun": 0.5, "agreement": 0.5},
         "far_worlds": {"by_layer": [hit, hit], "chance": 0.2},
@@ -80,3 +88,27 @@ def blocks_of(
     """A block for each seed; both functions are given its place in the list."""
     make = with_bases or (lambda place: bases(0.001 * (place % 3)))
     return [Block(seed, make(place), arms(place)) for place, seed in enumerate(seeds)]
+
+
+def eight(gain: float, place: int, tasks: int = 6) -> Arms:
+    """Single tasks in which ACFT saves .2 nats everywhere, and in dsa `gain` more."""
+    noise = float(NOISE[place])
+    spread = np.linspace(-0.03, 0.03, tasks)
+    arms = {}
+    for arch in ("dense", "dsa", "dsa-full"):
+        arms[single(arch, "sgd")] = alone((0.6 + spread).tolist())
+        more = gain + noise if arch == "dsa" else 0.0
+        arms[single(arch, "acft")] = alone((0.4 - more + spread).tolist())
+    arms[single("dsa", "random-mask", "random-mask.draw=0")] = alone((0.6 + spread).tolist())
+    arms[single("dsa", "random-mask", "random-mask.draw=1")] = alone((0.5 + spread).tolist())
+    arms[single("dsa", "random-mask", "random-mask.draw=2")] = alone((0.55 + spread).tolist())
+    return arms
+
+
+def streams(lost: float, drift: float, place: int, **ours: Any) -> Arms:
+    """Streams in which dsa acft loses `lost` and drifts `drift` more than both rivals."""
+    noise = float(NOISE[place])
+    arms = {stream("dsa", "acft"): streamed(0.5 + drift + noise, 0.3 + lost + noise, **ours)}
+    for name in ("ewc", "sgd"):
+        arms[stream("dense", name)] = streamed(0.5, 0.3)
+    return arms

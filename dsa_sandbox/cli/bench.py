@@ -86,7 +86,7 @@ def bench(
         "width": width,
         "num_layers": layers,
         "num_heads": heads,
-        "lengths": None if length is None else numbers(length),
+        "lengths": None if length is None else numbers(length, "--length"),
         "tokens": tokens,
         "vocabulary": vocabulary,
     }
@@ -108,9 +108,9 @@ def bench(
         console.emit(tables.text(result, console.width_of(sys.stdout)))
 
 
-def numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str, option: str) -> tuple[int, ...]:
     """Whole numbers between commas; UserError for anything else."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--length={text}: write whole numbers, as in 256,1024") from None
+        raise UserError(f"{option}={text}: write whole numbers, as in 256,1024") from None

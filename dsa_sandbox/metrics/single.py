@@ -6,7 +6,7 @@ which a level is first reached.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -268,7 +268,7 @@ def finite(value: float) -> float | None:
     return None if math.isinf(value) else value
 
 
-def far_per_task(figures: dict[str, Any], level: float) -> np.ndarray:
+def far_per_task(figures: Mapping[str, Any], level: float) -> np.ndarray:
     """Damage of each task [T] of an arm where far items alone reach a level; as `per_task`."""
     found = []
     for task in figures["trajectories"]:
@@ -277,7 +277,7 @@ def far_per_task(figures: dict[str, Any], level: float) -> np.ndarray:
     return np.array(found)
 
 
-def per_task(figures: dict[str, Any], level: float, key: str = "damage") -> np.ndarray:
+def per_task(figures: Mapping[str, Any], level: float, key: str = "damage") -> np.ndarray:
     """A figure of each task [T] of an arm at a level.
 
     Infinite where the level is not reached, NaN for a task without items of a side.

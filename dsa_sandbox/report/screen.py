@@ -150,8 +150,8 @@ def comparison_sentence(of_these: Results) -> str:
     """One sentence on which arms of an experiment may not be compared, and why."""
     if len(streams_and_seeds(of_these)) > 1:
         return (
-            "no two arms may be compared: they have several streams or seeds, and seeds "
-            "are not put together here."
+            "arms of several streams or seeds are compared within each seed; means, intervals and "
+            "p over seeds: add --all."
         )
     pairs = all_pairs(of_these)
     if not pairs:

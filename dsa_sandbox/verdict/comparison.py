@@ -99,21 +99,6 @@ def named_by(name: str, setting: str) -> bool:
     return name.startswith(setting) if setting.endswith(".") else name == setting
 
 
-def lacking(needed: Iterable[ArmKey], arms: Iterable[ArmKey]) -> list[ArmKey]:
-    """The needed arms that are not among the arms of a study.
-
-    A draw of a mask stands for the mask, and a variant without a value (`finetune.learning_rate`)
-    for any value.
-    """
-    listed = set(arms)
-    there = listed | {without_draw(key) for key in listed}
-    there |= {
-        key._replace(variant=", ".join(piece.partition("=")[0] for piece in pieces(key.variant)))
-        for key in set(there)
-    }
-    return [key for key in dict.fromkeys(needed) if key not in there]
-
-
 def missing(block: Block, comparisons: Sequence[Comparison]) -> list[ArmKey]:
     """Arms of the comparisons that the block lacks, each once."""
     wanted = dict.fromkeys(key for one in comparisons for key in one.arms)

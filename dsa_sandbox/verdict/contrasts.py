@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsa_sandbox.config.terms import SEEDS_NEEDED
 from dsa_sandbox.metrics import single
 from dsa_sandbox.metrics.transfer import parts
 from dsa_sandbox.verdict.matching import (
@@ -16,12 +17,12 @@ from dsa_sandbox.verdict.matching import (
     comparable,
     equal_learning,
 )
+from dsa_sandbox.verdict.values import of_tasks
 
 # figures that contrasts subtract, by experiment
 OUTCOMES: dict[str, tuple[str, ...]] = {"stream": ("drift", "lost"), "single": ("damage",)}
 # the experiment that decides a claim
 DECIDED_BY = {"H2": "stream", "H2c": "single", "H2a": "single", "H2b": "single", "H2e": "single"}
-SEEDS_NEEDED = 10
 MASKS = ("random-mask", "complement", "attention-only", "bottom-frozen")  # rivals of acft's mask
 PRACTICE = ("lora", "l2sp", "wise", "replay")  # methods used in practice
 
@@ -65,14 +66,14 @@ def difference(signed: list[tuple[int, dict[str, Any]]]) -> Difference:
     Of a stream, it is that of the arms' figures. Of single tasks, the damage is subtracted task by
     task; the value is the median over the tasks that reach the level in all of the arms.
     """
-    first = signed[0][1]
+    first, signs = signed[0][1], [sign for sign, _ in signed]
     if first["experiment"] == "stream":
-        values = {key: sum(s * arm[key] for s, arm in signed) for key in OUTCOMES["stream"]}
+        values = {}
+        for key in OUTCOMES["stream"]:
+            values[key] = of_tasks([np.array([arm[key]]) for _, arm in signed], signs).refuting
         return Difference(values, int(first["tasks"]))
-    damages = [single.per_task(arm, arm["level"]) for _, arm in signed]
-    there = np.all([np.isfinite(damage) for damage in damages], axis=0)
-    each = sum(s * damage[there] for (s, _), damage in zip(signed, damages))
-    return Difference({"damage": single.median(np.asarray(each).tolist())}, int(there.sum()))
+    found = of_tasks([single.per_task(arm, arm["level"]) for _, arm in signed], signs)
+    return Difference({"damage": found.refuting}, found.tasks)
 
 
 def wanted(

@@ -7,7 +7,8 @@ import numpy as np
 
 from dsa_sandbox.verdict.blocks import ArmKey
 from dsa_sandbox.verdict.comparison import Comparison, draws
-from dsa_sandbox.verdict.evidence import Evidence, component, estimate
+from dsa_sandbox.verdict.evidence import Evidence, component
+from dsa_sandbox.verdict.inference import sign_flip
 from dsa_sandbox.verdict.values import Measure
 
 
@@ -77,8 +78,14 @@ def mean_of(
     kept = [block for block, here in zip(evidence.blocks, has) if here]
     found = component(evidence._replace(blocks=kept), comparison, outcome, measure)
     chosen = found.logs if logs and found.logs else found.values
-    one = estimate(chosen.support)
-    return Mean(one.n, one.mean, *one.interval, *one.interval_90)
+    if len(chosen.support) == 0:
+        return Mean(0, *[float("nan")] * 5)
+    ends = [sign_flip.interval(chosen.support, level) for level in (0.95, 0.9)]
+    return Mean(
+        len(chosen.support),
+        float(chosen.support.mean()),
+        *(float(end) for both in ends for end in both),
+    )
 
 
 def alike(found: Mean, smallest: float) -> bool:

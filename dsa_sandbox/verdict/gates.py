@@ -129,7 +129,7 @@ def is_better(block: Block, own: ArmKey, other: ArmKey, evidence: Evidence) -> b
     ours, theirs = measure(block, own), measure(block, other)
     reached = [np.isfinite(one) for one in (ours, theirs)]
     both = reached[0] & reached[1]
-    less = np.median((ours - theirs)[both]) > 0 if both.any() else True
+    less = np.median(ours[both] - theirs[both]) > 0 if both.any() else True
     return bool(reached[1].sum() > reached[0].sum() and less)
 
 

@@ -171,10 +171,15 @@ def why_exploratory(evidence: Evidence, lacking: Sequence[str]) -> str | None:
 
 
 def told_all(evidence: Evidence, opened: Sequence[Opened]) -> list[Told]:
-    """Every falsifier, for the comparisons of the first claims: H2c and H2, or else all."""
-    chosen = [one for one in opened if one.claim.family == "primary"] or list(opened)
+    """Every falsifier, for the comparisons of the study's primary claims, or else of all.
+
+    Where there are none, for those of H2c and H2.
+    """
+    made = [one.claim for one in opened if one.claim.family == "primary"]
+    made = made or [one.claim for one in opened if one.claim.outcomes]
+    made = made or [claims[name]() for name in ("H2c", "H2")]
     found: list[Comparison] = [
-        comparison for one in chosen for comparison in one.claim.comparisons(evidence.blocks)
+        comparison for one in made for comparison in one.comparisons(evidence.blocks)
     ]
     return [falsifiers[name]().tell(evidence, found) for name in falsifiers]
 

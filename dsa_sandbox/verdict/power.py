@@ -5,7 +5,7 @@ components of a claim. Every simulated study goes through the rules of the verdi
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -16,19 +16,21 @@ from dsa_sandbox.verdict import rules
 STUDIES = 4_000
 GOAL = 0.8  # power that counts as enough
 MOST_BLOCKS = 200
+MOST_SIMULATED = 14  # seeds whose patterns of signs take seconds
 
 
 class Plan(NamedTuple):
-    """A claim as blocks see it: its components by outcome, with the smallest effect of each."""
+    """A claim as blocks see it: its outcomes, each with its number of comparisons."""
 
-    outcomes: dict[str, int]  # number of comparisons in each
+    outcomes: dict[str, int]
+    sd: float  # of a contrast between seeds, where nothing else is known
 
     def smallest(self, sizes: Smallest) -> list[float]:
         """The smallest effect of each outcome."""
         return [float(getattr(sizes, outcome)) for outcome in self.outcomes]
 
 
-PLANS = {"H2c": Plan({"damage": 2}), "H2": Plan({"drift": 2, "lost": 2})}
+PLANS = {"H2c": Plan({"damage": 2}, 0.08), "H2": Plan({"drift": 2, "lost": 2}, 0.14)}
 
 
 class Shares(NamedTuple):
@@ -105,6 +107,58 @@ def simulated(
     )
 
 
+def table(
+    claim: str,
+    counts: Sequence[int],
+    *,
+    sd: float | None = None,
+    correlation: float = 0.5,
+    skew: float = 0.0,
+    effect: float | None = None,
+    sizes: Smallest | None = None,
+) -> dict[str, Any]:
+    """The object of `power --json`: shares of verdicts for each number of seeds and true effect.
+
+    Without an effect: twice the smallest one, the smallest, none, and harm of that size. `sd` and
+    `effect` are in the units of the claim's outcomes.
+    """
+    plan = PLANS[claim]
+    smallest = plan.smallest(sizes or Smallest())
+    unit, used = smallest[0], plan.sd if sd is None else sd
+    effects = [-2.0, -1.0, 0.0, 1.0] if effect is None else [effect / unit]
+    rows = []
+    for n in counts:
+        for true in effects:
+            found = simulated(
+                claim,
+                n,
+                effect=true,
+                sd=used / unit,
+                correlation=correlation,
+                skew=skew,
+                sizes=sizes,
+            )
+            shares = {key: getattr(found, key) for key in ("supported", "refuted", "undecided")}
+            rows.append({"seeds": n, "effect": true * unit, **shares})
+    groups = [
+        Group(count, used * least / unit, least)
+        for count, least in zip(plan.outcomes.values(), smallest)
+    ]
+    return {
+        "claim": claim,
+        "outcomes": list(plan.outcomes),
+        "smallest": unit,
+        "sd": used,
+        "correlation": correlation,
+        "skew": skew,
+        "studies": STUDIES,
+        "rows": rows,
+        "goal": GOAL,
+        "least_seeds": least_seeds(groups, correlation, 2),
+        "most_seeds": MOST_BLOCKS,
+    }
+
+
 def support_of(groups: Sequence[Sequence[np.ndarray]], smallest: Sequence[float]) -> np.ndarray:
     """Whether [studies] the claim is supported, with one outcome or two."""
     if len(groups) == 1:
@@ -115,7 +169,7 @@ def support_of(groups: Sequence[Sequence[np.ndarray]], smallest: Sequence[float]
 class Group(NamedTuple):
     """Components of one outcome: how many, their pooled SD, the smallest effect."""
 
-    count: int
+    size: int
     sd: float
     smallest: float
 
@@ -126,16 +180,16 @@ def refuting_power(groups: Sequence[Group], correlation: float, n: int, seed: in
     By bounds of the t test, which agree with those of the sign-flip test on normal values and cost
     the same at any n.
     """
-    total = sum(group.count for group in groups)
+    total = sum(group.size for group in groups)
     blocks = drawn(1_000, n, total, correlation, 0.0, np.random.default_rng(seed))
     mean, error = blocks.mean(-1), blocks.std(-1, ddof=1) / np.sqrt(n)
     both, start = np.ones(1_000, bool), 0
     for group in groups:
-        here = slice(start, start + group.count)
-        quantile = stats.t.ppf(1 - rules.ALPHA / group.count, n - 1)
+        here = slice(start, start + group.size)
+        quantile = stats.t.ppf(1 - rules.ALPHA / group.size, n - 1)
         bounds = group.sd * (mean[here] - quantile * error[here])
         both &= (bounds > -group.smallest).any(0)
-        start += group.count
+        start += group.size
     return float(both.mean())
 
 

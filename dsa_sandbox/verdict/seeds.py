@@ -1,20 +1,24 @@
-"""Outcomes of arms, and contrasts, that were run with several seeds: mean and SD of each."""
+"""Outcomes of arms, and contrasts, that were run with several seeds: mean, interval and p."""
 
 import math
-import statistics as numbers
 from typing import Any
 
 from dsa_sandbox.registry import statistics
 from dsa_sandbox.verdict.contrasts import OUTCOMES, all_contrasts
+from dsa_sandbox.verdict.evidence import estimate
 from dsa_sandbox.verdict.matching import EXPERIMENTS, Results, competes, of_experiment
 
 
 @statistics.register("seeds")
 def over_seeds(arms: Results) -> list[dict[str, Any]]:
-    """Mean and SD over seeds of every outcome of every arm and contrast that has two or more.
+    """Mean, SD and 95 % interval over seeds of every outcome of every arm and contrast.
 
-    SD is that of a sample (n - 1). An arm with two runs of one seed and experiment (other streams
-    or settings) has no row.
+    SD is that of a sample (n - 1). The interval is that of the exact sign-flip test from six seeds
+    on, and Student's t with fewer, where the other is unbounded. Contrasts are paired by seed; p is
+    the exact two-sided sign-flip test of a mean of 0. Exploratory: no claim was fixed before.
+
+    An arm with one seed, or with two runs of one seed and experiment (other streams or settings),
+    has no row.
     """
     rows = []
     for experiment in EXPERIMENTS:
@@ -27,12 +31,13 @@ def over_seeds(arms: Results) -> list[dict[str, Any]]:
             if any(len(found) > 1 for found in seeds.values()):
                 continue
             for key in OUTCOMES[experiment]:
-                rows += row(name, experiment, key, [found[0][key] for found in seeds.values()])
+                values = [found[0][key] for found in seeds.values()]
+                rows += row(name, experiment, key, values, paired=False)
     return rows + contrast_rows(arms)
 
 
 def contrast_rows(arms: Results) -> list[dict[str, Any]]:
-    """Mean and SD of every contrast; its values come from arms of one seed and stream each."""
+    """A row of every contrast; its values come from arms of one seed and stream each."""
     values: dict[tuple[str, str, str], list[float]] = {}
     for place in dict.fromkeys((one["seed"], one["stream"]) for one in arms.values()):
         block = {name: one for name, one in arms.items() if (one["seed"], one["stream"]) == place}
@@ -40,21 +45,19 @@ def contrast_rows(arms: Results) -> list[dict[str, Any]]:
             experiment = contrast.as_json()["experiment"]
             for key, value in contrast.values.items():
                 values.setdefault((contrast.title, experiment, key), []).append(value)
-    return [found for named, listed in values.items() for found in row(*named, listed)]
+    return [found for named, listed in values.items() for found in row(*named, listed, paired=True)]
 
 
-def row(name: str, experiment: str, key: str, values: list[float]) -> list[dict[str, Any]]:
-    """A row with mean and SD of two values or more; NaN where an arm has diverged."""
+def row(
+    name: str, experiment: str, key: str, values: list[float], *, paired: bool
+) -> list[dict[str, Any]]:
+    """A row of two values or more; NaN where an arm has diverged, p NaN unless `paired`."""
     if len(values) < 2:
         return []
-    finite = all(math.isfinite(value) for value in values)
-    return [
-        {
-            "arm": name,
-            "experiment": experiment,
-            "figure": key,
-            "seeds": len(values),
-            "mean": numbers.fmean(values) if finite else math.nan,
-            "sd": numbers.stdev(values) if finite else math.nan,
-        }
-    ]
+    about = {"arm": name, "experiment": experiment, "figure": key, "seeds": len(values)}
+    if not all(math.isfinite(value) for value in values):
+        return [about | dict.fromkeys(("mean", "sd", "low", "high", "p"), math.nan)]
+    found = estimate(values)
+    low, high = found.interval if math.isfinite(found.interval[0]) else found.t_interval
+    tested = {"low": low, "high": high, "p": found.p if paired else math.nan}
+    return [about | {"mean": found.mean, "sd": found.sd} | tested]

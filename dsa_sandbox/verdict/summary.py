@@ -14,6 +14,8 @@ from dsa_sandbox.verdict.matching import (
     comparable,
 )
 
+SEVERAL = "exploratory: means and intervals over seeds; only a study fixes its claims before"
+
 
 def statistics_of(results: Results) -> dict[str, list[dict[str, Any]]]:
     """The rows of every registered statistic that has something to say, by its name."""
@@ -43,5 +45,5 @@ def as_json(results: Results) -> dict[str, Any]:
         "statistics": statistics_of(results),
         "left_out": [text for one in EXPERIMENTS for text in comparable(results, one).left_out],
         "seeds": seeds,
-        "verdict": "one seed decides nothing" if seeds == 1 else "seeds are not put together",
+        "verdict": "one seed decides nothing" if seeds == 1 else SEVERAL,
     }

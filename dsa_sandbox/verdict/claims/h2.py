@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from dsa_sandbox.registry import claims
 from dsa_sandbox.verdict import gates, rules
 from dsa_sandbox.verdict.blocks import Block
@@ -78,7 +80,7 @@ class H2(Claim):
         p = self.p_by_outcome(components)
         for outcome, some in by_outcome(components).items():
             support = [one.values.support for one in some]
-            if rules.supported(support, some[0].smallest, holm(p[outcome])):
+            if rules.supported(support, some[0].smallest, np.asarray(p[outcome])):
                 found.append(f"{figures_of(some)}, p = {shown_p(p[outcome])}")
         other = "" if len(found) == len(p) else "; the other outcome shows no harm"
         return "; ".join(found) + other

@@ -18,7 +18,8 @@ class Order(Falsifier):
     sentence = "another order of the tasks flips the ranking"
 
     def tell(self, evidence: Evidence, comparisons: Sequence[Comparison]) -> Told:
-        flipped, kept = [], []
+        flipped: list[str] = []
+        kept: list[str] = []
         for one in comparisons:
             plain = one.in_experiment("stream")
             shared = [set(variants(evidence.blocks, key, ORDER)) for key in plain.arms]

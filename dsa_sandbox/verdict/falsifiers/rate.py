@@ -19,7 +19,8 @@ class Rate(Falsifier):
     sentence = "the sign of the interaction changes with the learning rate"
 
     def tell(self, evidence: Evidence, comparisons: Sequence[Comparison]) -> Told:
-        negative, positive = [], []
+        negative: list[float] = []
+        positive: list[float] = []
         for one in claims["H2c"]().comparisons(evidence.blocks):
             for rates in product(*(self.shared(evidence, one, rule) for rule in ("acft", "sgd"))):
                 chosen = dict(zip(("acft", "sgd"), rates))
