@@ -239,3 +239,17 @@ def test_the_placebos_share_of_a_stream_is_that_of_drift(tmp_path: Path) -> None
     runs = [stored.arm(tmp_path, fall=0.2), stored.arm(tmp_path, fall=0.05, placebo=True)]
     results = arm.together({run.name: arm.figures_of(run) for run in runs})
     assert results[runs[0].name]["placebo_share"] == pytest.approx(0.25)
+
+
+def test_the_share_of_a_placebo_is_that_of_the_tasks_that_it_has() -> None:
+    def task(damage: float, dnll: dict[int, float]) -> dict[str, Any]:
+        place = {"from_step": 0, "to_step": 4, "share": 1.0}
+        return {"levels": {"0.7": {"damage": damage, "place": place}}, "dnll": dnll}
+
+    arm = {"experiment": "single", "level": 0.7, "by_level": {"0.7": {"damage": 0.3}}}
+    arm["trajectories"] = [task(damage, {}) for damage in (0.1, 0.3, 0.5)]
+    for count, expected in ((1, 0.05 / 0.1), (2, 0.05 / 0.2), (3, 0.05 / 0.3)):
+        told = {"trajectories": [task(0.0, {0: 0.0, 4: 0.05})] * count}
+        found = placebo.beside(dict(arm), told)
+        assert found["placebo_damage"] == pytest.approx(0.05)
+        assert found["placebo_share"] == pytest.approx(expected)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dsa_sandbox.metrics import single
 from dsa_sandbox.metrics.damage import Crossing
 from dsa_sandbox.metrics.figure import NAN
 from dsa_sandbox.metrics.single import median
@@ -42,6 +43,12 @@ def damage_there(arm: Mapping[str, Any], placebo: Mapping[str, Any], level: str)
     return median(there[asked].tolist())
 
 
+def damage_of_first(arm: Mapping[str, Any], level: float, count: int) -> float:
+    """Median damage of the arm's first tasks, which are those of its placebo."""
+    found = single.per_task(dict(arm), level)[:count]
+    return median(found[~np.isnan(found)].tolist())
+
+
 def share(part: float, whole: float) -> float:
     """The ratio of two damages; NaN where the second is not positive."""
     return part / whole if whole > 0 else NAN
@@ -54,7 +61,8 @@ def beside(arm: dict[str, Any], placebo: Mapping[str, Any]) -> dict[str, Any]:
     by_level = {}
     for level, values in arm["by_level"].items():
         there = damage_there(arm, placebo, level)
-        more = {"placebo_damage": there, "placebo_share": share(there, values["damage"])}
+        ours = damage_of_first(arm, float(level), len(placebo["trajectories"]))
+        more = {"placebo_damage": there, "placebo_share": share(there, ours)}
         by_level[level] = values | more
     here = by_level[f"{arm['level']:g}"]
     more = {key: here[key] for key in ("placebo_damage", "placebo_share")}
