@@ -125,6 +125,8 @@ def made_small(arguments: list[str]) -> list[str]:
     tiny = ["--config", "tiny.toml"]
     if arguments[0] == "run":  # the whole study is `make demo`, which CI runs
         return [*arguments, "--dry-run"]
+    if arguments[0] == "report":  # of a study that takes hours; tests/test_study_report.py
+        return ["report", "--help"]
     if arguments[0] == "pretrain":
         if "dsa-v32" in arguments or "model.compression=block" in arguments:
             return [*arguments, *tiny, "--set", "train.steps=6"]

@@ -27,7 +27,7 @@ from dsa_sandbox.training.pretrain import make_optimizer
 SINGLE_STEPS, STREAM_STEPS = 90, 60  # of a task
 STORY_SHARE = 0.5  # of the context that a story or a probe fills
 CALIBRATION_TOKENS = 1024  # of a timed step, at most: the time of longer ones is in proportion
-TIMED_S = 0.4  # of processor time for each figure, after a call that does not count
+TIMED_S = 0.3  # of processor time for each figure, after a call that does not count
 ITEMS_A_CHECK, ITEMS_A_ROW = 54, 100  # validation and stop items; all items of a task
 HELD_OUT_CHECKS = 0.25  # share of the checks of a single task that score held-out text
 START_S = 6.0  # a process, its imports, its run
