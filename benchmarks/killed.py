@@ -32,6 +32,7 @@ from dsa_sandbox.runs.home import newest
 FILES = ("model.safetensors", "metrics.jsonl", "records.jsonl")
 OFTEN = ["--set", "machine.save_every_s=0.3", "--set", "machine.threads=1"]
 LITTLE = ("num_heldout=8", "pairs=4", "recall_items=2", "stories=2", "recovery_tasks=1")
+ATTEMPTS = 8
 Cell = tuple[str, list[str]]  # a label; the command line
 Ready = Callable[[list[dict[str, Any]], list[dict[str, Any]]], bool]
 
@@ -79,16 +80,19 @@ def kill_midway(
 
     It is after a checkpoint, so that something of the first attempt is left.
     """
-    child = start(arguments)
-    while child.poll() is None:
-        rows = run.rows("metrics.jsonl")
-        if ready(rows, whole) and any(run.path.glob("checkpoints/step-*")):
-            child.send_signal(signal.SIGKILL)
-            child.communicate()
-            last = rows[-1]
-            place = f"task {last['task'] + 1}, " if "task" in last else ""
-            return place + (f"step {last['step']}" if "step" in last else f"row {last['row']}")
-        time.sleep(0.002)
+    for _ in range(ATTEMPTS):  # a bisection takes a tenth of a second
+        child = start(arguments)
+        while child.poll() is None:
+            rows = run.rows("metrics.jsonl")
+            if ready(rows, whole) and any(run.path.glob("checkpoints/step-*")):
+                child.send_signal(signal.SIGKILL)
+                child.communicate()
+                last = rows[-1]
+                place = f"task {last['task'] + 1}, " if "task" in last else ""
+                return place + (f"step {last['step']}" if "step" in last else f"row {last['row']}")
+            time.sleep(0.002)
+        child.communicate()
+        shutil.rmtree(run.path)
     raise SystemExit(f"was not caught in time: {' '.join(arguments)}")
 
 
