@@ -20,7 +20,7 @@ from dsa_sandbox.config import resolve
 
 COMMANDS = (
     *("build", "pretrain", "make-tasks", "finetune", "eval", "plot"),
-    *("run", "tune", "generate", "export", "import", "bench", "ls", "settings", "rm"),
+    *("run", "tune", "power", "generate", "export", "import", "bench", "ls", "settings", "rm"),
 )
 
 
