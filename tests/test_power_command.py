@@ -8,7 +8,7 @@ def test_power_prints_a_row_for_each_number_of_seeds_and_effect() -> None:
     out = cli("power", "H2c", "--sd", "0.05", "--seeds", "6,8").out
     lines = out.splitlines()
     assert lines[0].startswith("H2c: shares of 4,000 simulated studies by verdict.")
-    rows = [line.split() for line in lines if line.split() and line.split()[0] in ("6", "8")]
+    rows = [line.split() for line in lines if line.strip().startswith(("6  ", "8  "))]
     assert [row[:2] for row in rows] == [
         [seeds, effect]
         for seeds in ("6", "8")
