@@ -1,4 +1,4 @@
-"""Registered names: architectures, strategies, task families, plots, statistics.
+"""Registered names: architectures, strategies, task families, plots, statistics, claims.
 
 A kind's built-in names are known without importing torch, so help and did-you-mean are quick; the
 module behind a name is imported when the name is used. `--include FILE` adds more.

@@ -71,6 +71,9 @@ def test_equal_values_and_zeros_have_the_p_values_that_ties_give() -> None:
     assert sign_flip.p_value([0.0] * 10) == 1
     assert sign_flip.p_value([0.1] * 10) == 2 / 2**10
     assert sign_flip.p_value([1, -1]) == 1
+    # rounding is no effect: the same number in another way
+    assert sign_flip.p_greater([0.1 + 0.2] * 10, 0.3) == 1
+    assert sign_flip.p_value(np.full(10, 0.1) - 0.3, -0.2) == 1
     assert sign_flip.p_greater([0.1, 0.2, -0.3]) == 5 / 8  # sums .6 .4 .2 0 0 -.2 -.4 -.6: >= 0
 
 

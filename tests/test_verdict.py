@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,10 @@ from verdict_tables import (
     terms,
 )
 
+from dsa_sandbox.registry import claims
 from dsa_sandbox.verdict.blocks import ArmKey, Block
-from dsa_sandbox.verdict.comparison import single, stream
+from dsa_sandbox.verdict.claim import Claim
+from dsa_sandbox.verdict.comparison import Comparison, pair, single, stream
 from dsa_sandbox.verdict.judge import Judgement, judge
 
 INF = math.inf
@@ -491,6 +493,62 @@ def test_h1_tests_quality_knowledge_and_selection(
     found = of("H1", blocks_of(lambda place: {}, made))
     assert found[0] == word
     assert said in found[1]
+
+
+def test_the_error_of_a_refutation_is_that_of_resampled_blocks_at_the_smallest_effect() -> None:
+    def error(blocks: list[Block]) -> float:
+        found = judge(blocks, terms("H2c")).findings[0].resampled_error
+        assert found is not None
+        return found
+
+    even = error(blocks_of(lambda place: eight(0.1, place)))
+    assert 0.01 <= even <= 0.08
+
+    def skewed(place: int) -> Arms:
+        more = 0.4 if place == 0 else 0.0  # one block of ten gains far more
+        return eight(0.1 + more, place)
+
+    assert error(blocks_of(skewed)) > 0.15
+
+    def constant(place: int) -> Arms:
+        return eight(0.1, 0)
+
+    assert error(blocks_of(constant)) == 0  # blocks at -.05 never exclude -.05
+
+
+def test_the_error_of_h2_is_that_of_both_outcomes_and_of_harm() -> None:
+    def skewed(place: int) -> Arms:
+        lost = -0.9 if place == 0 else 0.0
+        return with_ewc(eight(0.1, place)) | streams(lost, lost, place)
+
+    found = judge(blocks_of(skewed), terms("H2")).findings[0]
+    assert found.resampled_error is not None
+    assert found.resampled_error > 0.15
+    even = judge(
+        blocks_of(lambda place: with_ewc(eight(0.1, place)) | streams(0, 0, place)), terms("H2")
+    )
+    assert even.findings[0].resampled_error is not None
+    assert even.findings[0].resampled_error <= 0.08
+
+
+def test_a_claim_of_ones_own_is_a_class_with_a_sentence_and_comparisons() -> None:
+    class Wise(Claim):
+        """A claim as an included file writes it."""
+
+        sentence = "WiSE-FT does less damage than sgd on dsa."
+        gating = ()
+
+        def comparisons(self, blocks: Sequence[Block]) -> list[Comparison]:
+            return [pair(single("dsa", "wise"), PLAIN)]
+
+    claims.register("wise")(Wise)
+    try:
+        wise = single("dsa", "wise")
+        blocks = blocks_of(lambda place: eight(0.1, place) | {wise: alone([0.3] * 6)})
+        assert of("wise", blocks)[0] == "supported"
+        assert Wise().needs() == [wise, PLAIN]
+    finally:
+        claims.forget("wise")
 
 
 def test_the_judgement_is_plain_json_without_infinities() -> None:

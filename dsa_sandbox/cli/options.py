@@ -110,8 +110,8 @@ Include = Annotated[
     list[Path] | None,
     typer.Option(
         "--include",
-        help="Python file that registers strategies, architectures, task families, plots or "
-        "statistics.",
+        help="Python file that registers strategies, architectures, task families, plots, "
+        "statistics, claims or falsifiers.",
         rich_help_panel=SETTINGS,
         metavar="FILE",
         parser=path,

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 LARGEST = 20  # values that are enumerated: 2^20 patterns
-CHUNK = 2**17  # sums that are held at once: they fit in a processor's cache
+CHUNK = 2**17  # sums that are held at once; they fit in a processor's cache
 TIE = 1e-12  # relative difference below which two sums count as equal
 
 
@@ -57,24 +57,35 @@ def subset_sizes(n: int) -> np.ndarray:
     return subset_sums(np.ones((1, n)))[0]
 
 
-def chunks(samples_RN: np.ndarray) -> list[np.ndarray]:
-    """The samples in parts whose subset sums fit in memory."""
-    rows = max(1, CHUNK // 2 ** samples_RN.shape[1])
-    return [samples_RN[start : start + rows] for start in range(0, len(samples_RN), rows)]
+def chunks(count: int, n: int) -> list[slice]:
+    """`count` samples of n values in parts whose subset sums are held at once."""
+    rows = max(1, CHUNK // 2**n)
+    return [slice(start, start + rows) for start in range(0, count, rows)]
+
+
+def share_at_least(samples_RN: np.ndarray, tie_R: np.ndarray) -> np.ndarray:
+    """Share [R] of the 2^N patterns of signs whose sum is at least that of the sample."""
+    n = samples_RN.shape[1]
+    counts = [np.zeros(0)]
+    for rows in chunks(len(samples_RN), n):
+        part, tie = samples_RN[rows], tie_R[rows, None]
+        without = subset_sums(part[:, 1:])  # the other half of the subsets are their complements
+        count = np.count_nonzero(without <= tie, axis=1)
+        count += np.count_nonzero(without >= part.sum(1, keepdims=True) - tie, axis=1)
+        counts.append(count)
+    return np.concatenate(counts) / 2**n
+
+
+def centred(values: ArrayLike, mean: float) -> tuple[np.ndarray, np.ndarray]:
+    """The samples less `mean` [R, N], and the difference [R] below which two sums are a tie."""
+    found = checked(values)
+    samples = found.reshape(-1, found.shape[-1])
+    return samples - mean, TIE * (np.abs(samples) + abs(mean)).sum(1)
 
 
 def p_greater(values: ArrayLike, mean: float = 0.0) -> np.ndarray:
     """One-sided p-value [...] of "the mean is at most `mean`" against "it is greater"."""
-    found = checked(values)
-    n = found.shape[-1]
-    shares = [np.zeros(0)]
-    for part in chunks(found.reshape(-1, n) - mean):
-        tie = TIE * np.abs(part).sum(1, keepdims=True)
-        without = subset_sums(part[:, 1:])  # the other half of the subsets are their complements
-        counts = np.count_nonzero(without <= tie, axis=1)
-        counts += np.count_nonzero(without >= part.sum(1, keepdims=True) - tie, axis=1)
-        shares.append(counts / 2**n)
-    return np.concatenate(shares).reshape(found.shape[:-1])
+    return share_at_least(*centred(values, mean)).reshape(np.shape(values)[:-1])
 
 
 def p_less(values: ArrayLike, mean: float = 0.0) -> np.ndarray:
@@ -84,9 +95,10 @@ def p_less(values: ArrayLike, mean: float = 0.0) -> np.ndarray:
 
 def p_value(values: ArrayLike, mean: float = 0.0) -> np.ndarray:
     """Two-sided p-value [...] of "the mean is `mean`": twice the smaller one, at most 1."""
-    found = np.asarray(values, float) - mean
-    upwards = np.where(found.sum(-1, keepdims=True) < 0, -found, found)
-    return np.minimum(1.0, 2 * p_greater(upwards))
+    samples, tie = centred(values, mean)
+    upwards = np.where(samples.sum(1, keepdims=True) < 0, -samples, samples)
+    shares = share_at_least(upwards, tie).reshape(np.shape(values)[:-1])
+    return np.minimum(1.0, 2 * shares)
 
 
 def rank(n: int, alpha: float) -> int:
@@ -106,8 +118,9 @@ def lower_bound(values: ArrayLike, level: float = 0.95) -> np.ndarray:
         return np.full(found.shape[:-1], -np.inf)
     sizes = subset_sizes(n)[1:]
     bounds = [np.zeros(0)]
-    for part in chunks(found.reshape(-1, n)):
-        averages = subset_sums(part)[:, 1:] / sizes
+    samples = found.reshape(-1, n)
+    for rows in chunks(len(samples), n):
+        averages = subset_sums(samples[rows])[:, 1:] / sizes
         averages.partition(place - 1, axis=1)
         bounds.append(averages[:, place - 1])
     return np.concatenate(bounds).reshape(found.shape[:-1])
