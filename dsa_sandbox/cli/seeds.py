@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from dsa_sandbox.study.prepare import Asked
 
 GRID = {"strategies": "sgd,ewc,acft", "archs": "dense,dsa"}  # defaults of `run`
-MOST_SEEDS = 20  # of a grid, as of any study (config.terms)
 UNNAMED = "seeds"  # a study from options: its name, before a hash of what was asked for
 
 
@@ -87,6 +86,7 @@ def seeds_of(text: str, study: str | None) -> tuple[int, ...]:
     A number alone is a seed of the study; of a grid it is how many seeds, from 0 on.
     """
     from dsa_sandbox.config import study_file
+    from dsa_sandbox.config.terms import MOST_SEEDS
 
     if study is None and text.strip().isdecimal():
         if not 0 < int(text) <= MOST_SEEDS:
