@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from home import cli
 
+from dsa_sandbox.cli import seeds as several
 from dsa_sandbox.config import rates, study_file
 from dsa_sandbox.config.study_file import Arm, seeds_of
 from dsa_sandbox.errors import UserError
@@ -31,6 +32,15 @@ def test_seeds_are_a_list_a_number_or_a_range() -> None:
     for text in ("1-", "a", "3-1", "", "1--2"):
         with pytest.raises(ValueError, match=":"):
             seeds_of(text)
+
+
+def test_a_number_of_seeds_is_how_many_of_a_grid_and_a_seed_of_a_study() -> None:
+    assert several.seeds_of("3", None) == (0, 1, 2)
+    assert several.seeds_of("3", "laptop") == (3,)
+    assert several.seeds_of("100,102-103", None) == (100, 102, 103)
+    for text in ("0", "21"):
+        with pytest.raises(UserError, match="a number alone is how many seeds, 1 to 20"):
+            several.seeds_of(text, None)
 
 
 def test_an_arm_has_a_base_of_its_own_where_a_setting_of_its_base_differs() -> None:

@@ -58,7 +58,7 @@ def asked_of(call: Call, options: Options) -> "Asked":
     from dsa_sandbox.study.prepare import Asked
 
     include, includes = list(options.include), dict(call.session.includes)
-    seeds = None if options.seeds is None else seeds_of(options.seeds)
+    seeds = None if options.seeds is None else seeds_of(options.seeds, options.name)
     if options.name is None:
         values = from_options(call, options, seeds)
         text, place, source = study_file_text(values), Path(), "the command line"
@@ -80,10 +80,18 @@ def asked_of(call: Call, options: Options) -> "Asked":
     )  # fmt: skip
 
 
-def seeds_of(text: str) -> tuple[int, ...]:
-    """The seeds of --seeds; UserError where it is no range."""
-    from dsa_sandbox.config import study_file
+def seeds_of(text: str, study: str | None) -> tuple[int, ...]:
+    """The seeds of --seeds; UserError where it is no range.
 
+    A number alone is a seed of the study; of a grid it is how many seeds, from 0 on.
+    """
+    from dsa_sandbox.config import study_file
+    from dsa_sandbox.config.terms import MOST_SEEDS
+
+    if study is None and text.strip().isdecimal():
+        if not 0 < int(text) <= MOST_SEEDS:
+            raise UserError(f"--seeds: {text}: a number alone is how many seeds, 1 to {MOST_SEEDS}")
+        return tuple(range(int(text)))
     try:
         return tuple(study_file.seeds_of(text))
     except ValueError as error:

@@ -51,8 +51,7 @@ def run(
         str | None,
         typer.Option(
             "--seeds",
-            help="Seeds, as 100-109 or 100,105: the whole grid for each; of a study, those to run "
-            "now.",
+            help="Several seeds: 10 (0 to 9), 100-109 or 100,105; of a study, those to run now.",
             metavar="RANGE",
         ),
     ] = None,

@@ -69,6 +69,12 @@ def nominal_vocabulary(data: Data) -> int:
     """Size of the vocabulary as far as it is known before a tokenizer is trained."""
     if data.tokenizer == "bpe":
         return data.vocabulary
+    return grammar_vocabulary()
+
+
+@cached
+def grammar_vocabulary() -> int:
+    """Size of the vocabulary of the grammar's words, special tokens included."""
     texts = grammar_words()
     return 2 + len({word for text in texts for word in re.findall(grammar.PIECE, text)})
 

@@ -86,9 +86,11 @@ def costs_of(order: Order, cells: Iterable[StudyCell]) -> dict[str, Cost]:
             continue
         arm = cell.arm if cell.arm.arch else Arm(order.study.bases_at(cell.seed)[0].arch, "")
         settings = order.resolved(Arm(arm.arch, "", arm.base_sets)).settings
-        key = f"{arm.arch} {sorted(arm.base_sets.items())}"
+        shape = {key: value for key, value in arm.base_sets.items() if key.startswith("model.")}
+        key = f"{arm.arch} {sorted(shape.items())}"  # policies of selection cost about the same
         if key not in speeds:
-            speeds[key] = measured(settings, order)
+            plain = order.resolved(Arm(arm.arch, "", shape)).settings
+            speeds[key] = measured(plain, order)
         found[cell.kind] = cost_of(cell, order, settings, speeds[key])
     return found
 
