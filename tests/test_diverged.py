@@ -89,7 +89,7 @@ def test_eval_marks_it_and_shows_all(
         answer = cli("eval", "--home", home, *more)
         assert (answer.code, answer.err) == (0, "")
         lines = answer.out.splitlines()
-        rows = [line for line in lines if line.startswith(("dsa ewc", "dsa sgd", "dense sgd"))]
+        rows = [line for line in lines if line[2:].startswith(("dsa ewc", "dsa sgd", "dense sgd"))]
         assert len(rows) == 3 * (10 if more else 1)
         assert sum(MARK in row for row in rows) == len(rows) / 3
         assert max(map(len, rows)) <= 120
@@ -106,7 +106,7 @@ def test_ratios_that_are_no_float_are_shown_as_more(home: Path) -> None:
     diverging(home)
     told = cli("eval", "--all", "--home", home).out
     (row,) = [line for line in told.splitlines() if ">999 " in line]
-    assert row.startswith(f"dsa ewc ({MARK})")
+    assert row.startswith(f"# dsa ewc ({MARK})")
     assert forgetting.perplexity_ratio(5000.0) == math.inf
     assert forgetting.perplexity_ratio(0.0) == 1.0
     assert math.isnan(forgetting.perplexity_ratio(math.nan))
@@ -147,7 +147,7 @@ def test_single_tasks_that_diverge_stretch_no_axis_and_are_not_reached(
     for more in ([], ["--all"]):
         answer = cli("eval", "--home", tmp_path, *more)
         assert (answer.code, answer.err) == (0, "")
-        (row, *_) = [line for line in answer.out.splitlines() if line.startswith("dsa ewc")]
+        (row, *_) = [line for line in answer.out.splitlines() if line.startswith("# dsa ewc")]
         assert "not reached" in row
 
 
