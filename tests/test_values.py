@@ -31,6 +31,8 @@ NAMES_ANYTHING = {  # options that may be given any text at all: a folder to be 
     "--prompt": {"empty"},
     "--max-tokens": {"above every limit"},  # as many as there is room for
     "--temperature": {"above every limit"},
+    "--skew": {"negative"},
+    "--effect": {"negative"},
     "--jobs": {"above every limit"},  # of which there are never more than cells
 }
 
@@ -134,7 +136,7 @@ def test_a_path_that_is_none_is_said_to_be_none(tiny_home: TinyHome, tmp_path: P
         (("import", "missing"), "missing: not a folder"),
         (("export", base, "--to", "file"), "file: already exists"),
         (("export", base, "--to", "file/below"), "is a file, not a folder"),
-        (("plot", "--save", "folder", *home), "end the name in .csv"),
+        (("plot", "--save", "folder", *home), "end the name in .svg or .png"),
         (("plot", "--save", "a.csv/b.csv", *home), "the folder a.csv does not exist"),
         (("finetune", base, "--tasks", "folder", *home), "--tasks folder: a folder"),
         (("eval", "", *home), "an empty name"),
@@ -194,7 +196,7 @@ def test_a_plot_takes_the_place_of_the_file_that_was_there(
     assert cli(*plot, old).code == 0
     assert old.read_bytes() == new.read_bytes()
     for name in ("points.txt", "points", "csv", ".csv", "points.csv.gz"):
-        assert "end the name in .csv" in cli(*plot, tmp_path / name).problem
+        assert "in .csv for a table of its points" in cli(*plot, tmp_path / name).problem
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.csv", "old.CSV"]
 
 

@@ -334,7 +334,7 @@ def begin(values: dict[str, Any], options: list[str], with_strategy: bool) -> Ca
     home = store.home_folder(values.get("home"))
     typed = [name for name in options if name in SETTING_OPTIONS]
     return Call(
-        Session(home, includes, terminal, bool(values.get("force")), values.get("study")),
+        Session(home, includes, terminal, bool(values.get("force")), study_folder(values)),
         as_json=values.get("as_json", False),
         dry_run=values.get("dry_run", False),
         preset=values.get("preset"),
@@ -343,6 +343,17 @@ def begin(values: dict[str, Any], options: list[str], with_strategy: bool) -> Ca
         options={SETTING_OPTIONS[name][1]: (values[name], f"--{name}") for name in typed},
         with_strategy=with_strategy,
     )
+
+
+def study_folder(values: dict[str, Any]) -> Path | None:
+    """The folder of --study, if it was given; UserError where there is none."""
+    from dsa_sandbox.config import paths
+    from dsa_sandbox.errors import UserError
+
+    given: Path | None = values.get("study")
+    if given is not None and not paths.named(given, "--study").is_dir():
+        raise UserError(f"--study {given}: no such folder")
+    return given
 
 
 def answer_run(call: Call, result: "Result") -> None:

@@ -9,6 +9,7 @@ from dsa_sandbox.cli.options import Call, verb
 from dsa_sandbox.errors import UserError
 
 app = typer.Typer()
+LARGEST = 10.0  # nats per token: more than a network can lose
 
 
 @verb(app, "power H2c --sd 0.08 --seeds 8,10,12", shared="as_json quiet", later=True)
@@ -68,6 +69,9 @@ def power(
 
     if claim not in simulation.PLANS:
         raise UserError(f"{claim}: power is that of {' or '.join(simulation.PLANS)}")
+    for option, value in (("--sd", sd), ("--effect", effect)):
+        if value is not None and not abs(value) <= LARGEST:  # nor NaN
+            raise UserError(f"{option}={value:g}: a number of at most {LARGEST:g} nats")
     counts = numbers(seeds, "--seeds")
     most = simulation.MOST_SIMULATED
     for count in counts:

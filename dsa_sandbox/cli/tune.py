@@ -197,6 +197,8 @@ def chosen_arms(
             )
         arch, _, strategy = name.partition(" ")
         found.append((arch, strategy))
+    if not found:
+        raise UserError("--stream-arms: an empty list; name arms such as `dense ewc`")
     return found
 
 

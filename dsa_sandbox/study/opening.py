@@ -109,15 +109,16 @@ def tune(asked: Asked, listener: Listener) -> None:
     arms = [arm for arm in arms if prepare.is_tunable(arm.strategy)]
     archs = dict.fromkeys(arm.arch for arm in arms)
     names = dict.fromkeys(arm.strategy for arm in arms)
-    pairs = dict.fromkeys(f"{arm.arch} {arm.strategy}" for arm in study.stream_arms)
+    streams = [arm for arm in study.stream_arms if prepare.is_tunable(arm.strategy)]
+    pairs = dict.fromkeys(f"{arm.arch} {arm.strategy}" for arm in streams)
     options = ["tune", "--archs", ",".join(archs), "--strategies", ",".join(names), "--json"]
     options += ["--home", str(asked.home), "--config", str(asked.folder / "settings.toml")]
     few = min(study.tune_first, study.tune_tasks)
     options += ["--count", str(study.tune_tasks), "--first", str(few)]
     options += ["--jobs", str(order.jobs)]
-    if not (study.stream and study.single):
-        options += ["--only", "stream" if study.stream else "single"]
-    if study.stream:
+    if not (pairs and study.single):
+        options += ["--only", "stream" if pairs else "single"]
+    if pairs:
         options += ["--stream-arms", ",".join(pairs)]
     if rows := asked.path(study.development_rows):
         options += ["--tasks", str(rows)]
