@@ -111,6 +111,14 @@ def test_the_reasons_the_falsifiers_and_the_times_stand_below() -> None:
     assert "Exclusions" not in text  # nothing was excluded, changed or failed
 
 
+def test_tests_of_bases_have_no_outcome_and_are_shown_too() -> None:
+    found = study(tables.blocks_of(lambda place: gain(0.1, place)), tables.terms("H1", "H2c"))
+    text = study_report.text(found, width=100)
+    assert "\nH1 supported: held-out NLL, dsa - dense (nats) +0.001" in text
+    assert "\nfacts known, dsa " in text
+    assert "facts known" not in text.split("\nEffects\n")[1].split("\nFalsifiers\n")[0]
+
+
 def test_what_was_excluded_changed_or_has_failed_is_listed() -> None:
     terms = tables.terms(
         "H2c", seeds=range(100, 111), exclude_seeds={"110": "the disk was full"},

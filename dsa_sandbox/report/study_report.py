@@ -249,8 +249,8 @@ def component_sheet(one: Finding) -> Sheet:
     rows = []
     for part in one.components:
         low, high = part["interval"]
-        blocks = [f"{part['infinite']} at infinity"] if part["infinite"] else []
-        blocks += [f"{part['left_out']} left out"] if part["left_out"] else []
+        blocks = [f"{part['infinite']} at infinity"] if part.get("infinite") else []
+        blocks += [f"{part['left_out']} left out"] if part.get("left_out") else []
         figures = [str(part["n"]), signed(part["mean"], 3), number(part["sd"], 3)]
         figures += [between(low, high), number(part["p"], 4)]
         name = part["name"].replace("] - [", "] -\n[")
@@ -272,7 +272,7 @@ def panels(told: Judgement) -> list[Piece]:
     for one in told.findings:
         for part in one.components:
             low, high = part["interval"]
-            if part["n"] and math.isfinite(low + high) and part["smallest"]:
+            if part["n"] and math.isfinite(low + high) and part.get("smallest"):
                 name = f"{one.claim} {part['name'].partition(', ')[2] or part['name']}"
                 row = Interval(name, part["mean"], low, high, part["p"], "")
                 key = part["outcome"], part["unit"], part["smallest"]
