@@ -84,7 +84,7 @@ def test_the_first_screen_has_arms_verdicts_and_an_example_in_24_lines_of_80_col
     lines = screen.split("\n")
     assert len(lines) <= 24, screen
     assert all(len(line) <= 80 for line in text.split("\n"))
-    assert lines[0].startswith("Study try (confirmatory): 10 of 10 seeds, preset smoke, 12 tasks")
+    assert lines[0].startswith("Study try (confirmatory): 10 of 10 seeds, smoke, 12 tasks")
     named = [line for line in lines if line.startswith(("dense", "dsa"))]
     assert len(named) == 7  # each arm once; arms with other settings stand further down
     assert "\ndsa random-mask (draw=1)" in text

@@ -115,11 +115,11 @@ def heading(study: Study) -> str:
     about, told = study.about, study.judgement
     asked = len(about["seeds"]) - len(told.excluded)
     kind = "confirmatory" if told.confirmatory else "exploratory"
-    tasks = f"{about['tasks']} tasks in a stream, {about['single_tasks']} singly"
+    tasks = f"{about['tasks']} tasks ({about['single_tasks']} singly)"
     return (
-        f"Study {study.name} ({kind}): {len(told.seeds)} of {asked} seeds, preset "
-        f"{about['preset']}, {tasks}, compared at discrimination {about['level']:g}. Damage and "
-        "drift in nats per token; means over seeds, ± half a 95 % interval of Student's t."
+        f"Study {study.name} ({kind}): {len(told.seeds)} of {asked} seeds, {about['preset']}, "
+        f"{tasks}, level {about['level']:g}.\n"
+        "Damage and drift in nats per token; ± half a 95 % interval of Student's t."
     )
 
 
@@ -165,13 +165,13 @@ def with_interval(arm: ArmMeans | None, key: str, digits: int) -> str:
     return number(found.mean, digits) + (f" ±{half:.{digits}f}" if math.isfinite(half) else "")
 
 
-def claim_lines(told: Judgement) -> list[Line]:
-    """Each claim with its verdict and why; primary claims first, and in words."""
+def claim_lines(told: Judgement) -> list[Piece]:
+    """Each claim with its verdict and why; primary claims first, whole and in words."""
     primary = [one for one in told.findings if claims[one.claim].family == "primary"]
-    found = []
+    found: list[Piece] = []
     for one in primary:
         found.append(Line(f"{one.claim} {one.verdict}. {sentence(one.sentence)}"))
-        found.append(Line(sentence(f"  {why(one)}")))
+        found.append(sentence(f"  {why(one)}"))
     rest = [one for one in told.findings if one not in primary]
     return found + [Line(sentence(f"{one.claim} {one.verdict}: {why(one)}")) for one in rest]
 
