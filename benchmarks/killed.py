@@ -76,7 +76,7 @@ READY = {"step": is_past_the_middle, "bisection": is_bisected}
 def kill_midway(
     arguments: list[str], run: folder.Run, whole: list[dict[str, Any]], ready: Ready
 ) -> str:
-    """Kill the command at a place that is told by its rows and those of a whole run; where it was.
+    """Kill the command when `ready` says so of its rows; the task and step of the kill.
 
     It is after a checkpoint, so that something of the first attempt is left.
     """

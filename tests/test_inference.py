@@ -1,4 +1,4 @@
-"""Statistics against enumeration by hand, scipy, statsmodels and published examples."""
+"""Statistics give the values of enumeration by hand, scipy, statsmodels and published examples."""
 
 from itertools import combinations, product
 

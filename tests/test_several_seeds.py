@@ -83,7 +83,7 @@ class Made(NamedTuple):
 
 
 def make(folder: Path) -> None:
-    """The whole study, its cells run in this process."""
+    """Run the whole study; its cells run in this process."""
     (folder / "two.toml").write_text(STUDY, "utf-8")
     rows = STREAM.read_text("utf-8").splitlines(keepends=True)[:2]
     (folder / "rows.jsonl").write_text("".join(rows), "utf-8")

@@ -513,7 +513,9 @@ def test_the_error_of_a_refutation_is_that_of_resampled_blocks_at_the_smallest_e
     def constant(place: int) -> Arms:
         return eight(0.1, 0)
 
-    assert error(blocks_of(constant)) == 0  # blocks at -.05 never exclude -.05
+    assert (
+        error(blocks_of(constant)) == 0
+    )  # every resampled block is -.05, which a bound at -.05 does not exclude
 
 
 def test_the_error_of_h2_is_that_of_both_outcomes_and_of_harm() -> None:

@@ -44,7 +44,8 @@ def run(
         str | None,
         typer.Argument(
             metavar="STUDY",
-            help="A study file, or a shipped study (ls studies); without it, a grid by options.",
+            help="Study to run: a .toml file, or a shipped one (see ls studies). Default: one study "
+            "of --archs and --strategies.",
         ),
     ] = None,
     seeds: Annotated[

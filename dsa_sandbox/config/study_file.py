@@ -48,7 +48,7 @@ class Arm(NamedTuple):
 
 
 def seeds_of(value: Any) -> Any:
-    """Seeds from a list, a number, or text such as `100-109` or `10,12-14`."""
+    """The seeds that a number or a text such as `100-109` or `10,12-14` names; a list unchanged."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value,)
     if not isinstance(value, str):
@@ -109,7 +109,11 @@ def check_key(key: str, strategy: str) -> None:
 class StudyFile(Terms):
     """A study. Its claims, level, smallest effects and exclusions are its `terms`."""
 
-    name: str = Field("", pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Name of the study.")
+    name: str = Field(
+        "",
+        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        description="Name of the study and of its folder in the home.",
+    )
     about: str = Field("", description="What it is for, in one line.")
     preset: str = Field("smoke", description="Preset of all cells.")
     settings: dict[str, Any] = Field({}, description="Settings of all cells, nested or flat.")

@@ -274,7 +274,7 @@ def is_tunable(strategy: str) -> bool:
 
 
 def check_rates(asked: Asked, table: rates.Table | None) -> None:
-    """UserError where an arm of a confirmatory study has a rate that nobody has tuned."""
+    """UserError where a confirmatory study has an arm whose learning rate was not tuned."""
     study = asked.study
     if not study.confirmatory:
         return

@@ -97,7 +97,7 @@ class Claim:
         return "undecided", against if strong and against else why_undecided(components)
 
     def against(self, components: Sequence[Component], told: Sequence[Told]) -> str | None:
-        """Why a strong effect is not taken for support: a falsifier that holds or is not known."""
+        """The falsifier that forbids `supported`: one that holds or cannot be told; None for none."""
         return first_against(told)
 
     def error(self, components: Sequence[Component]) -> float | None:
@@ -212,7 +212,7 @@ def by_outcome(components: Sequence[Component]) -> dict[str, list[Component]]:
 
 
 def why_undecided(components: Sequence[Component]) -> str:
-    """That the seeds do not decide, and how many would refute a true 0."""
+    """The reason of `undecided`: figures, SD between seeds, and the seeds that refute a true 0."""
     groups = [
         Group(len(some), pooled_sd(some), some[0].smallest)
         for some in by_outcome(components).values()

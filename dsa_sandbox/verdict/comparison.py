@@ -61,7 +61,7 @@ def stream(arch: str, strategy: str, variant: str = "") -> ArmKey:
 
 
 def pieces(variant: str) -> list[str]:
-    """The settings `key=value` of a variant."""
+    """The settings of a variant, each as `key=value`."""
     return [piece for piece in variant.split(", ") if piece]
 
 

@@ -134,7 +134,7 @@ def is_better(block: Block, own: ArmKey, other: ArmKey, evidence: Evidence) -> b
 
 
 def learned_share(block: Block, key: ArmKey) -> float:
-    """Share of the tasks of a stream that an arm learned."""
+    """The share of a stream's tasks that an arm learned; the median over draws of a mask."""
     return float(np.median([block.arms[one]["learned"] for one in draws(block, key)]))
 
 

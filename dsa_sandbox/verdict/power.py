@@ -37,7 +37,7 @@ class Shares(NamedTuple):
     """Shares of the simulated studies with each verdict."""
 
     n: int
-    effect: float  # true mean of every component, in smallest effects
+    effect: float  # true mean of every component, as a multiple of its smallest effect
     supported: float
     supported_one: float  # where the claim had one comparison per outcome
     refuted: float
