@@ -197,7 +197,7 @@ def test_a_script_is_told_by_code_4_that_a_verdict_is_another(
     [
         (("--require", "H2=suported"), "no such verdict; did you mean supported?"),
         (("--require", "H2"), "--require H2: no such verdict"),
-        (("--save", "report.pdf"), "--save report.pdf: end the name in .md for the report"),
+        (("--save", "report.pdf"), "for a picture, in .md for the report"),
         (("--save", "nowhere/report.md"), "the folder nowhere does not exist"),
         ((), "no study; begin one with: dsa-sandbox run demo"),
         (("nothing",), "nothing: no such study in"),

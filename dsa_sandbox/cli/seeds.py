@@ -178,7 +178,7 @@ def from_options(call: Call, options: Options, seeds: tuple[int, ...] | None) ->
 
 
 def study_file_text(values: dict[str, Any]) -> str:
-    """A study file with these values; UserError where they are not valid."""
+    """The text of a study file (TOML) that holds these values."""
     import tomli_w
 
     return tomli_w.dumps(values)

@@ -44,8 +44,8 @@ def run(
         str | None,
         typer.Argument(
             metavar="STUDY",
-            help="Study to run: a .toml file, or a shipped one (see ls studies). Default: one study "
-            "of --archs and --strategies.",
+            help="Study to run: a .toml file, or one that `ls studies` lists (default: the arms of "
+            "--archs and --strategies).",
         ),
     ] = None,
     seeds: Annotated[

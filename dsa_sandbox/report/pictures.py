@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dsa_sandbox.config import paths
 from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.report.forest import extent, figures, known
 from dsa_sandbox.report.looks import Look, looks_in
@@ -25,6 +26,25 @@ PNG_PPI = 300
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"  # the first comes with vl-convert
 INK, FAINT = "#333333", "#d9d9d9"
 SPREAD = 0.012  # share of the x axis by which small marks of neighbouring series stand apart
+
+
+def check_file(path: Path, other: str, what: str) -> None:
+    """UserError where --save names no file that can be written: a picture, or one in `other`.
+
+    `what` says which ending makes the other one.
+    """
+    paths.named(path, "--save")
+    ending = path.suffix.lower()
+    if ending not in (other, *ENDINGS):
+        raise UserError(
+            f"--save {path}: end the name in {' or '.join(ENDINGS)} for a picture, in {what}"
+        )
+    if path.is_dir():
+        raise UserError(f"--save {path}: a folder; name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"--save {path}: the folder {path.parent} does not exist")
+    if ending in ENDINGS:
+        check_extra(path)
 
 
 def check_extra(save: Path) -> None:

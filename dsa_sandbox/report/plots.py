@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from dsa_sandbox import registry
-from dsa_sandbox.config import paths
 from dsa_sandbox.errors import UserError, reason
 from dsa_sandbox.registry import nearest
 from dsa_sandbox.report import charts, forgetting, indexer, pictures
@@ -29,19 +28,7 @@ def check_plot(kind: str, save: Path | None) -> None:
         )
     if save is None:
         return
-    paths.named(save, "--save")
-    ending = save.suffix.lower()
-    if ending not in (TABLE, *pictures.ENDINGS):
-        raise UserError(
-            f"--save {save}: end the name in {' or '.join(pictures.ENDINGS)} for a picture, in "
-            f"{TABLE} for a table of its points"
-        )
-    if save.is_dir():
-        raise UserError(f"--save {save}: a folder; name a file")
-    if not save.parent.is_dir():
-        raise UserError(f"--save {save}: the folder {save.parent} does not exist")
-    if ending in pictures.ENDINGS:
-        pictures.check_extra(save)
+    pictures.check_file(save, TABLE, f"{TABLE} for a table of its points")
 
 
 def chosen(kind: str, home: Path, names: list[str]) -> list[Run]:

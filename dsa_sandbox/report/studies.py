@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from dsa_sandbox.config import paths
 from dsa_sandbox.errors import UserError, VerdictDiffers, reason
 from dsa_sandbox.registry import nearest
 from dsa_sandbox.report import pictures, study_report
@@ -92,19 +91,7 @@ def check_save(path: Path | None) -> None:
     """UserError for a file that cannot be written."""
     if path is None:
         return
-    paths.named(path, "--save")
-    ending = path.suffix.lower()
-    if ending not in (PAGE, *pictures.ENDINGS):
-        raise UserError(
-            f"--save {path}: end the name in {PAGE} for the report, or in "
-            f"{' or '.join(pictures.ENDINGS)} for a picture of its effects"
-        )
-    if path.is_dir():
-        raise UserError(f"--save {path}: a folder; name a file")
-    if not path.parent.is_dir():
-        raise UserError(f"--save {path}: the folder {path.parent} does not exist")
-    if ending in pictures.ENDINGS:
-        pictures.check_extra(path)
+    pictures.check_file(path, PAGE, f"{PAGE} for the report")
 
 
 def write(study: Study, path: Path) -> None:

@@ -97,7 +97,7 @@ class Claim:
         return "undecided", against if strong and against else why_undecided(components)
 
     def against(self, components: Sequence[Component], told: Sequence[Told]) -> str | None:
-        """The falsifier that forbids `supported`: one that holds or cannot be told; None for none."""
+        """Why a falsifier forbids `supported`: it holds, or cannot be told. None where none does."""
         return first_against(told)
 
     def error(self, components: Sequence[Component]) -> float | None:
