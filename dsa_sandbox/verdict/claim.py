@@ -97,7 +97,7 @@ class Claim:
         return "undecided", against if strong and against else why_undecided(components)
 
     def against(self, components: Sequence[Component], told: Sequence[Told]) -> str | None:
-        """Why a falsifier forbids `supported`: it holds, or cannot be told. None where none does."""
+        """Why a falsifier forbids `supported`: it holds, or cannot be told; else None."""
         return first_against(told)
 
     def error(self, components: Sequence[Component]) -> float | None:
